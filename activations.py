@@ -1,0 +1,109 @@
+"""The strongest activations of a channel over a set of images, and the windows to show them in."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from network import STAGES, ResNet18
+
+ENERGY = 0.95  # share of a reconstruction's energy that its crop holds
+SMALLEST_CROP = 32  # pixels
+
+
+class TopActivations:
+    """The k strongest images of every channel of a stage, found in one pass, batch by batch.
+
+    scores (C, k) is the strongest unit of a channel in an image, highest first; indices (C, k) int64 says which image,
+    positions (C, k) int64 which unit, as row * w + column of a map of `map_size` (h, w). Of equal scores the earlier image comes first. Fewer than k
+    images leave fewer columns. Memory grows with C and k, not with the number of images.
+    """
+
+    def __init__(self, k: int = 9):
+        self.k, self.seen = k, 0
+        self.scores = self.indices = self.positions = self.map_size = None
+
+    def update(self, features: Tensor) -> None:
+        """Takes the features (N, C, h, w) of the next N images."""
+        self.map_size = tuple(features.shape[2:])
+        scores, positions = features.flatten(2).max(2)  # (N, C)
+        indices = torch.arange(self.seen, self.seen + len(features), device=features.device)[:, None].expand_as(scores)
+        found = [scores.T, indices.T, positions.T]
+        if self.scores is not None:
+            found = [
+                torch.cat(pair, 1) for pair in zip((self.scores, self.indices, self.positions), found, strict=True)
+            ]
+        best = found[0].sort(dim=1, descending=True, stable=True).indices[:, : self.k]
+        self.scores, self.indices, self.positions = (values.gather(1, best) for values in found)
+        self.seen += len(features)
+
+
+@torch.inference_mode()
+def search(
+    network: ResNet18, batches: Iterable[Tensor], stages: Iterable[str], k: int = 9
+) -> dict[str, TopActivations]:
+    """`TopActivations` of several stages in one pass over normalised batches (N, 3, H, W)."""
+    top = {stage: TopActivations(k) for stage in stages}
+    until = max(top, key=STAGES.index)
+    for batch in batches:
+        trace = network.trace(batch, until)
+        for stage in top:
+            top[stage].update(trace.features[stage])
+    return top
+
+
+def top_activations(
+    network: ResNet18, batches: Iterable[Tensor], stage: str, k: int = 9
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each channel's k best images at a stage: scores, indices and positions, (C, k) each, as in `TopActivations`."""
+    top = search(network, batches, [stage], k)[stage]
+    return top.scores, top.indices, top.positions
+
+
+def support(picture: Tensor) -> tuple[int, int, int, int] | None:
+    """The box (top, left, bottom, right) that holds ENERGY of a picture (3, H, W), None of a picture that is all zero.
+
+    At most a quarter of what is left out lies beyond each side.
+    """
+    energy = picture.double().square().sum(0)
+    if energy.sum() == 0:
+        return None
+    beyond = (1 - ENERGY) / 4
+    ends = []
+    for across in (1, 0):
+        cumulative = energy.sum(across).cumsum(0) / energy.sum()
+        ends.append((int((cumulative > beyond).nonzero()[0]), int((cumulative >= 1 - beyond).nonzero()[0]) + 1))
+    (top, bottom), (left, right) = ends
+    return top, left, bottom, right
+
+
+def windows(pictures: list[Tensor]) -> list[tuple[slice, slice]]:
+    """One square an image, all of one size, inside the image and around the support of all its reconstructions.
+
+    pictures: (N, 3, H, W) a rule. The size is that of the largest support, and SMALLEST_CROP at the least.
+    """
+    height, width = pictures[0].shape[-2:]
+    boxes = []
+    for n in range(len(pictures[0])):
+        found = [box for box in (support(rule[n]) for rule in pictures) if box]
+        tops, lefts, bottoms, rights = zip(*found or [(height // 2, width // 2) * 2], strict=True)
+        boxes.append((min(tops), min(lefts), max(bottoms), max(rights)))
+    side = max(max(bottom - top, right - left) for top, left, bottom, right in boxes)
+    side = min(max(side, SMALLEST_CROP), height, width)
+    corners = [
+        (min(max((top + bottom - side) // 2, 0), height - side), min(max((left + right - side) // 2, 0), width - side))
+        for top, left, bottom, right in boxes
+    ]
+    return [(slice(y, y + side), slice(x, x + side)) for y, x in corners]
+
+
+def mean_correlation(pictures: np.ndarray) -> float:
+    """The mean correlation of all pairs of pictures (n, ...): how much the nine resemble each other; 0 where undefined."""
+    flat = pictures.reshape(len(pictures), -1).astype(np.float64)
+    flat = flat - flat.mean(1, keepdims=True)
+    norms = np.linalg.norm(flat, axis=1)
+    flat = flat[norms > 0] / norms[norms > 0, None]
+    if len(flat) < 2:
+        return 0.0
+    return float((flat @ flat.T)[np.triu_indices(len(flat), 1)].mean())

@@ -1,0 +1,150 @@
+"""Save and load checkpoints: files that appear whole or not at all, holding tensors and plain types only.
+
+Everything is read with `torch.load(weights_only=True)`, so a file from somewhere else cannot run code.
+"""
+
+import os
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from torchvision.models import ResNet18_Weights
+
+from network import ResNet18
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used or written; the message says what to do."""
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write to that replaces `path` when the block ends well, and leaves it as it was otherwise."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last through a power cut, where folders can be opened (not on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def save(state: dict[str, Any], path: str | Path, keep_previous: bool = False) -> None:
+    """Writes a dict of tensors and plain types, atomically.
+
+    keep_previous: a file already there stays as `<name>.prev<suffix>`. Raises CheckpointError, with the old file
+    untouched, when it cannot be written.
+    """
+    path = Path(path)
+    try:
+        with atomic_file(path) as file:
+            torch.save(state, file)
+            if keep_previous and path.exists():
+                os.replace(path, previous(path))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} could not be written ({first_line(error)}): see that the disk has space and --out can be written to"
+        ) from error
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept: last.pt -> last.prev.pt."""
+    return path.with_suffix(f".prev{path.suffix}")
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """The dict a file holds, on the CPU. Raises CheckpointError when there is none that is safe to read."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: run train.py first, or pass the path of one")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is no checkpoint of tensors and plain types, and what it holds instead is not run: "
+            "pass a model.pt that train.py wrote, or a state dict"
+        ) from error
+    except Exception as error:  # a damaged file can make the reader fail anywhere
+        raise CheckpointError(
+            f"{path} is damaged or no checkpoint ({first_line(error)}): pass another, or train again"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, no checkpoint: pass a model.pt of train.py")
+    return state
+
+
+def load_network(path: str | Path) -> tuple[ResNet18, dict[str, Any]]:
+    """A network in evaluation mode on the CPU, and what is known of it.
+
+    path: a file train.py wrote, or a state dict with torchvision's names. The dict holds classes (names), mean, std
+    (RGB, 0..1), image_size, config, result and history. Of a plain state dict these are ImageNet's for 1000 outputs;
+    for any other number classes, mean and std are None, for only its data set can tell.
+    Raises CheckpointError for anything that is not a ResNet-18 with finite weights.
+    """
+    state = load(path)
+    info = {key: value for key, value in state.items() if key in INFO} if "model" in state else dict(INFO)
+    weights = state.get("model", state)
+    network = ResNet18(_num_classes(weights, path))
+    check_weights(weights, network, path)
+    network.load_state_dict(weights)
+    if missing := INFO.keys() - info.keys():
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: pass a model.pt of train.py")
+    if "model" not in state and network.fc.out_features == 1000:
+        weights = ResNet18_Weights.IMAGENET1K_V1
+        transforms = weights.transforms()
+        info |= {"classes": weights.meta["categories"], "mean": transforms.mean, "std": transforms.std}
+    if info["classes"] is not None and len(info["classes"]) != network.fc.out_features:
+        raise CheckpointError(f"{path} names {len(info['classes'])} classes for {network.fc.out_features} outputs")
+    return network.eval(), info
+
+
+INFO = {"classes": None, "mean": None, "std": None, "image_size": 224, "config": {}, "result": {}, "history": []}
+
+
+def _num_classes(weights: Any, path: str | Path) -> int:
+    last = weights.get("fc.weight") if isinstance(weights, dict) else None
+    if not isinstance(last, Tensor) or last.ndim != 2:
+        raise CheckpointError(f"{path} holds no ResNet-18 (no fc.weight): its names must be torchvision's")
+    return last.shape[0]
+
+
+def check_weights(weights: dict[str, Any], network: ResNet18, path: str | Path) -> None:
+    """Raises CheckpointError unless `weights` are a finite state dict for `network`."""
+    expected = network.state_dict()
+    if strange := sorted(expected.keys() ^ weights.keys(), key=str):
+        raise CheckpointError(
+            f"{path} holds another network than ResNet-18: {len(strange)} names differ, the first is {strange[0]}"
+        )
+    for name, value in expected.items():
+        found = weights[name]
+        if not isinstance(found, Tensor) or found.shape != value.shape:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise CheckpointError(
+                f"{path} holds another network than ResNet-18: {name} is {shape}, not {tuple(value.shape)}"
+            )
+        if not torch.isfinite(found).all():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinite values: pass an earlier checkpoint")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, short enough to stand inside a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,91 @@
+"""What both scripts need at the command line: errors in one line, checked numbers, the device, the output folder."""
+
+import argparse
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the default of every flag that has one."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse that shows every default, takes no abbreviations, and ends a wrong use in one line with exit code 2."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message} (--help explains every flag)\n")
+
+
+def number(
+    kind: type, least: float = -math.inf, above: float = -math.inf, most: float = math.inf, below: float = math.inf
+) -> Callable[[str], float]:
+    """A `type=` for argparse: finite, least <= value <= most, above < value < below."""
+    limits = {"at least": least, "above": above, "at most": most, "below": below}
+    wanted = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))
+    noun = "a whole number" if kind is int else "a number"
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value) and least <= value <= most and above < value < below:
+            return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {wanted}".rstrip())
+
+    return parse
+
+
+@contextmanager
+def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
+    """Ends the script with `error: ...` and exit code 1 for errors a user can mend; all others keep their traceback."""
+    try:
+        yield
+    except (*expected, OSError) as error:
+        message = " ".join(str(error).split())
+    except torch.OutOfMemoryError:
+        message = "the device's memory is full: pass a smaller --batch-size or --image-size, or --device cpu"
+    except KeyboardInterrupt:
+        sys.exit(130)
+    else:
+        return
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def pick_device(name: str) -> torch.device:
+    """A device by torch's name; "auto" is the first CUDA GPU or else the CPU. Raises OSError when it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device) + 1
+    except Exception as error:  # every backend has its own way to fail
+        here = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+        raise OSError(f"there is no device {name!r}: pass --device auto, or one of {', '.join(here)}") from error
+    return device
+
+
+def output_folder(path: str) -> Path:
+    """The folder, made where it was missing. Raises OSError when nothing can be written there."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(f"--out {path} is no folder that can be written to ({reason}): pass another") from error
+    return folder

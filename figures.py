@@ -1,0 +1,280 @@
+"""Numpy arrays -> matplotlib figures, sized for print: 7 inches wide, text of 6 points and more. Knows no torch.
+
+Pictures are (H, W, 3) float in 0..1; reconstructions are (H, W, 3) of any sign and drawn around grey, which is zero.
+"""
+
+import math
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDTH = 7.0  # inches
+STYLE = {
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6,
+    "ytick.labelsize": 6,
+    "legend.fontsize": 7,
+    "figure.titlesize": 8,
+    "axes.linewidth": 0.5,
+    "xtick.major.width": 0.5,
+    "ytick.major.width": 0.5,
+    "xtick.major.size": 2,
+    "ytick.major.size": 2,
+}
+WRONG = "#b2182b"
+
+
+def styled(draw):
+    """A drawing function under this file's style, whatever the reader's matplotlibrc says."""
+
+    def drawn(*args, **kwargs):
+        with rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    drawn.__name__, drawn.__doc__ = draw.__name__, draw.__doc__
+    return drawn
+
+
+def mosaic(tiles: np.ndarray, columns: int, gap: int = 1, fill: float = 1.0) -> np.ndarray:
+    """Tiles in rows as one array, so that hundreds are drawn at once: (n, h, w, ...) -> (rows, columns, ...) of them."""
+    count, height, width, *rest = tiles.shape
+    rows = math.ceil(count / columns)
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, *rest), fill, dtype=tiles.dtype)
+    for n, tile in enumerate(tiles):
+        row, column = divmod(n, columns)
+        top, left = row * (height + gap), column * (width + gap)
+        canvas[top : top + height, left : left + width] = tile
+    return canvas
+
+
+def around_grey(pictures: np.ndarray, limit: float) -> np.ndarray:
+    """Values -limit..limit -> 0..1, with zero at grey; all grey where the limit is zero."""
+    return np.clip(0.5 + 0.5 * pictures / limit, 0, 1) if limit > 0 else np.full_like(pictures, 0.5)
+
+
+def limit_of(pictures: np.ndarray) -> float:
+    """The half-width of the scale that shows all of these: their largest absolute value."""
+    return float(np.abs(pictures).max(initial=0))
+
+
+@styled
+def training_curves(history: list[dict]) -> Figure:
+    """Loss and accuracy over the iterations, from the lines of history.jsonl, with their last values.
+
+    Dotted lines mark where the learning rate fell to less than two thirds from one line to the next, as steps do.
+    """
+    figure = Figure((WIDTH, 2.6), layout="constrained")
+    for axes, name, factor, text in zip(
+        figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("{} {:.3f}", "{} {:.2f} %"), strict=True
+    ):
+        for kind, style, colour in (("train", "-", "#2166ac"), ("test", "o-", WRONG)):
+            lines = [entry for entry in history if entry["kind"] == kind]
+            if lines:
+                values = [factor * entry[name] for entry in lines]
+                steps = [entry["step"] for entry in lines]
+                label = text.format(kind, values[-1])
+                axes.plot(steps, values, style, color=colour, markersize=2.5, linewidth=1, label=label)
+        train = [entry for entry in history if entry["kind"] == "train"]
+        for before, after in zip(train, train[1:], strict=False):
+            if after["learning_rate"] < before["learning_rate"] * 2 / 3:
+                axes.axvline(before["step"], color="0.6", linewidth=0.7, linestyle=":", zorder=0)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("loss (cross-entropy)" if name == "loss" else "accuracy (%)")
+        axes.set_xlim(left=0)
+        axes.grid(color="0.92", linewidth=0.5)
+        axes.set_axisbelow(True)
+        if axes.lines:
+            axes.legend(title="last values", title_fontsize=6, frameon=False)
+    return figure
+
+
+@styled
+def filters(weights: np.ndarray) -> Figure:
+    """The filters of a layer that sees RGB, (n, 3, h, w), in colour around grey, each on a scale of its own."""
+    tiles = np.stack([around_grey(tile, limit_of(tile)) for tile in weights.transpose(0, 2, 3, 1)])
+    figure = Figure((WIDTH * 0.55, WIDTH * 0.55 + 0.35), layout="constrained")
+    axes = figure.subplots()
+    _numbered_mosaic(axes, tiles, columns=math.ceil(math.sqrt(len(tiles))))
+    largest = np.abs(weights).max((1, 2, 3))
+    axes.set_title(
+        f"conv1: {len(weights)} filters of {weights.shape[2]}x{weights.shape[3]} in RGB; grey is 0\n"
+        f"each scaled by its largest weight, {largest.min():.2g} to {largest.max():.2g}"
+    )
+    return figure
+
+
+@styled
+def filter_channel(weights: np.ndarray, name: str) -> Figure:
+    """The part of the filters that sees one input channel, (n, h, w), on one scale centred on 0, with its colour bar."""
+    limit = limit_of(weights)
+    figure = Figure((WIDTH * 0.55 + 0.5, WIDTH * 0.55 + 0.25), layout="constrained")
+    axes = figure.subplots()
+    picture = _numbered_mosaic(
+        axes, weights, math.ceil(math.sqrt(len(weights))), cmap="RdBu_r", vmin=-limit, vmax=limit, fill=np.nan
+    )
+    axes.set_title(f"conv1: weights on the {name} input channel")
+    figure.colorbar(picture, ax=axes, shrink=0.9, label="weight")
+    return figure
+
+
+@styled
+def input_image(
+    image: np.ndarray, title: str, names: list[str], probabilities: np.ndarray, label: str | None
+) -> Figure:
+    """A picture as the network sees it, beside its (at most ten) most probable classes; the true one is marked."""
+    figure = Figure((WIDTH * 0.8, 2.3), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
+    left.imshow(image, interpolation="nearest")
+    left.set_title(title)
+    left.set_axis_off()
+    best = np.argsort(-probabilities, kind="stable")[:10]
+    shown = [str(names[n]) for n in best]
+    colours = ["#2166ac" if label is None or name == label else "0.7" for name in shown]
+    bars = right.barh(range(len(best)), probabilities[best] * 100, color=colours)
+    right.bar_label(bars, [f"{100 * probabilities[n]:.1f}" for n in best], padding=2, fontsize=6)
+    right.set_yticks(range(len(best)), shown)
+    right.invert_yaxis()
+    right.set_xlim(0, 112)
+    right.set_xlabel("predicted probability (%)")
+    right.set_title("prediction" if label is None else f"prediction (blue: the true class, {label})")
+    right.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+@styled
+def feature_maps(maps: np.ndarray, title: str) -> Figure:
+    """All maps of a stage, (C, h, w), as one picture on one scale; channel = row number + column number."""
+    columns = 8 if len(maps) <= 64 else 2 ** math.ceil(math.log2(len(maps)) / 2)
+    limit = float(np.quantile(maps, 0.998)) or limit_of(maps)
+    figure = Figure((WIDTH, 0.55 + (WIDTH - 1) * math.ceil(len(maps) / columns) / columns), layout="constrained")
+    axes = figure.subplots()
+    picture = _numbered_mosaic(axes, maps, columns, cmap="magma", vmin=0, vmax=limit, fill=np.nan)
+    dead = int((maps.max((1, 2)) == 0).sum())
+    axes.set_title(
+        f"{title}: {len(maps)} maps of {maps.shape[1]}x{maps.shape[2]}, {dead} without any activation; "
+        "channel = number of the row + number of the column"
+    )
+    figure.colorbar(picture, ax=axes, shrink=0.8, extend="max", label="activation after the ReLU", aspect=40)
+    return figure
+
+
+@styled
+def reconstructions(image: np.ndarray, maps: np.ndarray, pictures: dict, channels: list[int], title: str) -> Figure:
+    """One image's strongest channels: each map (n, h, w) beside its reconstruction (n, H, W, 3) by each rule."""
+    columns = 2 if len(pictures) > 1 else 3
+    rows = math.ceil((len(channels) + 1) / columns)
+    block = WIDTH / columns
+    figure = Figure((WIDTH, 0.3 + rows * (block / (1 + len(pictures)) + 0.22)), layout="constrained")
+    figure.suptitle(title)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.02, hspace=0.02)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    height, width = image.shape[:2]
+    blank = np.ones((height, width, 3))
+    grid[0].imshow(_beside([image] + [blank] * len(pictures)), interpolation="nearest")
+    grid[0].set_title("the image; then, for a channel:\n" + " | ".join(["map", *pictures]), loc="left")
+    for n, (axes, channel) in enumerate(zip(grid[1:], channels, strict=False)):
+        enlarged = _enlarge(maps[n], (height, width))
+        peak = float(maps[n].max())
+        shade = np.repeat((enlarged / peak if peak > 0 else enlarged)[:, :, None], 3, 2)
+        drawn = [around_grey(each[n], limit_of(each[n])) for each in pictures.values()]
+        axes.imshow(_beside([shade, *drawn]), interpolation="nearest")
+        axes.set_title(f"channel {channel}, peak {peak:.2f}" + ("" if peak > 0 else " (dead)"), loc="left")
+    return figure
+
+
+def tile_caption(entry: dict) -> str:
+    """Rank, activation, class, prediction and image index of one of the strongest images, in two lines."""
+    if entry["activation"] <= 0:
+        return f"{entry['rank']}: dead"
+    verdict = "" if entry["predicted"] == entry["label"] else f", seen as {entry['predicted']}"
+    return f"{entry['rank']}: {entry['activation']:.2f}, image {entry['index']}\n{entry['label']}{verdict}"
+
+
+@styled
+def top9_channel(channel: dict, title: str) -> Figure:
+    """A channel's strongest images: each patch beside its reconstruction by each rule.
+
+    channel: patches (n, s, s, 3); pictures rule -> (n, s, s, 3), scale and correlation rule -> number; entries, n dicts
+    as in top9.json.
+    """
+    count = len(channel["entries"])
+    columns = min(3, count)
+    rows = math.ceil(count / columns)
+    parts = 1 + len(channel["pictures"])
+    figure = Figure((WIDTH, 0.5 + rows * (WIDTH / columns / parts + 0.33)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.02)
+    figure.suptitle(f"{title}\neach: patch | " + " | ".join(map(_rule_caption(channel), channel["pictures"])))
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    for n, (axes, entry) in enumerate(zip(grid, channel["entries"], strict=False)):
+        drawn = [around_grey(each[n], channel["scale"][rule]) for rule, each in channel["pictures"].items()]
+        axes.imshow(_beside([channel["patches"][n], *drawn]), interpolation="nearest")
+        wrong = entry["activation"] > 0 and entry["predicted"] != entry["label"]
+        axes.set_title(tile_caption(entry), loc="left", color=WRONG if wrong else "black")
+    return figure
+
+
+@styled
+def top9_overview(channels: list[dict], title: str) -> Figure:
+    """Several channels as `top9_channel` takes them: a block of patches beside a block of reconstructions a rule."""
+    rules = list(channels[0]["pictures"])
+    columns = 2 if len(rules) < 3 else 1
+    rows = math.ceil(len(channels) / columns)
+    block = WIDTH / columns / (1 + len(rules))
+    figure = Figure((WIDTH, 0.55 + rows * (block + 0.3)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.03)
+    figure.suptitle(f"{title}\neach: patches | " + " | ".join(rules))
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, channel in zip(grid, channels, strict=False):
+        side = math.ceil(math.sqrt(len(channel["entries"])))
+        drawn = [around_grey(each, channel["scale"][rule]) for rule, each in channel["pictures"].items()]
+        axes.imshow(_beside([mosaic(tiles, side) for tiles in (channel["patches"], *drawn)]), interpolation="nearest")
+        activations = [entry["activation"] for entry in channel["entries"]]
+        state = f"activation {activations[0]:.2f} to {activations[-1]:.2f}" if activations[0] > 0 else "dead"
+        correlations = ", ".join(f"{rule} {value:.2f}" for rule, value in channel["correlation"].items())
+        axes.set_title(f"channel {channel['channel']}: {state}\ncorrelation {correlations}", loc="left")
+    return figure
+
+
+def _rule_caption(channel: dict):
+    return lambda rule: (
+        f"{rule} (scale ±{channel['scale'][rule]:.2g}, mean correlation {channel['correlation'][rule]:.2f})"
+    )
+
+
+def _beside(pictures: list[np.ndarray]) -> np.ndarray:
+    """Pictures of one height in a row, with white between them."""
+    gap = np.ones((pictures[0].shape[0], max(2, pictures[0].shape[1] // 24), 3))
+    row = [pictures[0]]
+    for picture in pictures[1:]:
+        row += [gap, picture]
+    return np.concatenate(row, axis=1)
+
+
+def _enlarge(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) -> size by repeating pixels, so that a unit stays a square one can count."""
+    rows = np.arange(size[0]) * array.shape[0] // size[0]
+    columns = np.arange(size[1]) * array.shape[1] // size[1]
+    return array[rows][:, columns]
+
+
+def _numbered_mosaic(axes: Axes, tiles: np.ndarray, columns: int, fill: float = 1.0, **style):
+    """Draws tiles as one picture, with the number of each row's first tile and of each column."""
+    height, width = tiles.shape[1:3]
+    picture = axes.imshow(mosaic(tiles, columns, fill=fill), interpolation="nearest", **style)
+    rows = math.ceil(len(tiles) / columns)
+    every = 1 if columns <= 16 else 4
+    axes.set_xticks([(width - 1) / 2 + n * (width + 1) for n in range(0, columns, every)], range(0, columns, every))
+    axes.set_yticks([(height - 1) / 2 + n * (height + 1) for n in range(rows)], [n * columns for n in range(rows)])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return picture

@@ -1,0 +1,118 @@
+"""ResNet-18 (He et al. 2016, arXiv:1512.03385, table 1), written by hand, and able to show what it computes.
+
+Parameters and buffers have the names and shapes of torchvision's `resnet18`, so either's weights load in the other.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STAGES = ("conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x")
+CHANNELS = dict(zip(STAGES, (64, 64, 128, 256, 512), strict=True))
+BLOCKS_PER_STAGE = 2
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut: relu(residual(x) + shortcut(x)), figure 5 (left) of the paper.
+
+    (N, in_channels, h, w) -> (N, channels, h / stride, w / stride), sizes rounded up.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        self.downsample = nn.Identity()
+        if stride > 1 or in_channels != channels:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def trace(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs of both ReLUs; the second is the block's own."""
+        inner = self.relu1(self.bn1(self.conv1(x)))
+        residual = self.bn2(self.conv2(inner))
+        return inner, self.relu2(residual + self.downsample(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.trace(x)[1]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass leaves for looking inside and for the way back. No tensor is a copy.
+
+    image_size  (H, W) of the images
+    features    stage -> (N, C, h, w), the stage's output after its last ReLU; holds the stages that were passed
+    switches    (N, 64, h, w) int64: where each maximum of the pooling lay, as a flat index into conv1's map;
+                None when the trace ends at conv1
+    blocks      for each residual block passed: the outputs of its inner and of its last ReLU
+    """
+
+    image_size: tuple[int, int]
+    features: dict[str, Tensor]
+    switches: Tensor | None
+    blocks: list[tuple[Tensor, Tensor]]
+
+
+class ResNet18(nn.Module):
+    """The 18-layer network for images of any size; 224x224 gives maps of 112, 56, 28, 14 and 7 pixels a side.
+
+    num_classes: length of the logits.
+    """
+
+    def __init__(self, num_classes: int = 10):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU()
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = nn.Sequential(BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
+        self.layer2 = nn.Sequential(BasicBlock(64, 128, 2), BasicBlock(128, 128, 1))
+        self.layer3 = nn.Sequential(BasicBlock(128, 256, 2), BasicBlock(256, 256, 1))
+        self.layer4 = nn.Sequential(BasicBlock(256, 512, 2), BasicBlock(512, 512, 1))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(512, num_classes)
+        # He et al. 2015 (arXiv:1502.01852, section 2.2): a variance of 2 / fan-out keeps the size of the gradients
+        # equal through all the layers; batch norm takes care of the forward direction.
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images (N, 3, H, W) -> logits (N, num_classes)."""
+        x = self.relu(self.bn1(self.conv1(images)))
+        x = self.maxpool(x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.classify(x)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """The features of conv5_x (N, 512, h, w) -> logits (N, num_classes)."""
+        return self.fc(self.avgpool(features).flatten(1))
+
+    def trace(self, images: Tensor, until: str = "conv5_x") -> Trace:
+        """The same pass as `forward`, up to a stage, keeping what it computes.
+
+        images: normalised, (N, 3, H, W). until: the last of STAGES that is wanted. Raises ValueError for any other name.
+        """
+        if until not in STAGES:
+            raise ValueError(f"unknown stage {until!r}: choose from {', '.join(STAGES)}")
+        depth = STAGES.index(until)
+        x = self.relu(self.bn1(self.conv1(images)))
+        features, switches, blocks = {"conv1": x}, None, []
+        if depth > 0:
+            pool = self.maxpool
+            x, switches = F.max_pool2d(x, pool.kernel_size, pool.stride, pool.padding, return_indices=True)
+        layers = (self.layer1, self.layer2, self.layer3, self.layer4)
+        for stage, layer in zip(STAGES[1 : depth + 1], layers, strict=False):
+            for block in layer:
+                inner, x = block.trace(x)
+                blocks.append((inner, x))
+            features[stage] = x
+        return Trace(tuple(images.shape[-2:]), features, switches, blocks)

@@ -1,0 +1,144 @@
+"""A training run in its folder: what it has done so far, saved and taken up again."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import checkpoint
+from checkpoint import CheckpointError
+from network import ResNet18
+
+# The settings that may differ between a run and its continuation; any other would make it another run.
+MAY_CHANGE = {"epochs", "max_steps", "root", "device", "out", "init", "resume", "overwrite", "tensorboard"}
+SAVE_EVERY = 60  # seconds
+
+
+class Run:
+    """All that changes in training, and the files that hold it.
+
+    folder     where last.pt, last.prev.pt, model.pt and history.jsonl are
+    network, optimizer   on one device, in the state the run starts with
+    facts      what never changes: classes, mean, std, image_size, config
+    writer     an optional torch.utils.tensorboard.SummaryWriter that gets every number of the history
+    """
+
+    def __init__(self, folder: Path, network: ResNet18, optimizer: torch.optim.Optimizer, facts: dict, writer=None):
+        self.last, self.model, self.log = (folder / name for name in ("last.pt", "model.pt", "history.jsonl"))
+        self.network, self.optimizer, self.facts, self.writer = network, optimizer, facts, writer
+        self.step = 0  # iterations done
+        self.seconds_before = 0.0  # spent before the last interruption
+        self.started = self.saved = time.monotonic()
+        self.history: list[dict] = []  # the lines of history.jsonl
+        # sum of losses, number of correct answers, number of images: since the last line, and in this epoch
+        device = network.fc.weight.device
+        self.since_line, self.in_epoch = torch.zeros(3, device=device), torch.zeros(3, device=device)
+
+    def begin(self, state: dict | None) -> None:
+        """Takes up a saved state, or starts anew when there is none; files of another run are removed."""
+        if state is None:
+            for file in (self.last, checkpoint.previous(self.last), self.model):
+                file.unlink(missing_ok=True)
+        else:
+            self.network.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds_before, self.history = state["step"], state["seconds"], state["history"]
+            self.since_line.copy_(state["since_line"])
+            self.in_epoch.copy_(state["in_epoch"])
+        with checkpoint.atomic_file(self.log) as file:  # lines after the saved state will come again
+            file.writelines(json.dumps(entry).encode() + b"\n" for entry in self.history)
+
+    @property
+    def seconds(self) -> float:
+        """Spent on the run, evaluation included, over all interruptions."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def count(self, sums: Tensor) -> None:
+        """An iteration is done; `sums` as the totals keep them."""
+        self.step += 1
+        self.since_line += sums
+        self.in_epoch += sums
+
+    def record(self, entry: dict) -> None:
+        """Adds a line to the history and its file."""
+        self.history.append(entry)
+        with open(self.log, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        if self.writer:
+            for name in entry.keys() - {"kind", "epoch", "step"}:
+                self.writer.add_scalar(f"{entry['kind']}/{name}", entry[name], entry["step"])
+
+    def save(self) -> None:
+        """Writes last.pt, and keeps the one before as last.prev.pt."""
+        progress = {
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "since_line": self.since_line,
+            "in_epoch": self.in_epoch,
+        }
+        checkpoint.save(self._network_and_facts({}) | progress, self.last, keep_previous=True)
+        self.saved = time.monotonic()
+
+    def save_if_due(self) -> None:
+        """Saves where more than a minute's work would be lost."""
+        if time.monotonic() - self.saved > SAVE_EVERY:
+            self.save()
+
+    def save_model(self, result: dict) -> None:
+        """Writes model.pt, which has no more than visualizer.py needs."""
+        checkpoint.save(self._network_and_facts(result), self.model)
+
+    def _network_and_facts(self, result: dict) -> dict:
+        return {"model": self.network.state_dict(), **self.facts, "result": result, "history": self.history}
+
+
+def earlier_state(folder: Path, resume: bool, overwrite: bool, config: dict) -> dict | None:
+    """The state to go on from, None for a new run.
+
+    Raises CheckpointError when a run would be overwritten unasked, when there is none to resume, or when the settings
+    are not those of the run to go on with. Of a damaged last.pt the one before is taken, with a warning.
+    """
+    last = folder / "last.pt"
+    if not resume:
+        if not overwrite and any((folder / name).exists() for name in ("last.pt", "model.pt", "history.jsonl")):
+            raise CheckpointError(f"{folder} holds an earlier run: pass --resume, --overwrite, or another --out")
+        return None
+    try:
+        state = checkpoint.load(last)
+    except CheckpointError as error:
+        if not checkpoint.previous(last).exists():
+            raise
+        print(f"warning: {error}; going on from {checkpoint.previous(last)}", file=sys.stderr)
+        state = checkpoint.load(checkpoint.previous(last))
+    if not {"model", "optimizer", "step", "config"} <= state.keys():
+        raise CheckpointError(f"{last} is not what train.py leaves to resume from: pass it to --init instead")
+    changed = sorted(name for name in config.keys() - MAY_CHANGE if state["config"].get(name) != config[name])
+    if changed:
+        were = ", ".join(f"--{name.replace('_', '-')} was {state['config'].get(name)}" for name in changed)
+        raise CheckpointError(f"--resume with other settings would be another run ({were}): pass the same ones")
+    return state
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM in a list, so that the iteration at hand can be finished; a second ends at once."""
+    noted = []
+
+    def note(number, frame):
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,226 @@
+"""autograd and Captum are the judges of reverse_network.py; what is linear is checked as an adjoint."""
+
+import pytest
+import torch
+from captum.attr import Deconvolution, GuidedBackprop
+
+from network import STAGES, ResNet18
+from reverse_network import RULES, ReverseResNet18, isolate, unpool_sum
+
+SIZES = [(64, 64), (71, 53), (224, 224)]
+
+
+def images_of(size, count=2):
+    generator = torch.Generator().manual_seed(sum(size))
+    return torch.randn(count, 3, *size, dtype=torch.float64, generator=generator)
+
+
+def strongest_channels(features):
+    return features.amax((2, 3)).argmax(1)
+
+
+def relative_error(result, expected):
+    assert expected.norm() > 0, "an oracle that is zero everywhere judges nothing"
+    return ((result - expected).norm() / expected.norm()).item()
+
+
+class SeededResponse(torch.nn.Module):
+    """<features at a stage, signal> of each image: its gradient, rectified by Captum's rules, is the signal's picture."""
+
+    def __init__(self, network, stage, signal):
+        super().__init__()
+        self.network, self.stage, self.signal = network, stage, signal
+
+    def forward(self, images):
+        return (self.network.trace(images, self.stage).features[self.stage] * self.signal).flatten(1).sum(1)
+
+
+def oracle(network, rule, stage, signal, images):
+    images = images.clone().requires_grad_()
+    model = SeededResponse(network, stage, signal)
+    if rule == "gradient":
+        return torch.autograd.grad(model(images).sum(), images)[0]
+    captum_rule = {"guided": GuidedBackprop, "deconvnet": Deconvolution}[rule]
+    return captum_rule(model).attribute(images).detach()
+
+
+@pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("units", ["map", "peak"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_mirror_equals_autograd_and_captum(random_network, stage, rule, units, size):
+    images = images_of(size, count=1 if size == (224, 224) else 2)
+    with torch.inference_mode():
+        trace = random_network.trace(images, stage)
+        features = trace.features[stage]
+        signal = isolate(features, strongest_channels(features), units)
+        picture = ReverseResNet18(random_network, rule)(signal, stage, trace)
+    assert picture.shape == images.shape and picture.dtype == images.dtype
+    assert relative_error(picture, oracle(random_network, rule, stage, signal.clone(), images)) < 1e-12
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_dense_signals_of_both_signs(random_network, rule):
+    """Every channel at once, negative values too: nothing is left out by starting from one positive channel."""
+    images = images_of((71, 53))
+    trace = random_network.trace(images)
+    signal = torch.randn_like(trace.features["conv4_x"])
+    picture = ReverseResNet18(random_network, rule)(signal, "conv4_x", trace).detach()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.warn", lambda *args, **kwargs: None)  # Captum announces its hooks
+        expected = oracle(random_network, rule, "conv4_x", signal.detach(), images)
+    assert relative_error(picture, expected) < 1e-12
+
+
+def test_the_oracle_notices_the_known_mistakes(random_network):
+    """Each shortcut of published mirrors is far outside the tolerance of the comparisons above."""
+    images = images_of((64, 64))
+    trace = random_network.trace(images)
+    features = trace.features["conv5_x"]
+    signal = isolate(features, strongest_channels(features)).detach()
+    right = oracle(random_network, "gradient", "conv5_x", signal, images)
+    overwrite = ReverseResNet18(random_network, "gradient", unpool="overwrite")
+    assert relative_error(overwrite(signal, "conv5_x", trace), right) > 0.1
+    without_batch_norm = ReverseResNet18(random_network, "gradient")
+    for block in without_batch_norm.blocks:
+        block.conv1.bn = torch.nn.BatchNorm2d(block.conv1.conv.out_channels).double().eval()
+    assert relative_error(without_batch_norm(signal, "conv5_x", trace), right) > 0.1
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (1, 1), (2, 5)], ids=str)
+def test_unpooling_is_the_adjoint_of_pooling(size):
+    """<pool(x), g> = <x, unpool(g)> when the switches are those of x: by hand on any odd size."""
+    x = torch.randn(3, 4, *size, dtype=torch.float64)
+    pooled, switches = torch.nn.functional.max_pool2d(x, 3, 2, 1, return_indices=True)
+    signal = torch.randn_like(pooled)
+    assert torch.allclose((pooled * signal).sum(), (x * unpool_sum(signal, switches, size)).sum(), rtol=1e-12)
+
+
+def test_overwrite_is_max_unpool2d_where_no_windows_meet():
+    network = ResNet18().eval()
+    pooled, switches = torch.nn.functional.max_pool2d(torch.randn(2, 3, 9, 9), 3, 2, 1, return_indices=True)
+    signal = torch.zeros_like(pooled)
+    signal[:, :, 2, 2] = 1.5
+    summed = ReverseResNet18(network, unpool="sum")._unpool(signal, switches, (9, 9))
+    overwritten = ReverseResNet18(network, unpool="overwrite")._unpool(signal, switches, (9, 9))
+    # max_unpool2d also writes zeros: a window that shares the switch may have erased the value
+    assert torch.equal(overwritten[overwritten != 0], summed[overwritten != 0])
+    assert torch.equal(summed.amax((2, 3)), torch.full((2, 3), 1.5))
+
+
+def test_four_by_four_by_hand():
+    """One window of 2x2 switches, computed on paper: 5 is the maximum of all four windows, so all four values meet."""
+    x = torch.tensor([[1.0, 2, 0, 0], [3, 5, 4, 0], [0, 0, 1, 0], [0, 0, 0, 0]])[None, None]
+    pooled, switches = torch.nn.functional.max_pool2d(x, 3, 2, 1, return_indices=True)
+    assert pooled.flatten().tolist() == [5, 5, 5, 5]
+    signal = torch.tensor([[1.0, 10], [100, 1000]])[None, None]
+    expected = torch.zeros(4, 4)
+    expected[1, 1] = 1111
+    assert torch.equal(unpool_sum(signal, switches, (4, 4))[0, 0], expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_unit_of_conv1_is_its_filter_pasted_in_place(random_network, rule):
+    images = images_of((64, 64), count=1)
+    trace = random_network.trace(images, "conv1")
+    features = trace.features["conv1"]
+    channel, row, column = 5, 10, 20
+    features = torch.zeros_like(features)
+    features[0, channel, row, column] = 2.0
+    trace.features["conv1"][0, channel, row, column] = 2.0  # its ReLU was on
+    picture = ReverseResNet18(random_network, rule)(features, "conv1", trace)
+    bn = random_network.bn1
+    scale = bn.weight[channel] / (bn.running_var[channel] + bn.eps).sqrt()
+    expected = torch.zeros_like(images)
+    expected[0, :, 2 * row - 3 : 2 * row + 4, 2 * column - 3 : 2 * column + 4] = (
+        2.0 * scale * random_network.conv1.weight[channel]
+    )
+    assert torch.allclose(picture, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("rule", RULES)
+def test_homogeneous_zero_and_batched(random_network, stage, rule):
+    images = images_of((48, 48), count=3)
+    with torch.inference_mode():
+        reverse = ReverseResNet18(random_network, rule)
+        trace = random_network.trace(images, stage)
+        features = trace.features[stage]
+        signal = isolate(features, strongest_channels(features))
+        picture = reverse(signal, stage, trace)
+        assert relative_error(reverse(3.7 * signal, stage, trace), 3.7 * picture) < 1e-12
+        assert not reverse(torch.zeros_like(signal), stage, trace).any()
+        for n in range(3):  # an image's picture does not depend on its neighbours in the batch
+            alone = random_network.trace(images[n : n + 1], stage)
+            assert relative_error(reverse(signal[n : n + 1], stage, alone), picture[n : n + 1]) < 1e-12
+
+
+def test_weights_are_shared_not_copied():
+    network = ResNet18().eval()
+    reverse = ReverseResNet18(network)
+    ours = {parameter.data_ptr() for parameter in reverse.parameters()}
+    assert ours <= {parameter.data_ptr() for parameter in network.parameters()}
+    images = torch.randn(1, 3, 32, 32)
+    trace = network.trace(images)
+    signal = isolate(trace.features["conv5_x"], 3)
+    before = reverse(signal, "conv5_x", trace)
+    with torch.no_grad():
+        network.layer4[1].conv2.weight.mul_(2)
+    assert not torch.equal(reverse(signal, "conv5_x", trace), before)
+    with torch.no_grad():
+        network.conv1.weight.zero_()
+    assert not reverse(signal, "conv5_x", trace).any()
+
+
+def test_what_does_not_belong_together_is_refused(random_network):
+    trace = random_network.trace(images_of((32, 32)), "conv2_x")
+    reverse = ReverseResNet18(random_network)
+    with pytest.raises(ValueError, match="this trace holds conv1, conv2_x"):
+        reverse(trace.features["conv2_x"], "conv3_x", trace)
+    with pytest.raises(ValueError, match=r"\(2, 64, 16, 16\), not \(2, 64, 8, 8\)"):
+        reverse(trace.features["conv2_x"], "conv1", trace)
+    with pytest.raises(ValueError, match="unknown rule 'relu'"):
+        ReverseResNet18(random_network, "relu")
+    with pytest.raises(ValueError, match="unknown unpooling 'mean'"):
+        ReverseResNet18(random_network, unpool="mean")
+
+
+def test_training_mode_is_refused():
+    network = ResNet18()
+    trace = network.trace(torch.randn(2, 3, 32, 32), "conv1")
+    with pytest.raises(RuntimeError, match="evaluation mode"):
+        ReverseResNet18(network)(trace.features["conv1"], "conv1", trace)
+
+
+class TestIsolate:
+    features = torch.arange(2 * 3 * 2 * 2, dtype=torch.float32).reshape(2, 3, 2, 2)
+
+    def test_map_keeps_one_channel_of_each_image(self):
+        signal = isolate(self.features, [0, 2])
+        assert torch.equal(signal[0, 0], self.features[0, 0]) and torch.equal(signal[1, 2], self.features[1, 2])
+        assert not signal[0, 1:].any() and not signal[1, :2].any()
+
+    def test_peak_keeps_its_strongest_unit(self):
+        signal = isolate(self.features, 1, "peak")
+        assert torch.count_nonzero(signal) == 2
+        assert signal[0, 1, 1, 1] == 7 and signal[1, 1, 1, 1] == 19
+
+    def test_positions_keep_the_unit_named(self):
+        signal = isolate(self.features, 1, torch.tensor([1, 2]))
+        assert torch.count_nonzero(signal) == 2
+        assert signal[0, 1, 0, 1] == 5 and signal[1, 1, 1, 0] == 18
+
+    def test_a_dead_map_gives_a_zero_signal(self):
+        assert not isolate(torch.zeros(2, 3, 2, 2), 0, "peak").any()
+
+    @pytest.mark.parametrize("channels", [3, -1, [0, 9]])
+    def test_a_channel_that_is_not_there(self, channels):
+        with pytest.raises(ValueError, match="channels go from 0 to 2"):
+            isolate(self.features, channels)
+
+    def test_units_that_are_not_there(self):
+        with pytest.raises(ValueError, match="unknown units 'all'"):
+            isolate(self.features, 0, "all")
+        with pytest.raises(ValueError, match="units go from 0 to 3"):
+            isolate(self.features, 0, torch.tensor([4, 0]))

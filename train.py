@@ -1,0 +1,277 @@
+"""Trains ResNet-18: data -> checkpoints/last.pt, model.pt, history.jsonl, training_curves.png.
+
+python train.py                                           CIFAR-10 at 224x224, as the assignment asks
+python train.py --data shapes --image-size 64 --epochs 3  a first try on a laptop, without a download
+python train.py --data FOLDER                             pictures in FOLDER/train/<class>/, FOLDER/test/<class>/
+"""
+
+import math
+import sys
+from argparse import BooleanOptionalAction
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import checkpoint
+import data
+import figures
+from command_line import ArgumentParser, number, one_line_errors, output_folder, pick_device
+from network import ResNet18
+from progress import Progress, duration
+from run import Run, earlier_state, noted_signals
+
+SCHEDULES = ("step", "exponential", "cosine", "onecycle")
+DEFAULT_GAMMA = {"step": 0.1, "exponential": 0.35 ** (1 / 30)}
+EVALUATION_BATCH = 250  # images
+
+
+def parse_args(argv=None):
+    parser = ArgumentParser("Train ResNet-18; visualizer.py then shows what it learned.")
+    count, positive, share = number(int, least=1), number(float, above=0), number(float, least=0, below=1)
+
+    add = parser.add_argument_group("data").add_argument
+    add("--data", default="cifar10", help=f"{', '.join(data.DATASETS)}, or a folder with train/ and test/<class>/*")
+    add("--root", default="data", help="folder that CIFAR-10 is downloaded to and read from")
+    add("--image-size", type=number(int, least=8), default=224, help="pixels a side, as the network sees them")
+    add("--augment", action=BooleanOptionalAction, default=True, help="shift by up to 4 pixels and flip, in training")
+
+    add = parser.add_argument_group("optimisation").add_argument
+    add("--epochs", type=count, default=50, help="passes over the training images")
+    add("--batch-size", type=number(int, least=2), default=32, help="images an iteration")
+    add("--lr", type=positive, default=0.025, help="learning rate at its highest")
+    add("--momentum", type=share, default=0.9, help="of SGD, 0 to 1")
+    add("--weight-decay", type=number(float, least=0), default=5e-4, help="on all parameters")
+    add("--label-smoothing", type=share, default=0.0, help="share of the label given to all classes, 0 to 1")
+    add("--schedule", choices=SCHEDULES, default="step", help="how the learning rate changes")
+    add("--lr-step", type=count, default=20, help="epochs from step to step of --schedule step")
+    add("--gamma", type=positive, help="factor of a step (default: 0.1) or of an epoch of --schedule exponential "
+        "(default: 0.9656, which is 0.35 in 30 epochs)")  # fmt: skip
+    add("--max-steps", type=count, help="stop after so many iterations")
+    add("--seed", type=number(int, least=0), default=0, help="of weights, order and augmentation")
+    add("--init", metavar="CKPT", help="start from these weights: to fine-tune, or to go on at another image size")
+
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on GPUs that have it")
+
+    add = parser.add_argument_group("what is written").add_argument
+    add("--out", default="checkpoints", help="folder for last.pt, model.pt, history.jsonl, training_curves.png")
+    add("--log-every", type=count, default=300, help="iterations from line to line")
+    add("--resume", action="store_true", help="go on exactly where the run in --out was interrupted")
+    add("--overwrite", action="store_true", help="replace the run in --out")
+    add("--tensorboard", action="store_true", help="write event files too (needs the package tensorboard)")
+
+    args = parser.parse_args(argv)
+    if args.resume and args.overwrite:
+        parser.error("--resume goes on with a run, --overwrite replaces it: pass one of the two")
+    if args.gamma is None:
+        args.gamma = DEFAULT_GAMMA.get(args.schedule)
+    return args
+
+
+def learning_rate(step: int, total_steps: int, steps_per_epoch: int, args) -> float:
+    """The learning rate of iteration `step`, from 0: a function of this number alone, so a resumed run has it too.
+
+    The curves are those of torch.optim.lr_scheduler: StepLR and ExponentialLR by epoch, CosineAnnealingLR and
+    OneCycleLR (arXiv:1708.07120) by iteration.
+    """
+    if args.schedule == "step":
+        return args.lr * args.gamma ** (step // steps_per_epoch // args.lr_step)
+    if args.schedule == "exponential":
+        return args.lr * args.gamma ** (step // steps_per_epoch)
+    if args.schedule == "cosine":
+        return cosine(args.lr, 0, step / total_steps)
+    peak, last = 0.3 * total_steps - 1, total_steps - 1
+    if step <= peak:
+        return cosine(args.lr / 25, args.lr, step / peak)
+    return cosine(args.lr, args.lr / 25e4, (step - peak) / (last - peak))
+
+
+def cosine(start: float, end: float, share: float) -> float:
+    """Half a cosine wave from `start` (share 0) to `end` (share 1)."""
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def sums_of(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Of a batch with this mean loss: sum of losses, number of correct answers, number of images; (3,), no waiting."""
+    count = torch.full_like(loss, len(labels))
+    return torch.stack([loss * count, (logits.argmax(1) == labels).sum().to(loss.dtype), count]).detach()
+
+
+def loss_and_accuracy(sums: Tensor) -> tuple[float, float]:
+    """Means from added `sums_of` batches; here the host waits for the device."""
+    loss, correct, images = sums.tolist()
+    return loss / max(images, 1), correct / max(images, 1)
+
+
+@torch.inference_mode()
+def evaluate(network: ResNet18, images: Tensor, labels: Tensor, preprocess, autocast) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy (0..1) over all images (N, 3, H, W) uint8, each counted once."""
+    network.eval()
+    sums = torch.zeros(3, device=images.device)
+    batches = list(zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True))
+    for batch, target in tqdm(batches, "evaluation", leave=False, disable=None):
+        with autocast:
+            logits = network(preprocess(batch))
+        sums += sums_of(F.cross_entropy(logits.float(), target), logits, target)
+    network.train()
+    return loss_and_accuracy(sums)
+
+
+def event_writer(folder):
+    """A TensorBoard writer. Raises OSError, naming the package, where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise OSError("--tensorboard needs a package that is not here: pip install tensorboard") from error
+    return SummaryWriter(folder)
+
+
+def starting_weights(network: ResNet18, path: str) -> None:
+    """Takes over a checkpoint's weights; not those of the last layer when it has another number of classes."""
+    weights = checkpoint.load_network(path)[0].state_dict()
+    if weights["fc.weight"].shape != network.fc.weight.shape:
+        print(f"{path} has {len(weights['fc.weight'])} classes, the data {network.fc.out_features}: a new last layer")
+        weights |= {f"fc.{name}": value for name, value in network.fc.state_dict().items()}
+    network.load_state_dict(weights)
+
+
+def train_step(network, optimizer, inputs: Tensor, target: Tensor, label_smoothing: float, autocast) -> Tensor:
+    """One iteration on normalised images (N, 3, H, W) and labels (N,); returns their `sums_of`."""
+    with autocast:
+        logits = network(inputs)
+    loss = F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return sums_of(loss, logits, target)
+
+
+def train(args) -> None:
+    """One run, from the data to the finished model."""
+    device, out = pick_device(args.device), output_folder(args.out)
+    state = earlier_state(out, args.resume, args.overwrite, vars(args))
+    writer = event_writer(out / "tensorboard") if args.tensorboard else None
+
+    # data: uint8, on the device from here on
+    images, labels, classes = data.load(args.data, "train", args.root, args.image_size)
+    test_images, test_labels, _ = data.load(args.data, "test", args.root, args.image_size)
+    steps_per_epoch = len(images) // args.batch_size  # an incomplete last batch is left out
+    if steps_per_epoch == 0:
+        raise data.DataError(f"--batch-size {args.batch_size} is more than the {len(images)} training images: lower it")
+    total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
+    mean, std = data.statistics(images)
+    preprocess = data.Preprocess(args.image_size, mean, std, device)
+    images, labels, test_images, test_labels = (x.to(device) for x in (images, labels, test_images, test_labels))
+
+    # network and optimizer
+    torch.manual_seed(args.seed)
+    network = ResNet18(len(classes))
+    if args.init:
+        starting_weights(network, args.init)
+    network.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(
+        network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=device.type != "mps"
+    )
+    gpu_has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    use_bf16 = args.precision == "bf16" or (args.precision == "auto" and gpu_has_bf16)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bf16)
+
+    # the run, new or taken up again
+    facts = {"classes": list(classes), "mean": mean, "std": std, "image_size": args.image_size, "config": vars(args)}
+    run = Run(out, network, optimizer, facts, writer)
+    run.begin(state)
+    evaluations = math.ceil(total_steps / steps_per_epoch) - run.step // steps_per_epoch
+    progress = Progress(run.step, total_steps, args.epochs, args.batch_size, evaluations * len(test_images))
+    print(
+        f"{len(images):,} training and {len(test_images):,} test images of {len(classes)} classes at "
+        f"{args.image_size}x{args.image_size}; {total_steps:,} iterations on {device} in {'bf16' if use_bf16 else 'fp32'}"
+        + (f", from {run.step:,} on" if state else ""),
+        flush=True,
+    )
+
+    with noted_signals() as signals:
+        while run.step < total_steps:
+            epoch, position = divmod(run.step, steps_per_epoch)
+            if position == 0:
+                run.in_epoch.zero_()
+            if position == 0 or progress.step == progress.first:
+                order = data.epoch_order(len(images), args.seed, epoch).to(device)
+            chosen = order[position * args.batch_size : (position + 1) * args.batch_size]
+            batch = images[chosen]
+            if args.augment:
+                batch = data.crop_and_flip(batch, args.seed, run.step)
+            rate = learning_rate(run.step, total_steps, steps_per_epoch, args)
+            optimizer.param_groups[0]["lr"] = rate
+            run.count(train_step(network, optimizer, preprocess(batch), labels[chosen], args.label_smoothing, autocast))
+
+            if progress.advance():
+                progress.show(epoch + 1, *loss_and_accuracy(run.since_line))
+            if device.type == "cpu" and progress.step == progress.first + 3:
+                progress.forecast()
+            at_end = run.step == total_steps
+            at_line = at_end or run.step % args.log_every == 0
+            at_epochs_end = at_end or position + 1 == steps_per_epoch
+            if at_line:
+                loss, accuracy = loss_and_accuracy(run.since_line)
+                if not math.isfinite(loss):
+                    raise FloatingPointError(
+                        f"the loss is {loss} by iteration {run.step}, at learning rate {rate:.3g}; what {out} holds is "
+                        "from before: try a lower --lr"
+                    )
+                speed = round(progress.images_per_second(), 1)
+                entry = {"kind": "train", "epoch": epoch + 1, "step": run.step, "loss": loss, "accuracy": accuracy}
+                run.record(entry | {"learning_rate": rate, "images_per_second": speed})
+                run.since_line.zero_()
+                progress.train_line(run.history[-1])
+            if at_epochs_end:
+                with progress.evaluation(len(test_images)):
+                    loss, accuracy = evaluate(network, test_images, test_labels, preprocess, autocast)
+                run.record({"kind": "test", "epoch": epoch + 1, "step": run.step, "loss": loss, "accuracy": accuracy})
+                progress.test_line(run.history[-1])
+            if signals or at_end:
+                run.save()
+            elif at_line or at_epochs_end:
+                run.save_if_due()
+            if signals and not at_end:
+                print(f"stopped after iteration {run.step:,}; to go on: the same command with --resume", flush=True)
+                sys.exit(128 + signals[0])
+    progress.bar.close()
+    finish(run, out)
+
+
+def finish(run: Run, out) -> None:
+    """Writes model.pt and the curves, and says what came out, where it is, and what to do next."""
+    train_loss, train_accuracy = loss_and_accuracy(run.in_epoch)
+    test = [entry for entry in run.history if entry["kind"] == "test"][-1]
+    result = {
+        "epoch": test["epoch"],
+        "step": run.step,
+        "train_loss": train_loss,
+        "train_accuracy": train_accuracy,
+        "test_loss": test["loss"],
+        "test_accuracy": test["accuracy"],
+        "seconds": round(run.seconds, 1),
+        "torch": str(torch.__version__),
+    }
+    run.save_model(result)
+    with checkpoint.atomic_file(out / "training_curves.png") as file:
+        figures.training_curves(run.history).savefig(file, format="png", dpi=200)
+    print(
+        f"train accuracy {train_accuracy:.2%} (mean over the last epoch, as trained), test accuracy {test['accuracy']:.2%}, "
+        f"in {duration(run.seconds)}\n"
+        f"{out}: model.pt, last.pt, history.jsonl, training_curves.png\n"
+        f"next: python visualizer.py --ckpt {run.model}"
+    )
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with one_line_errors(data.DataError, checkpoint.CheckpointError, FloatingPointError):
+        train(args)
+
+
+if __name__ == "__main__":
+    main()
