@@ -8,16 +8,18 @@ from torch import Tensor
 
 from network import STAGES, ResNet18
 
-ENERGY = 0.95  # share of a reconstruction's energy that its crop holds
-SMALLEST_CROP = 32  # pixels
+ENERGY = 0.95  # share of a reconstruction's energy that its window holds
+SMALLEST_WINDOW = 32  # pixels
 
 
 class TopActivations:
     """The k strongest images of every channel of a stage, found in one pass, batch by batch.
 
-    scores (C, k) is the strongest unit of a channel in an image, highest first; indices (C, k) int64 says which image,
-    positions (C, k) int64 which unit, as row * w + column of a map of `map_size` (h, w). Of equal scores the earlier image comes first. Fewer than k
-    images leave fewer columns. Memory grows with C and k, not with the number of images.
+    scores     (C, k)  strongest unit of the channel in the image, highest first; of equals the earlier image first
+    indices    (C, k)  int64, which image
+    positions  (C, k)  int64, which unit: row * w + column of a map of `map_size` (h, w)
+
+    Fewer than k images leave fewer columns. Memory grows with C and k, not with the number of images.
     """
 
     def __init__(self, k: int = 9):
@@ -78,10 +80,11 @@ def support(picture: Tensor) -> tuple[int, int, int, int] | None:
     return top, left, bottom, right
 
 
-def windows(pictures: list[Tensor]) -> list[tuple[slice, slice]]:
-    """One square an image, all of one size, inside the image and around the support of all its reconstructions.
+def windows(pictures: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
+    """A square for each image around the support of all its reconstructions: their common side, and each (top, left).
 
-    pictures: (N, 3, H, W) a rule. The size is that of the largest support, and SMALLEST_CROP at the least.
+    pictures: (N, 3, H, W) a rule. The side is that of the largest support, SMALLEST_WINDOW at the least and the image's
+    at most; near a border a square reaches beyond the image, so that what it is about stays in its middle.
     """
     height, width = pictures[0].shape[-2:]
     boxes = []
@@ -90,16 +93,25 @@ def windows(pictures: list[Tensor]) -> list[tuple[slice, slice]]:
         tops, lefts, bottoms, rights = zip(*found or [(height // 2, width // 2) * 2], strict=True)
         boxes.append((min(tops), min(lefts), max(bottoms), max(rights)))
     side = max(max(bottom - top, right - left) for top, left, bottom, right in boxes)
-    side = min(max(side, SMALLEST_CROP), height, width)
-    corners = [
-        (min(max((top + bottom - side) // 2, 0), height - side), min(max((left + right - side) // 2, 0), width - side))
-        for top, left, bottom, right in boxes
-    ]
-    return [(slice(y, y + side), slice(x, x + side)) for y, x in corners]
+    side = min(max(side, SMALLEST_WINDOW), height, width)
+    return side, [((top + bottom - side) // 2, (left + right - side) // 2) for top, left, bottom, right in boxes]
+
+
+def cut(pictures: Tensor, side: int, corners: list[tuple[int, int]], outside: float) -> Tensor:
+    """The windows of pictures (N, 3, H, W) as (N, 3, side, side), filled with `outside` beyond a picture's border."""
+    height, width = pictures.shape[-2:]
+    tiles = pictures.new_full((len(pictures), 3, side, side), outside)
+    for tile, picture, (top, left) in zip(tiles, pictures, corners, strict=True):
+        rows = slice(max(top, 0), min(top + side, height))
+        columns = slice(max(left, 0), min(left + side, width))
+        tile[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = picture[
+            :, rows, columns
+        ]
+    return tiles
 
 
 def mean_correlation(pictures: np.ndarray) -> float:
-    """The mean correlation of all pairs of pictures (n, ...): how much the nine resemble each other; 0 where undefined."""
+    """The mean correlation of all pairs of pictures (n, ...): how much they resemble each other; 0 where undefined."""
     flat = pictures.reshape(len(pictures), -1).astype(np.float64)
     flat = flat - flat.mean(1, keepdims=True)
     norms = np.linalg.norm(flat, axis=1)

@@ -61,7 +61,7 @@ def save(state: dict[str, Any], path: str | Path, keep_previous: bool = False) -
                 os.replace(path, previous(path))
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} could not be written ({first_line(error)}): see that the disk has space and --out can be written to"
+            f"{path} could not be written ({first_line(error)}): see that its folder is writable and the disk not full"
         ) from error
 
 

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 WIDTH = 7.0  # inches
+DPI = 300
 STYLE = {
     "font.size": 7,
     "axes.titlesize": 7,
@@ -40,7 +41,7 @@ def styled(draw):
 
 
 def mosaic(tiles: np.ndarray, columns: int, gap: int = 1, fill: float = 1.0) -> np.ndarray:
-    """Tiles in rows as one array, so that hundreds are drawn at once: (n, h, w, ...) -> (rows, columns, ...) of them."""
+    """Tiles (n, h, w, ...) set in rows as one array, so that hundreds are drawn at once."""
     count, height, width, *rest = tiles.shape
     rows = math.ceil(count / columns)
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, *rest), fill, dtype=tiles.dtype)
@@ -65,7 +66,7 @@ def limit_of(pictures: np.ndarray) -> float:
 def training_curves(history: list[dict]) -> Figure:
     """Loss and accuracy over the iterations, from the lines of history.jsonl, with their last values.
 
-    Dotted lines mark where the learning rate fell to less than two thirds from one line to the next, as steps do.
+    Dotted lines mark the steps of the learning rate: a constant that falls to less than two thirds.
     """
     figure = Figure((WIDTH, 2.6), layout="constrained")
     for axes, name, factor, text in zip(
@@ -79,9 +80,10 @@ def training_curves(history: list[dict]) -> Figure:
                 label = text.format(kind, values[-1])
                 axes.plot(steps, values, style, color=colour, markersize=2.5, linewidth=1, label=label)
         train = [entry for entry in history if entry["kind"] == "train"]
-        for before, after in zip(train, train[1:], strict=False):
-            if after["learning_rate"] < before["learning_rate"] * 2 / 3:
-                axes.axvline(before["step"], color="0.6", linewidth=0.7, linestyle=":", zorder=0)
+        for earlier, before, after in zip(train, train[1:], train[2:], strict=False):
+            rates = [entry["learning_rate"] for entry in (earlier, before, after)]
+            if rates[0] == rates[1] > 1.5 * rates[2]:
+                axes.axvline(before["step"], color="0.5", linewidth=0.8, linestyle=":", zorder=0)
         axes.set_xlabel("iteration")
         axes.set_ylabel("loss (cross-entropy)" if name == "loss" else "accuracy (%)")
         axes.set_xlim(left=0)
@@ -109,7 +111,7 @@ def filters(weights: np.ndarray) -> Figure:
 
 @styled
 def filter_channel(weights: np.ndarray, name: str) -> Figure:
-    """The part of the filters that sees one input channel, (n, h, w), on one scale centred on 0, with its colour bar."""
+    """The part of the filters that sees one input channel, (n, h, w), on one scale centred on 0."""
     limit = limit_of(weights)
     figure = Figure((WIDTH * 0.55 + 0.5, WIDTH * 0.55 + 0.25), layout="constrained")
     axes = figure.subplots()
@@ -165,26 +167,25 @@ def feature_maps(maps: np.ndarray, title: str) -> Figure:
 @styled
 def reconstructions(image: np.ndarray, maps: np.ndarray, pictures: dict, channels: list[int], title: str) -> Figure:
     """One image's strongest channels: each map (n, h, w) beside its reconstruction (n, H, W, 3) by each rule."""
-    columns = 2 if len(pictures) > 1 else 3
-    rows = math.ceil((len(channels) + 1) / columns)
-    block = WIDTH / columns
-    figure = Figure((WIDTH, 0.3 + rows * (block / (1 + len(pictures)) + 0.22)), layout="constrained")
-    figure.suptitle(title)
+    rows = math.ceil(len(channels) / 3)
+    parts = 1 + len(pictures)
+    tile = WIDTH * 0.84 / 3 / parts
+    figure = Figure((WIDTH, 0.5 + rows * (tile + 0.22)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.02, hspace=0.02)
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid:
+    figure.suptitle(f"{title}\neach: map | " + " | ".join(pictures))
+    left, right = figure.subfigures(1, 2, width_ratios=(0.16, 0.84))
+    axes = left.subplots()
+    axes.imshow(image, interpolation="nearest")
+    axes.set_title("image", loc="left")
+    axes.set_axis_off()
+    for n, axes in enumerate(right.subplots(rows, 3, squeeze=False).flatten()):
         axes.set_axis_off()
-    height, width = image.shape[:2]
-    blank = np.ones((height, width, 3))
-    grid[0].imshow(_beside([image] + [blank] * len(pictures)), interpolation="nearest")
-    grid[0].set_title("the image; then, for a channel:\n" + " | ".join(["map", *pictures]), loc="left")
-    for n, (axes, channel) in enumerate(zip(grid[1:], channels, strict=False)):
-        enlarged = _enlarge(maps[n], (height, width))
-        peak = float(maps[n].max())
-        shade = np.repeat((enlarged / peak if peak > 0 else enlarged)[:, :, None], 3, 2)
-        drawn = [around_grey(each[n], limit_of(each[n])) for each in pictures.values()]
-        axes.imshow(_beside([shade, *drawn]), interpolation="nearest")
-        axes.set_title(f"channel {channel}, peak {peak:.2f}" + ("" if peak > 0 else " (dead)"), loc="left")
+        if n < len(channels):
+            peak = float(maps[n].max())
+            shade = _enlarge(maps[n] / peak if peak > 0 else maps[n], image.shape[:2])
+            drawn = [around_grey(each[n], limit_of(each[n])) for each in pictures.values()]
+            axes.imshow(_beside([np.repeat(shade[:, :, None], 3, 2), *drawn]), interpolation="nearest")
+            axes.set_title(f"channel {channels[n]}, peak {peak:.2f}" + ("" if peak > 0 else " (dead)"), loc="left")
     return figure
 
 
@@ -207,9 +208,13 @@ def top9_channel(channel: dict, title: str) -> Figure:
     columns = min(3, count)
     rows = math.ceil(count / columns)
     parts = 1 + len(channel["pictures"])
-    figure = Figure((WIDTH, 0.5 + rows * (WIDTH / columns / parts + 0.33)), layout="constrained")
+    figure = Figure((WIDTH, 0.5 + rows * (WIDTH / columns / parts + 0.3)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.02)
-    figure.suptitle(f"{title}\neach: patch | " + " | ".join(map(_rule_caption(channel), channel["pictures"])))
+    rules = [
+        f"{rule} (scale ±{channel['scale'][rule]:.2g}, correlation {channel['correlation'][rule]:.2f})"
+        for rule in channel["pictures"]
+    ]
+    figure.suptitle(f"{title}\nrank: activation, image, class; patch | " + " | ".join(rules))
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()
@@ -245,12 +250,6 @@ def top9_overview(channels: list[dict], title: str) -> Figure:
     return figure
 
 
-def _rule_caption(channel: dict):
-    return lambda rule: (
-        f"{rule} (scale ±{channel['scale'][rule]:.2g}, mean correlation {channel['correlation'][rule]:.2f})"
-    )
-
-
 def _beside(pictures: list[np.ndarray]) -> np.ndarray:
     """Pictures of one height in a row, with white between them."""
     gap = np.ones((pictures[0].shape[0], max(2, pictures[0].shape[1] // 24), 3))
@@ -269,6 +268,8 @@ def _enlarge(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _numbered_mosaic(axes: Axes, tiles: np.ndarray, columns: int, fill: float = 1.0, **style):
     """Draws tiles as one picture, with the number of each row's first tile and of each column."""
+    times = math.ceil(7 / min(tiles.shape[1:3]))  # so that the gaps are thin beside the smallest maps
+    tiles = tiles.repeat(times, 1).repeat(times, 2)
     height, width = tiles.shape[1:3]
     picture = axes.imshow(mosaic(tiles, columns, fill=fill), interpolation="nearest", **style)
     rows = math.ceil(len(tiles) / columns)

@@ -5,7 +5,6 @@ Parameters and buffers have the names and shapes of torchvision's `resnet18`, so
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -99,7 +98,7 @@ class ResNet18(nn.Module):
     def trace(self, images: Tensor, until: str = "conv5_x") -> Trace:
         """The same pass as `forward`, up to a stage, keeping what it computes.
 
-        images: normalised, (N, 3, H, W). until: the last of STAGES that is wanted. Raises ValueError for any other name.
+        images: normalised, (N, 3, H, W). until: the last one wanted of STAGES; any other name raises ValueError.
         """
         if until not in STAGES:
             raise ValueError(f"unknown stage {until!r}: choose from {', '.join(STAGES)}")

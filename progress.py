@@ -78,7 +78,7 @@ class Progress:
     def test_line(self, entry: dict) -> None:
         """Prints the result of an evaluation."""
         self.bar.write(
-            f"epoch {entry['epoch']}/{self.epochs}: test loss {entry['loss']:.4f}, test accuracy {entry['accuracy']:.2%}"
+            f"epoch {entry['epoch']}/{self.epochs}: test loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.2%}"
         )
 
     @contextmanager

@@ -1,7 +1,7 @@
 """The mirror of ResNet-18: from a signal at one of its stages back to a picture.
 
-Transposed convolutions, max-unpooling and a rectifier (Zeiler & Fergus 2014, arXiv:1311.2901, section 2). Every layer is
-the adjoint of the network's linear layer, with the batch norm folded into it, so only the rule for meeting a ReLU
+Transposed convolutions, max-unpooling and a rectifier (Zeiler & Fergus 2014, arXiv:1311.2901, section 2). Every layer
+is the adjoint of the network's linear layer, with the batch norm folded into it, so only the rule for meeting a ReLU
 separates the three pictures (Mahendran & Vedaldi 2016):
 
     rule        a signal g meeting a ReLU whose output was y

@@ -28,6 +28,7 @@ EVALUATION_BATCH = 250  # images
 
 
 def parse_args(argv=None):
+    """The flags of the command line; a wrong use ends in one line and exit code 2."""
     parser = ArgumentParser("Train ResNet-18; visualizer.py then shows what it learned.")
     count, positive, share = number(int, least=1), number(float, above=0), number(float, least=0, below=1)
 
@@ -187,7 +188,7 @@ def train(args) -> None:
     progress = Progress(run.step, total_steps, args.epochs, args.batch_size, evaluations * len(test_images))
     print(
         f"{len(images):,} training and {len(test_images):,} test images of {len(classes)} classes at "
-        f"{args.image_size}x{args.image_size}; {total_steps:,} iterations on {device} in {'bf16' if use_bf16 else 'fp32'}"
+        f"{args.image_size}x{args.image_size}; {total_steps:,} iterations on {device}, {'bf16' if use_bf16 else 'fp32'}"
         + (f", from {run.step:,} on" if state else ""),
         flush=True,
     )
@@ -258,16 +259,17 @@ def finish(run: Run, out) -> None:
     }
     run.save_model(result)
     with checkpoint.atomic_file(out / "training_curves.png") as file:
-        figures.training_curves(run.history).savefig(file, format="png", dpi=200)
+        figures.training_curves(run.history).savefig(file, format="png", dpi=figures.DPI)
     print(
-        f"train accuracy {train_accuracy:.2%} (mean over the last epoch, as trained), test accuracy {test['accuracy']:.2%}, "
-        f"in {duration(run.seconds)}\n"
+        f"train accuracy {train_accuracy:.2%} (mean over the last epoch, as trained), "
+        f"test accuracy {test['accuracy']:.2%}, in {duration(run.seconds)}\n"
         f"{out}: model.pt, last.pt, history.jsonl, training_curves.png\n"
         f"next: python visualizer.py --ckpt {run.model}"
     )
 
 
 def main(argv=None):
+    """The script."""
     args = parse_args(argv)
     with one_line_errors(data.DataError, checkpoint.CheckpointError, FloatingPointError):
         train(args)

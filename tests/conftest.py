@@ -1,9 +1,18 @@
-"""Networks that would show a mirror's mistakes: random batch-norm statistics, negative gammas, float64."""
+"""What several test files share: networks that would show mistakes, small folders of pictures, one trained network."""
 
+import hashlib
+import pickle
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+import torchvision
+from PIL import Image
 
+import train
 from network import ResNet18
+from shapes import CLASSES, draw_shapes
 
 
 def randomise_batch_norm(network, seed=0):
@@ -25,3 +34,67 @@ def random_network():
     """A ResNet-18 in float64 and evaluation mode whose batch norms are far from the identity."""
     torch.manual_seed(0)
     return randomise_batch_norm(ResNet18(10)).double().eval()
+
+
+def write_folder(path: Path, classes=("disk", "ring", "stripes"), train=16, test=4, suffix=".png") -> Path:
+    """A data folder of drawn shapes, 32x32: so many pictures of each class and split."""
+    for split, count in (("train", train), ("test", test)):
+        images, labels, _ = draw_shapes(split)
+        for name in classes:
+            folder = path / split / name
+            folder.mkdir(parents=True)
+            for n, image in enumerate(images[labels == CLASSES.index(name)][:count]):
+                Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{n}{suffix}")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A data folder of 3 x 16 training and 3 x 4 test pictures."""
+    return write_folder(tmp_path / "pictures")
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Path:
+    """The folder of a finished run that saw little: two epochs of the smallest data at 32x32."""
+    path = tmp_path_factory.mktemp("small")
+    data = write_folder(path / "pictures")
+    out = path / "run"
+    train.main(["--data", str(data), "--image-size", "32", "--epochs", "2", "--batch-size", "16", "--log-every", "2",
+                "--device", "cpu", "--out", str(out)])  # fmt: skip
+    return out
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """The folder of a run that has learned the drawn shapes; about a minute on two cores."""
+    out = tmp_path_factory.mktemp("trained")
+    train.main(["--data", "shapes", "--image-size", "64", "--epochs", "3", "--schedule", "onecycle", "--lr", "0.05",
+                "--device", "cpu", "--out", str(out)])  # fmt: skip
+    return out
+
+
+@pytest.fixture
+def fake_cifar10(tmp_path, monkeypatch):
+    """20 + 10 images in the files of CIFAR-10, with their true md5 sums told to torchvision: (root, arrays)."""
+    random = np.random.RandomState(0)
+    folder = tmp_path / "root" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    arrays, sums = {}, {}
+    for name, count in [(f"data_batch_{n}", 4) for n in range(1, 6)] + [("test_batch", 10)]:
+        arrays[name] = random.randint(0, 256, (count, 3 * 32 * 32)).astype(np.uint8)
+        entry = {"data": arrays[name], "labels": [n % 10 for n in range(count)]}
+        sums[name] = _pickled(folder / name, entry)
+    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    meta = {"filename": "batches.meta", "key": "label_names"}
+    meta["md5"] = _pickled(folder / "batches.meta", {"label_names": names})
+    dataset = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(dataset, "train_list", [[name, sums[name]] for name in sums if name != "test_batch"])
+    monkeypatch.setattr(dataset, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(dataset, "meta", meta)
+    return tmp_path / "root", arrays
+
+
+def _pickled(path: Path, value) -> str:
+    path.write_bytes(pickle.dumps(value))
+    return hashlib.md5(path.read_bytes()).hexdigest()

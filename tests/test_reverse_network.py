@@ -25,7 +25,7 @@ def relative_error(result, expected):
 
 
 class SeededResponse(torch.nn.Module):
-    """<features at a stage, signal> of each image: its gradient, rectified by Captum's rules, is the signal's picture."""
+    """<features at a stage, signal> of each image: its gradient by Captum's rules is the signal's picture."""
 
     def __init__(self, network, stage, signal):
         super().__init__()

@@ -1,0 +1,147 @@
+"""What the figures are about: a network, its test images, and what its channels make of them."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import data
+from activations import TopActivations, cut, mean_correlation, search, windows
+from checkpoint import load_network
+from command_line import pick_device
+from figures import limit_of
+from reverse_network import ReverseResNet18, isolate
+
+
+class Picture(NamedTuple):
+    """One image to be explained: where its figures go, what it is, (3, S, S) uint8, and its class where known."""
+
+    folder: str
+    title: str
+    image: Tensor
+    label: str | None
+
+
+class Subject:
+    """What the figures are about: a network and its test images. What costs time is made once, when it is needed."""
+
+    def __init__(self, args):
+        self.args, self.device = args, pick_device(args.device)
+        network, self.info = load_network(args.ckpt)
+        self.network = network.to(self.device, memory_format=torch.channels_last)
+        self.image_size, config = self.info["image_size"], self.info["config"]
+        self.source = args.data or config.get("data", "cifar10")
+        self.root = args.root or config.get("root", "data")
+        if self.info["mean"] is None:  # a plain state dict: only its data can tell
+            images, _, classes = data.load(self.source, "train", self.root, self.image_size)
+            mean, std = data.statistics(images)
+            self.info |= {"mean": mean, "std": std, "classes": classes}
+        self.classes = list(self.info["classes"])
+        if len(self.classes) != network.fc.out_features:
+            raise data.DataError(
+                f"{args.ckpt} has {network.fc.out_features} outputs, {self.source} has {len(self.classes)} classes: "
+                "pass --data with the data it was trained on"
+            )
+        self.preprocess = data.Preprocess(self.image_size, self.info["mean"], self.info["std"], self.device)
+        self.mirrors = {rule: ReverseResNet18(self.network, rule, args.unpool) for rule in args.rules}
+        self.entries: list[dict] = []  # of top9.json
+
+    @cached_property
+    def test(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+        """The test split: images, labels, and the names of its classes."""
+        images, labels, classes = data.load(self.source, "test", self.root, self.image_size)
+        if list(classes) != self.classes:
+            print(f"note: the classes of {self.source} are not those the network was trained on")
+        return images, labels, classes
+
+    @cached_property
+    def files(self) -> list[Path] | None:
+        """Where the test images come from; None for a named data set."""
+        return data.list_files(self.source, "test")
+
+    @cached_property
+    def searched(self) -> Tensor:
+        """Indices of the test images that are searched."""
+        count = len(self.test[0])
+        limit = min(self.args.limit or count, count)
+        return torch.arange(limit) * count // limit
+
+    @cached_property
+    def top(self) -> dict[str, TopActivations]:
+        """The strongest images of every channel of every stage asked for, in one pass."""
+        images = self.test[0]
+        parts = tqdm(self.searched.split(self.args.batch_size), "search", unit="batches", leave=False, disable=None)
+        batches = (self.preprocess(images[part].to(self.device)) for part in parts)
+        return search(self.network, batches, self.args.stages, self.args.top)
+
+    @cached_property
+    def pictures(self) -> list[Picture]:
+        """The images to explain: the user's files, or the first of the test split."""
+        if not self.args.images:
+            images, labels, classes = self.test
+            label = classes[labels[0]]
+            return [Picture("", f"test image 0: {label}", images[0], label)]
+        pictures = []
+        for file in map(Path, self.args.images):
+            used = [picture.folder for picture in pictures]
+            folder = file.stem if file.stem not in used else f"{file.stem}-{len(pictures)}"
+            title = f"{file.name}, resized and cropped to {self.image_size}x{self.image_size}"
+            pictures.append(Picture(folder, title, data.read_image(file, self.image_size), None))
+        return pictures
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor, stage: str, channels, units) -> tuple[dict[str, Tensor], Tensor]:
+        """What a channel an image saw: rule -> (N, 3, S, S), and the logits, of (N, 3, H, W) uint8 images."""
+        trace = self.network.trace(self.preprocess(images.to(self.device)))
+        signal = isolate(trace.features[stage], channels, units)
+        drawn = {rule: mirror(signal, stage, trace).cpu() for rule, mirror in self.mirrors.items()}
+        return drawn, self.network.classify(trace.features["conv5_x"])
+
+    def channel(self, stage: str, channel: int) -> dict:
+        """A channel's strongest images and their reconstructions, as figures.top9_channel draws them."""
+        images, labels, classes = self.test
+        top = self.top[stage]
+        positions, indices = top.positions[channel].cpu(), self.searched[top.indices[channel].cpu()]
+        units = positions if self.args.units == "peak" else "map"
+        drawn, logits = self.reconstruct(images[indices], stage, channel, units)
+        predicted = logits.argmax(1).tolist()
+        side, corners = windows(list(drawn.values()))
+        patches = cut(data.resize(images[indices], self.image_size), side, corners, outside=1.0)
+        pictures = {rule: to_array(cut(each, side, corners, outside=0.0)) for rule, each in drawn.items()}
+        scale = {rule: limit_of(each) for rule, each in pictures.items()}
+        correlation = {rule: mean_correlation(each) for rule, each in pictures.items()}
+        width = top.map_size[1]
+        entries = [
+            {
+                "stage": stage,
+                "channel": channel,
+                "rank": rank + 1,
+                "index": index,
+                "activation": top.scores[channel, rank].item(),
+                "row": positions[rank].item() // width,
+                "column": positions[rank].item() % width,
+                "label": classes[labels[index]],
+                "predicted": self.classes[predicted[rank]],
+                "file": str(self.files[index]) if self.files else None,
+                "scale": scale,
+                "correlation": correlation,
+            }
+            for rank, index in enumerate(indices.tolist())
+        ]
+        return {
+            "channel": channel,
+            "patches": to_array(patches),
+            "pictures": pictures,
+            "scale": scale,
+            "correlation": correlation,
+            "entries": entries,
+        }
+
+
+def to_array(pictures: Tensor) -> np.ndarray:
+    """(..., 3, H, W) -> (..., H, W, 3), as matplotlib takes pictures."""
+    return pictures.movedim(-3, -1).numpy()

@@ -1,0 +1,188 @@
+"""A checkpoint appears whole or not at all, and nothing in it is run."""
+
+import os
+import pickle
+
+import pytest
+import torch
+import torchvision
+
+import checkpoint
+from checkpoint import CheckpointError
+from network import ResNet18
+
+
+def write_model(path, **changes):
+    network = ResNet18(3)
+    state = {
+        "model": network.state_dict(),
+        "classes": ["a", "b", "c"],
+        "mean": [0.5] * 3,
+        "std": [0.2] * 3,
+        "image_size": 32,
+        "config": {},
+        "result": {},
+        "history": [],
+    }
+    checkpoint.save(state | changes, path)
+    return network
+
+
+class Payload:
+    """What a malicious file would hold: unpickling it makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+class TestSaveAndLoad:
+    def test_what_is_saved_comes_back(self, tmp_path):
+        state = {"tensor": torch.randn(3), "text": "a", "list": [1, 2.5, None, True], "dict": {"x": (1, 2)}}
+        checkpoint.save(state, tmp_path / "a.pt")
+        loaded = checkpoint.load(tmp_path / "a.pt")
+        assert torch.equal(loaded.pop("tensor"), state.pop("tensor")) and loaded == state
+        assert os.listdir(tmp_path) == ["a.pt"]
+
+    def test_the_one_before_is_kept(self, tmp_path):
+        for n in range(3):
+            checkpoint.save({"n": n}, tmp_path / "last.pt", keep_previous=True)
+        assert checkpoint.load(tmp_path / "last.pt") == {"n": 2}
+        assert checkpoint.load(tmp_path / "last.prev.pt") == {"n": 1}
+
+    def test_an_error_while_writing_leaves_the_old_file(self, tmp_path, monkeypatch):
+        path = tmp_path / "a.pt"
+        checkpoint.save({"n": 1}, path)
+
+        def disk_full(state, file):
+            file.write(b"half")
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+        monkeypatch.setattr(torch, "save", disk_full)
+        with pytest.raises(CheckpointError, match="could not be written"):
+            checkpoint.save({"n": 2}, path, keep_previous=True)
+        assert os.listdir(tmp_path) == ["a.pt"] and checkpoint.load(path) == {"n": 1}
+
+    def test_a_folder_that_is_not_there(self, tmp_path):
+        with pytest.raises(CheckpointError, match="could not be written"):
+            checkpoint.save({}, tmp_path / "nowhere" / "a.pt")
+
+
+class TestBadFiles:
+    def refuses(self, path, *words):
+        for load in (checkpoint.load, checkpoint.load_network):
+            with pytest.raises(CheckpointError) as caught:
+                load(path)
+            assert str(path) in str(caught.value)
+            for word in words:
+                assert word in str(caught.value)
+
+    def test_missing(self, tmp_path):
+        self.refuses(tmp_path / "a.pt", "no checkpoint at", "train.py")
+
+    def test_a_folder(self, tmp_path):
+        self.refuses(tmp_path, "no checkpoint at")
+
+    def test_empty(self, tmp_path):
+        (tmp_path / "a.pt").touch()
+        self.refuses(tmp_path / "a.pt", "damaged or no checkpoint")
+
+    @pytest.mark.parametrize("share", [0.01, 0.5, 0.99, 0.99999])
+    def test_cut_short(self, tmp_path, share):
+        path = tmp_path / "a.pt"
+        write_model(path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: int(len(whole) * share)])
+        self.refuses(path, "checkpoint")
+
+    @pytest.mark.parametrize("content", [b"hello", b"\x80\x02garbage", b"PK\x03\x04garbage", bytes(1000)])
+    def test_no_checkpoint(self, tmp_path, content):
+        (tmp_path / "a.pt").write_bytes(content)
+        self.refuses(tmp_path / "a.pt", "checkpoint")
+
+    def test_a_tensor_alone(self, tmp_path):
+        torch.save(torch.zeros(3), tmp_path / "a.pt")
+        self.refuses(tmp_path / "a.pt", "holds a Tensor")
+
+    @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+    def test_code_is_not_run(self, tmp_path, write):
+        marker = tmp_path / "marker"
+        write({"model": Payload(marker)}, tmp_path / "a.pt")
+        self.refuses(tmp_path / "a.pt", "is not run")
+        assert not marker.exists()
+
+    def test_a_whole_module_is_not_run(self, tmp_path):
+        torch.save(ResNet18(), tmp_path / "a.pt")
+        self.refuses(tmp_path / "a.pt", "is not run")
+
+
+class TestBadNetworks:
+    def refuses(self, state, path, *words):
+        torch.save(state, path)
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.load_network(path)
+        for word in words:
+            assert word in str(caught.value)
+
+    def test_another_network(self, tmp_path):
+        self.refuses(torchvision.models.resnet34().state_dict(), tmp_path / "a.pt", "another network", "names differ")
+        self.refuses(torchvision.models.resnet50().state_dict(), tmp_path / "b.pt", "another network")
+        self.refuses(torchvision.models.alexnet().state_dict(), tmp_path / "c.pt", "no ResNet-18", "fc.weight")
+
+    def test_another_shape(self, tmp_path):
+        state = ResNet18().state_dict()
+        state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+        self.refuses(state, tmp_path / "a.pt", "conv1.weight is (64, 3, 3, 3), not (64, 3, 7, 7)")
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_weights_that_are_no_numbers(self, tmp_path, value):
+        state = ResNet18().state_dict()
+        state["layer3.0.bn1.running_var"][5] = value
+        self.refuses(state, tmp_path / "a.pt", "layer3.0.bn1.running_var holds NaN")
+
+    def test_something_missing(self, tmp_path):
+        write_model(tmp_path / "a.pt")
+        state = checkpoint.load(tmp_path / "a.pt")
+        del state["mean"], state["classes"]
+        self.refuses(state, tmp_path / "b.pt", "lacks classes, mean")
+
+    def test_other_classes_than_outputs(self, tmp_path):
+        write_model(tmp_path / "a.pt")
+        state = checkpoint.load(tmp_path / "a.pt") | {"classes": ["a", "b"]}
+        self.refuses(state, tmp_path / "b.pt", "names 2 classes for 3 outputs")
+
+
+class TestLoadNetwork:
+    def test_a_model_of_train(self, tmp_path):
+        network = write_model(tmp_path / "a.pt", history=[{"kind": "test"}])
+        loaded, info = checkpoint.load_network(tmp_path / "a.pt")
+        assert not loaded.training and info["classes"] == ["a", "b", "c"] and info["history"] == [{"kind": "test"}]
+        for name, value in network.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value)
+
+    def test_torchvisions_imagenet_weights(self, tmp_path):
+        """A plain state dict of 1000 outputs, as torchvision's are: names, mean and deviation are ImageNet's."""
+        torch.manual_seed(0)
+        theirs = torchvision.models.resnet18().eval()
+        torch.save(theirs.state_dict(), tmp_path / "imagenet.pth")
+        network, info = checkpoint.load_network(tmp_path / "imagenet.pth")
+        assert info["classes"][207] == "golden retriever" and info["image_size"] == 224
+        assert list(info["mean"]) == [0.485, 0.456, 0.406] and list(info["std"]) == [0.229, 0.224, 0.225]
+        images = torch.randn(1, 3, 64, 64)
+        with torch.inference_mode():
+            assert torch.allclose(network(images), theirs(images), atol=1e-5)
+
+    def test_a_plain_state_dict_of_other_classes_leaves_them_open(self, tmp_path):
+        torch.save(ResNet18(7).state_dict(), tmp_path / "a.pth")
+        _, info = checkpoint.load_network(tmp_path / "a.pth")
+        assert info["classes"] is None and info["mean"] is None
+
+    def test_half_precision(self, tmp_path):
+        state = {
+            name: value.half() if value.is_floating_point() else value
+            for name, value in ResNet18().state_dict().items()
+        }
+        torch.save(state, tmp_path / "a.pth")
+        assert checkpoint.load_network(tmp_path / "a.pth")[0].conv1.weight.dtype == torch.float32

@@ -1,0 +1,258 @@
+"""Both scripts as a user runs them; and every wrong input ends in one line, with nothing overwritten."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+import train
+import visualizer
+from network import ResNet18
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(script, *flags, cwd=None):
+    environment = os.environ | {"PYTHONWARNINGS": "error"}
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_train_then_visualize_with_the_defaults_of_both(folder, tmp_path):
+    """checkpoints/ and plots/ in the working directory, the paths and settings handed on by the checkpoint."""
+    flags = ["--data", "pictures", "--image-size", "32", "--epochs", "2", "--batch-size", "16", "--log-every", "2"]
+    first = run("train.py", *flags, cwd=tmp_path)
+    assert first.returncode == 0 and first.stderr == "", first.stderr
+    lines = first.stdout.splitlines()
+    assert "48 training and 12 test images of 3 classes at 32x32" in lines[0]
+    assert any(line.startswith("epoch 1/2, iteration 2/6: loss ") for line in lines)
+    assert any(line.startswith("epoch 2/2: test loss ") for line in lines)
+    assert lines[-1] == "next: python visualizer.py --ckpt checkpoints/model.pt"
+    assert "\r" not in first.stdout  # no progress bar where there is no terminal
+
+    second = run("visualizer.py", "--ckpt", cwd=tmp_path)
+    assert second.returncode == 0 and second.stderr == "", second.stderr
+    assert (tmp_path / "plots" / "conv5_x_top9.png").exists()
+    assert len(list((tmp_path / "plots").iterdir())) == len(second.stdout.splitlines())
+
+
+@pytest.mark.parametrize("script", ["train.py", "visualizer.py"])
+def test_help_explains_every_flag(script):
+    result = run(script, "--help")
+    assert result.returncode == 0
+    module = {"train.py": train, "visualizer.py": visualizer}[script]
+    for name in vars(module.parse_args([])):
+        assert f"--{name.replace('_', '-')}" in result.stdout
+    assert "None" not in result.stdout
+
+
+def ends(capsys, main, flags, code, *words):
+    """The script ends with this code and one line of error that holds these words."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(flag) for flag in flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == code, error
+    assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n"), error
+    for word in words:
+        assert str(word) in error, error
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ["--batch-size", "0"],
+            ["--batch-size", "1"],  # batch norm needs two
+            ["--batch-size", "2.5"],
+            ["--epochs", "-3"],
+            ["--epochs", "0"],
+            ["--image-size", "0"],
+            ["--image-size", "many"],
+            ["--lr", "nan"],
+            ["--lr", "inf"],
+            ["--lr", "0"],
+            ["--lr", "-0.1"],
+            ["--momentum", "1"],
+            ["--weight-decay", "-1"],
+            ["--label-smoothing", "1.5"],
+            ["--gamma", "nan"],
+            ["--lr-step", "0"],
+            ["--max-steps", "0"],
+            ["--log-every", "0"],
+            ["--seed", "-1"],
+            ["--schedule", "linear"],
+            ["--precision", "fp16"],
+            ["--epoch", "3"],  # no abbreviations
+            ["--resume", "--overwrite"],
+            ["surplus"],
+        ],
+        ids=" ".join,
+    )
+    def test_train(self, capsys, flags):
+        ends(capsys, train.main, flags, 2, flags[0])
+
+    @pytest.mark.parametrize(
+        "flags",
+        [
+            ["--stages", "conv6_x"],
+            ["--channels", "-1"],
+            ["--channels", "x"],
+            ["--stages", "conv1", "--channels", "64"],
+            ["--stages", "conv5_x", "--channels", "3", "512"],
+            ["--top", "0"],
+            ["--rules", "relu"],
+            ["--unpool", "mean"],
+            ["--units", "all"],
+            ["--figures", "everything"],
+            ["--limit", "0"],
+            ["--batch-size", "0"],
+        ],
+        ids=" ".join,
+    )
+    def test_visualizer(self, capsys, flags):
+        ends(capsys, visualizer.main, flags, 2)
+
+    def test_a_channel_that_is_not_there_is_named_with_those_that_are(self, capsys):
+        ends(capsys, visualizer.main, ["--channels", 64], 2, "--channels 64", "conv1 has the channels 0 to 63")
+
+
+class TestBadInputOfTrain:
+    @pytest.fixture
+    def flags(self, folder, tmp_path):
+        return ["--data", folder, "--image-size", 32, "--batch-size", 16, "--epochs", 1, "--out", tmp_path / "run"]
+
+    def test_data_that_are_not_there(self, capsys, flags, tmp_path):
+        ends(capsys, train.main, [*flags, "--data", tmp_path / "nowhere"], 1, "nowhere is no folder")
+        (tmp_path / "empty").mkdir()
+        ends(capsys, train.main, [*flags, "--data", tmp_path / "empty"], 1, "has no folder train")
+
+    def test_a_class_without_images(self, capsys, flags, folder):
+        for split in ("train", "test"):
+            (folder / split / "nothing").mkdir()
+        ends(capsys, train.main, flags, 1, "holds no pictures")
+
+    def test_a_broken_image(self, capsys, flags, folder):
+        (folder / "test" / "ring" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+        ends(capsys, train.main, flags, 1, folder / "test" / "ring" / "1.png")
+
+    def test_one_class_only(self, capsys, flags, folder):
+        for split in ("train", "test"):
+            for name in ("disk", "ring"):
+                (folder / split / name).rename(folder / f"{split}-{name}")
+        ends(capsys, train.main, flags, 1, "1 class folders")
+
+    def test_different_classes(self, capsys, flags, folder):
+        (folder / "test" / "ring").rename(folder / "test" / "circle")
+        ends(capsys, train.main, flags, 1, "different classes, circle, ring")
+
+    def test_no_network_for_the_download(self, capsys, flags, tmp_path, monkeypatch):
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+        ends(capsys, train.main, [*flags, "--data", "cifar10", "--root", tmp_path], 1, "could not be downloaded",
+             "--data FOLDER", "--data shapes")  # fmt: skip
+
+    def test_fewer_images_than_a_batch(self, capsys, flags):
+        ends(capsys, train.main, [*flags, "--batch-size", 49], 1, "--batch-size 49 is more than the 48")
+
+    @pytest.mark.parametrize("name", ["cuda:99", "tpu", "nonsense"])
+    def test_a_device_that_is_not_there(self, capsys, flags, name):
+        ends(capsys, train.main, [*flags, "--device", name], 1, name, "--device auto", "cpu")
+
+    def test_an_output_path_that_is_a_file(self, capsys, flags, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        ends(capsys, train.main, [*flags, "--out", tmp_path / "file"], 1, "--out", "pass another")
+        ends(capsys, train.main, [*flags, "--out", tmp_path / "file" / "below"], 1, "--out", "pass another")
+        assert (tmp_path / "file").read_text() == "mine"
+
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write to")
+    def test_an_output_path_that_cannot_be_written(self, capsys, flags):
+        ends(capsys, train.main, [*flags, "--out", "/proc/self/run"], 1, "--out /proc/self/run", "pass another")
+
+    def test_an_earlier_run_is_not_overwritten_unasked(self, capsys, flags, tmp_path):
+        for name in ("last.pt", "model.pt", "history.jsonl"):
+            out = tmp_path / f"with-{name}"
+            out.mkdir()
+            (out / name).write_text("mine")
+            ends(capsys, train.main, [*flags, "--out", out], 1, "holds an earlier run", "--resume", "--overwrite")
+            assert (out / name).read_text() == "mine"
+
+    def test_overwrite_does(self, flags, small_run):
+        train.main([str(flag) for flag in flags])
+        train.main([str(flag) for flag in [*flags, "--overwrite", "--seed", 5]])
+        assert torch.load(flags[-1] / "model.pt")["config"]["seed"] == 5
+
+    def test_a_failed_overwrite_overwrites_nothing(self, capsys, flags, tmp_path):
+        train.main([str(flag) for flag in flags])
+        before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+        ends(capsys, train.main, [*flags, "--overwrite", "--data", tmp_path / "nowhere"], 1, "no folder")
+        assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+    def test_nothing_to_resume(self, capsys, flags):
+        ends(capsys, train.main, [*flags, "--resume"], 1, "no checkpoint at")
+
+    def test_a_state_without_progress_cannot_be_resumed(self, capsys, flags, tmp_path):
+        (tmp_path / "run").mkdir()
+        torch.save(ResNet18(3).state_dict(), tmp_path / "run" / "last.pt")
+        ends(capsys, train.main, [*flags, "--resume"], 1, "--init")
+
+    def test_weights_to_start_from_that_are_not_there(self, capsys, flags, tmp_path):
+        ends(capsys, train.main, [*flags, "--init", tmp_path / "nowhere.pt"], 1, "no checkpoint at")
+
+
+class TestBadInputOfVisualizer:
+    @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"])
+    def test_what_is_no_checkpoint(self, capsys, tmp_path, content):
+        (tmp_path / "a.pt").write_bytes(content)
+        flags = ["--ckpt", tmp_path / "a.pt", "--out", tmp_path / "plots"]
+        ends(capsys, visualizer.main, flags, 1, tmp_path / "a.pt")
+        assert not (tmp_path / "plots").exists()
+
+    def test_a_missing_checkpoint(self, capsys, tmp_path):
+        ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "no checkpoint at", "run train.py first")
+
+    def test_another_network(self, capsys, tmp_path):
+        torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "a.pt")
+        ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "another network than ResNet-18")
+
+    def test_nan(self, capsys, tmp_path):
+        state = ResNet18().state_dict()
+        state["fc.bias"][0] = float("nan")
+        torch.save(state, tmp_path / "a.pt")
+        ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "fc.bias holds NaN")
+
+    def test_a_picture_that_is_none(self, capsys, tmp_path, small_run):
+        (tmp_path / "cat.jpg").write_text("meow")
+        flags = ["--ckpt", small_run / "model.pt", "--out", tmp_path / "plots", "--images"]
+        ends(capsys, visualizer.main, [*flags, tmp_path / "cat.jpg"], 1, "cat.jpg cannot be read as a picture")
+        ends(capsys, visualizer.main, [*flags, tmp_path / "nowhere.jpg"], 1, "nowhere.jpg cannot be read")
+        assert not list((tmp_path / "plots").glob("*.png"))
+
+    def test_data_of_another_number_of_classes(self, capsys, tmp_path, small_run):
+        torch.save(ResNet18(7).state_dict(), tmp_path / "a.pt")
+        flags = ["--ckpt", tmp_path / "a.pt", "--data", small_run.parent / "pictures"]
+        ends(capsys, visualizer.main, flags, 1, "has 7 outputs", "has 3 classes", "--data")
+
+    def test_data_that_are_gone(self, capsys, tmp_path, small_run):
+        flags = ["--ckpt", small_run / "model.pt", "--data", tmp_path / "gone", "--out", tmp_path / "plots"]
+        ends(capsys, visualizer.main, flags, 1, "gone is no folder")
+
+    def test_an_output_path_that_is_a_file(self, capsys, tmp_path, small_run):
+        (tmp_path / "file").write_text("mine")
+        ends(capsys, visualizer.main, ["--ckpt", small_run / "model.pt", "--out", tmp_path / "file"], 1, "--out")
+        assert (tmp_path / "file").read_text() == "mine"
+
+    def test_a_device_that_is_not_there(self, capsys, small_run):
+        ends(capsys, visualizer.main, ["--ckpt", small_run / "model.pt", "--device", "cuda:99"], 1, "cuda:99")
+
+
+def test_errors_are_one_line_for_a_user_too(tmp_path):
+    """In a process of its own: no traceback, no warning, the exit code of the shell."""
+    result = run("visualizer.py", "--ckpt", tmp_path / "nowhere.pt", cwd=tmp_path)
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("error: no checkpoint at") and result.stderr.count("\n") == 1
+    assert run("train.py", "--lr", "nan", cwd=tmp_path).returncode == 2
+    assert os.listdir(tmp_path) == []

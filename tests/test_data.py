@@ -1,0 +1,295 @@
+"""PIL and torchvision's transforms judge the pixels; what is random is checked as a function of integers."""
+
+import hashlib
+import os
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import write_folder
+from PIL import Image
+from torchvision.transforms import v2
+
+import data
+import shapes
+
+
+def pictures(count=6, size=32, seed=0):
+    """Half noise, half drawn: edges and flat areas."""
+    noise = np.random.RandomState(seed).randint(0, 256, (count // 2, 3, 32, 32)).astype(np.uint8)
+    drawn = shapes.draw_shapes("test")[0][: count - len(noise)]
+    images = torch.from_numpy(np.concatenate([noise, drawn]))
+    return v2.functional.resize(images, [size, size], antialias=True)
+
+
+class TestResizeAndNormalise:
+    @pytest.mark.parametrize("size", [224, 64, 33, 32, 20, 8])
+    def test_resize_is_within_one_grey_level_of_pil(self, size):
+        images = pictures()
+        ours = data.resize(images, size)
+        assert ours.shape == (6, 3, size, size) and ours.dtype == torch.float32
+        for image, result in zip(images, ours, strict=True):
+            pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
+            expected = torch.from_numpy(np.array(pil)).permute(2, 0, 1) / 255
+            assert (result - expected).abs().max() <= 1 / 255 + 1e-6
+
+    @pytest.mark.parametrize("size", [224, 48, 20])
+    def test_the_whole_way_is_torchvisions(self, size):
+        mean, std = [0.49, 0.48, 0.44], [0.25, 0.24, 0.26]
+        images = pictures()
+        transform = v2.Compose(
+            [v2.ToDtype(torch.float32, scale=True), v2.Resize([size, size], antialias=True), v2.Normalize(mean, std)]
+        )
+        ours = data.Preprocess(size, mean, std)(images)
+        assert torch.allclose(ours, transform(images), atol=1e-5)
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+
+    def test_statistics_are_those_of_all_pixels(self):
+        images = pictures()
+        mean, std = data.statistics(images)
+        pixels = images.permute(1, 0, 2, 3).flatten(1).double() / 255
+        assert mean == pytest.approx(pixels.mean(1).tolist(), abs=1e-12)
+        assert std == pytest.approx(pixels.std(1, correction=0).tolist(), abs=1e-12)
+
+    def test_preprocessed_training_images_have_mean_0_and_deviation_1(self):
+        images = pictures()
+        inputs = data.Preprocess(32, *data.statistics(images))(images)
+        assert inputs.mean((0, 2, 3)).abs().max() < 1e-5
+        assert (inputs.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
+
+
+class TestRandomness:
+    def test_an_epochs_order_is_a_permutation_that_follows_seed_and_epoch(self):
+        order = data.epoch_order(1000, seed=3, epoch=7)
+        assert torch.equal(order.sort().values, torch.arange(1000))
+        assert torch.equal(order, data.epoch_order(1000, seed=3, epoch=7))
+        assert not torch.equal(order, data.epoch_order(1000, seed=3, epoch=8))
+        assert not torch.equal(order, data.epoch_order(1000, seed=4, epoch=7))
+
+    @pytest.mark.parametrize("size", [(32, 32), (9, 14), (3, 3)])
+    def test_crop_and_flip_is_a_crop_of_the_mirrored_border(self, size):
+        """Every result is found among all crops of numpy's reflect padding, flipped or not."""
+        images = torch.from_numpy(np.random.RandomState(0).randint(0, 256, (40, 3, *size)).astype(np.uint8))
+        padding = min(4, *(side - 1 for side in size))
+        results = data.crop_and_flip(images, seed=1, step=2, padding=padding)
+        assert results.shape == images.shape and results.dtype == torch.uint8
+        found = set()
+        for image, result in zip(images.numpy(), results.numpy(), strict=True):
+            padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
+            for top in range(2 * padding + 1):
+                for left in range(2 * padding + 1):
+                    crop = padded[:, top : top + size[0], left : left + size[1]]
+                    for flip, candidate in ((False, crop), (True, crop[:, :, ::-1])):
+                        if np.array_equal(candidate, result):
+                            found.add((top, left, flip))
+                            break
+                    else:
+                        continue
+                    break
+                else:
+                    continue
+                break
+            else:
+                pytest.fail("a result that is no crop of its image")
+        assert len({flip for *_, flip in found}) == 2 and len(found) > 10
+
+    def test_augmentation_follows_seed_and_step_alone(self):
+        images = pictures(40)
+        first = data.crop_and_flip(images, seed=1, step=2)
+        torch.manual_seed(99)
+        np.random.seed(99)
+        assert torch.equal(first, data.crop_and_flip(images, seed=1, step=2))
+        assert not torch.equal(first, data.crop_and_flip(images, seed=1, step=3))
+        assert not torch.equal(first, data.crop_and_flip(images, seed=2, step=2))
+
+    def test_shifts_and_flips_are_uniform(self):
+        ramp = torch.arange(32, dtype=torch.uint8).expand(4000, 3, 32, 32)  # a pixel tells its column
+        results = data.crop_and_flip(ramp, seed=0, step=0)[:, 0, 16, 16].long()
+        counts = results.bincount(minlength=32)
+        assert set(counts.nonzero().flatten().tolist()) == set(range(11, 21))  # 16 +- 4, or 15 +- 4 when flipped
+        expected = torch.tensor([1, *[2] * 8, 1]) / 18 * 4000
+        assert ((counts[11:21] - expected).abs() < 5 * expected.sqrt()).all()
+
+
+class TestShapes:
+    def test_the_same_images_on_every_machine(self):
+        """The digest is not an oracle: it is the promise that the data set never changes."""
+        digest = hashlib.sha256()
+        for split in ("train", "test"):
+            for array in shapes.draw_shapes(split):
+                digest.update(np.ascontiguousarray(array).tobytes())
+        assert digest.hexdigest() == DIGEST
+
+    def test_sizes_classes_and_masks(self):
+        images, labels, classes = data.load("shapes", "train")
+        assert images.shape == (5000, 3, 32, 32) and images.dtype == torch.uint8
+        assert labels.bincount().tolist() == [500] * 10 and classes == shapes.CLASSES
+        images, labels, masks = shapes.draw_shapes("test")
+        assert images.shape == (1000, 3, 32, 32) and masks.shape == (1000, 32, 32) and masks.dtype == bool
+        assert 0.05 < masks.mean((1, 2)).min() and masks.mean((1, 2)).max() < 0.8
+
+    def test_a_mask_separates_the_shape_from_its_background(self):
+        """Within a solid shape, colours vary only by noise; across its border they jump."""
+        images, labels, masks = shapes.draw_shapes("test")
+        for image, mask in zip(images[labels == 0], masks[labels == 0], strict=True):  # disks
+            inside = image[:, mask].astype(float)
+            outside = image[:, ~mask].astype(float)
+            assert inside.std(1).max() < 20
+            assert np.abs(inside.mean(1) - outside.mean(1)).max() > 30
+
+    def test_train_and_test_share_no_image(self):
+        train, test = (data.load("shapes", split)[0].flatten(1).numpy() for split in ("train", "test"))
+        assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
+
+
+DIGEST = "to be filled"
+
+
+class TestCifar10:
+    @pytest.mark.parametrize("split", ["train", "test"])
+    def test_the_files_of_cifar10_become_tensors(self, fake_cifar10, split):
+        root, arrays = fake_cifar10
+        images, labels, classes = data.load("cifar10", split, root)
+        names = [f"data_batch_{n}" for n in range(1, 6)] if split == "train" else ["test_batch"]
+        expected = np.concatenate([arrays[name] for name in names]).reshape(-1, 3, 32, 32)
+        assert images.dtype == torch.uint8 and np.array_equal(images.numpy(), expected)
+        assert labels.dtype == torch.int64 and len(labels) == len(images)
+        assert classes[3] == "cat" and len(classes) == 10
+
+    def test_without_a_network_it_says_what_to_do(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+        with pytest.raises(data.DataError, match=r"could not be downloaded.*--data FOLDER.*--data shapes"):
+            data.load("cifar10", "train", tmp_path)
+
+    def test_a_damaged_copy_is_not_used(self, fake_cifar10, monkeypatch):
+        root, _ = fake_cifar10
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+        (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"cut short")
+        with pytest.raises(data.DataError, match="CIFAR-10 could not be downloaded"):
+            data.load("cifar10", "train", root)
+
+
+class TestFolder:
+    def test_pictures_come_as_they_are_in_the_order_of_their_names(self, folder):
+        images, labels, classes = data.load(str(folder), "train")
+        assert classes == ("disk", "ring", "stripes") and labels.bincount().tolist() == [16, 16, 16]
+        drawn, drawn_labels, _ = shapes.draw_shapes("train")
+        expected = np.concatenate([drawn[drawn_labels == n][:16] for n in (0, 3, 7)])
+        assert np.array_equal(images.numpy(), expected)  # 2.png before 10.png
+        files = data.list_files(folder, "train")
+        assert [file.name for file in files[:3]] == ["0.png", "1.png", "2.png"] and len(files) == 48
+
+    def test_the_order_agrees_with_torchvisions_image_folder(self, folder):
+        theirs = torchvision.datasets.ImageFolder(folder / "test")
+        _, labels, classes = data.load(str(folder), "test")
+        assert list(classes) == theirs.classes and labels.tolist() == theirs.targets
+        assert {str(file) for file in data.list_files(folder, "test")} == {path for path, _ in theirs.samples}
+
+    @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".bmp", ".JPEG"])
+    def test_formats(self, tmp_path, suffix):
+        folder = write_folder(tmp_path / "data", train=2, test=1, suffix=suffix)
+        assert data.load(str(folder), "train")[0].shape == (6, 3, 32, 32)
+
+    def test_val_is_accepted_for_test(self, folder):
+        (folder / "test").rename(folder / "val")
+        assert len(data.load(str(folder), "test")[0]) == 12
+
+    def test_unequal_pictures_are_resized_and_cropped_at_the_centre(self, folder):
+        wide = np.zeros((30, 90, 3), np.uint8)
+        wide[:, 30:60, 1] = 200  # the middle third is green
+        Image.fromarray(wide).save(folder / "train" / "disk" / "0.png")
+        images, _, _ = data.load(str(folder), "train", image_size=16)
+        assert images.shape == (48, 3, 16, 16)
+        assert (images[0, 1] == 200).all() and not images[0, [0, 2]].any()
+        transform = v2.Compose([v2.Resize(16), v2.CenterCrop(16)])
+        with Image.open(folder / "train" / "ring" / "3.png") as picture:
+            expected = np.array(transform(picture)).transpose(2, 0, 1).astype(int)
+        assert np.abs(images[16 + 3].numpy().astype(int) - expected).max() <= 1
+
+    def test_equal_pictures_larger_than_the_image_size_are_resized(self, folder):
+        assert data.load(str(folder), "train", image_size=24)[0].shape == (48, 3, 24, 24)
+        assert data.load(str(folder), "train", image_size=32)[0].shape == (48, 3, 32, 32)
+        assert data.load(str(folder), "train", image_size=64)[0].shape == (48, 3, 32, 32)
+
+    def test_grey_transparent_and_turned_pictures_become_rgb(self, tmp_path):
+        array = np.random.RandomState(0).randint(0, 256, (20, 20)).astype(np.uint8)
+        grey = Image.fromarray(array)
+        grey.save(tmp_path / "grey.png")
+        image = data.read_image(tmp_path / "grey.png", 20)
+        assert torch.equal(image, torch.from_numpy(array).expand(3, 20, 20))
+        exif = Image.Exif()
+        exif[0x0112] = 6  # turned by 90 degrees, as phones save upright pictures
+        grey.save(tmp_path / "turned.png", exif=exif)
+        assert torch.equal(data.read_image(tmp_path / "turned.png", 20), image.rot90(-1, (1, 2)))
+        grey.convert("RGBA").save(tmp_path / "alpha.png")
+        assert torch.equal(data.read_image(tmp_path / "alpha.png", 20), image)
+
+    def test_other_files_are_passed_over(self, folder):
+        (folder / "train" / "disk" / "notes.txt").write_text("not a picture")
+        (folder / "train" / "disk" / ".hidden.png").write_bytes(b"nor this")
+        (folder / "train" / ".cache").mkdir()
+        assert len(data.load(str(folder), "train")[0]) == 48
+
+
+class TestBadFolder:
+    def refuses(self, folder, *words, split="train"):
+        with pytest.raises(data.DataError) as caught:
+            data.load(str(folder), split)
+        for word in words:
+            assert word in str(caught.value)
+
+    def test_missing(self, tmp_path):
+        self.refuses(tmp_path / "nowhere", "nowhere is no folder", "cifar10, shapes")
+
+    def test_empty(self, tmp_path):
+        self.refuses(tmp_path, "no folder train", "train/<class>/*")
+
+    def test_without_test_split(self, folder):
+        os.rename(folder / "test", folder / "other")
+        self.refuses(folder, "no folder test or val", split="test")
+
+    def test_a_class_without_images(self, folder):
+        (folder / "train" / "empty").mkdir()
+        (folder / "test" / "empty").mkdir()
+        self.refuses(folder, os.path.join("train", "empty"), "holds no pictures")
+
+    def test_one_class_only(self, tmp_path):
+        self.refuses(write_folder(tmp_path / "one", classes=["disk"]), "holds 1 class folders")
+
+    def test_different_classes_in_train_and_test(self, folder):
+        (folder / "test" / "ring").rename(folder / "test" / "moon")
+        self.refuses(folder, "different classes", "moon, ring")
+        self.refuses(folder, "different classes", "moon, ring", split="test")
+
+    def test_a_broken_picture_is_named(self, folder):
+        path = folder / "train" / "ring" / "3.png"
+        path.write_bytes(path.read_bytes()[:200])
+        self.refuses(folder, str(path), "cannot be read", "replace or remove")
+
+    def test_a_picture_that_is_none_is_named(self, folder):
+        path = folder / "train" / "ring" / "3.png"
+        path.write_text("hello")
+        self.refuses(folder, str(path), "cannot be read")
+
+    def test_what_does_not_fit_is_refused_before_it_is_read(self, folder, monkeypatch):
+        monkeypatch.setattr(data, "available_memory", lambda: 100_000)
+        monkeypatch.setattr(data, "read_image", lambda *_: pytest.fail("it was read"))
+        self.refuses(folder, "48 images of 32x32 need 0.0 GiB", "0.0 GiB are free")
+
+    def test_both_figures_of_what_does_not_fit(self, folder, monkeypatch):
+        monkeypatch.setattr(data, "available_memory", lambda: 3 * 2**30)
+        with pytest.raises(data.DataError, match=r"need 4\.5 GiB of memory, 3\.0 GiB are free"):
+            data._refuse_what_does_not_fit(int(4.5 * 2**30), "all of them")
+        data._refuse_what_does_not_fit(2 * 2**30, "half of them")
+
+    def test_unknown_split(self):
+        with pytest.raises(ValueError, match="unknown split 'valid'"):
+            data.load("shapes", "valid")
+
+
+def test_available_memory_is_less_than_the_machine_has():
+    available = data.available_memory()
+    if available is None:
+        pytest.skip("this system does not tell")
+    assert 2**20 < available <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,333 @@
+"""torch's schedulers and losses are the judges; a run that was interrupted must equal the one that was not."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+import checkpoint
+import data
+import train
+from network import ResNet18
+from progress import duration
+
+
+def options(*flags):
+    return train.parse_args([*flags])
+
+
+class TestLearningRate:
+    def scheduled(self, scheduler, optimizer, steps, by=1):
+        """What a torch scheduler gives at each step, stepping every `by` iterations."""
+        rates = []
+        for step in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if (step + 1) % by == 0:
+                scheduler.step()
+        return rates
+
+    def optimizer(self):
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
+
+    def ours(self, steps, steps_per_epoch, *flags):
+        args = options("--lr", "0.2", *flags)
+        return [train.learning_rate(step, steps, steps_per_epoch, args) for step in range(steps)]
+
+    def test_step(self):
+        optimizer = self.optimizer()
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 20, 0.1)
+        expected = self.scheduled(scheduler, optimizer, 50 * 4, by=4)
+        assert self.ours(50 * 4, 4) == pytest.approx(expected, rel=1e-12)
+
+    def test_exponential_of_report_b(self):
+        optimizer = self.optimizer()
+        gamma = 0.35 ** (1 / 30)
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma)
+        expected = self.scheduled(scheduler, optimizer, 31 * 4, by=4)
+        ours = self.ours(31 * 4, 4, "--schedule", "exponential")
+        assert ours == pytest.approx(expected, rel=1e-12)
+        assert ours[0] == 0.2 and ours[-1] == pytest.approx(0.07)  # 0.1 -> 0.035 at epoch 30, for a rate of 0.1
+
+    def test_cosine(self):
+        optimizer = self.optimizer()
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 120)
+        expected = self.scheduled(scheduler, optimizer, 120)
+        assert self.ours(120, 4, "--schedule", "cosine") == pytest.approx(expected, rel=1e-9)
+
+    @pytest.mark.parametrize("steps", [120, 97, 7])
+    def test_onecycle(self, steps):
+        optimizer = self.optimizer()
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, total_steps=steps, cycle_momentum=False)
+        rates = []
+        for _ in range(steps):
+            rates.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            if len(rates) < steps:
+                scheduler.step()
+        assert self.ours(steps, 4, "--schedule", "onecycle") == pytest.approx(rates, rel=1e-9, abs=1e-12)
+
+    @pytest.mark.parametrize("schedule", train.SCHEDULES)
+    @pytest.mark.parametrize("steps", [1, 2, 3])
+    def test_the_shortest_runs(self, schedule, steps):
+        rates = self.ours(steps, 1, "--schedule", schedule)
+        assert all(0 < rate <= 0.2 for rate in rates)
+
+
+def test_one_step_is_sgd_on_the_cross_entropy():
+    """Against torchvision's and torch's own pieces put together, in float64."""
+    torch.manual_seed(0)
+    network, twin = ResNet18(4).double(), ResNet18(4).double()
+    twin.load_state_dict(network.state_dict())
+    inputs, labels = torch.randn(8, 3, 32, 32, dtype=torch.float64), torch.arange(8) % 4
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-3)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=False)
+    sums = train.train_step(network, optimizer, inputs, labels, 0.1, autocast)
+
+    logits = twin(inputs)
+    targets = torch.full((8, 4), 0.1 / 4, dtype=torch.float64)
+    targets[torch.arange(8), labels] += 0.9
+    loss = -(targets * logits.log_softmax(1)).sum(1).mean()
+    gradients = torch.autograd.grad(loss, list(twin.parameters()))
+    # cross-entropy is taken in float32, as under autocast
+    assert sums[0].item() / 8 == pytest.approx(loss.item(), rel=1e-5) and sums[2] == 8
+    assert sums[1] == (logits.argmax(1) == labels).sum()
+    for (name, after), before, gradient in zip(network.named_parameters(), twin.parameters(), gradients, strict=True):
+        expected = before - 0.1 * (gradient + 1e-3 * before)
+        assert torch.allclose(after, expected, atol=1e-6), name
+
+
+def test_evaluation_counts_every_image_once():
+    torch.manual_seed(0)
+    network = ResNet18(10)
+    images = torch.randint(0, 256, (2 * train.EVALUATION_BATCH + 3, 3, 16, 16), dtype=torch.uint8)
+    labels = torch.arange(len(images)) % 10
+    preprocess = data.Preprocess(16, [0.5] * 3, [0.25] * 3)
+    loss, accuracy = train.evaluate(network, images, labels, preprocess, torch.autocast("cpu", enabled=False))
+    assert network.training  # put back
+    network.eval()
+    with torch.inference_mode():
+        logits = network(preprocess(images))
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-6)
+
+
+class TestRun:
+    def test_the_files_it_leaves(self, small_run):
+        assert sorted(os.listdir(small_run)) == ["history.jsonl", "last.pt", "model.pt", "training_curves.png"]
+        model = checkpoint.load(small_run / "model.pt")
+        assert model.keys() == {"model", "classes", "mean", "std", "image_size", "config", "result", "history"}
+        assert model["classes"] == ["disk", "ring", "stripes"] and model["image_size"] == 32
+        assert model["config"]["batch_size"] == 16
+        network, info = checkpoint.load_network(small_run / "last.pt")  # a run's own state can be looked at, too
+        assert network.fc.out_features == 3 and info["history"] == model["history"]
+
+    def test_the_history(self, small_run):
+        lines = [json.loads(line) for line in (small_run / "history.jsonl").read_text().splitlines()]
+        # 48 images in batches of 16: 3 iterations an epoch
+        assert [(line["kind"], line["epoch"], line["step"]) for line in lines] == [
+            ("train", 1, 2), ("test", 1, 3), ("train", 2, 4), ("train", 2, 6), ("test", 2, 6)
+        ]  # fmt: skip
+        keys = {"kind", "epoch", "step", "loss", "accuracy"}
+        assert all(line.keys() == keys for line in lines if line["kind"] == "test")
+        assert all(
+            line.keys() == keys | {"learning_rate", "images_per_second"} for line in lines if line["kind"] == "train"
+        )
+        assert all(0 <= line["accuracy"] <= 1 for line in lines)
+        assert checkpoint.load(small_run / "model.pt")["history"] == lines
+
+    def test_the_result_is_the_last_epochs(self, small_run, tmp_path):
+        model = checkpoint.load(small_run / "model.pt")
+        result = model["result"]
+        assert result["test_accuracy"] == model["history"][-1]["accuracy"] and result["epoch"] == 2
+        # measured again from the weights alone
+        network, info = checkpoint.load_network(small_run / "model.pt")
+        images, labels, _ = data.load(str(small_run.parent / "pictures"), "test")
+        preprocess = data.Preprocess(32, info["mean"], info["std"])
+        loss, accuracy = train.evaluate(network, images, labels, preprocess, torch.autocast("cpu", enabled=False))
+        assert loss == pytest.approx(result["test_loss"], rel=1e-5) and accuracy == result["test_accuracy"]
+
+    def test_same_seed_same_run(self, small_run, tmp_path):
+        run_on(small_run.parent / "pictures", tmp_path / "again", "--epochs", "2")
+        run_on(small_run.parent / "pictures", tmp_path / "other", "--epochs", "2", "--seed", "1")
+        assert_same_run(small_run, tmp_path / "again")
+        with pytest.raises(AssertionError):
+            assert_same_run(small_run, tmp_path / "other")
+
+
+def run_on(pictures, out, *flags):
+    fixed = "--image-size 32 --batch-size 16 --log-every 2 --device cpu".split()
+    train.main(["--data", str(pictures), "--out", str(out), *fixed, *flags])
+
+
+def without_speed(history):
+    return [{key: value for key, value in entry.items() if key != "images_per_second"} for entry in history]
+
+
+def assert_same_run(a, b):
+    """Weights, statistics, momentum and history lines, bit for bit."""
+    first, second = (checkpoint.load(out / "last.pt") for out in (a, b))
+    for name, value in first["model"].items():
+        assert torch.equal(value, second["model"][name]), name
+    momentum, other = (state["optimizer"]["state"] for state in (first, second))
+    assert momentum.keys() == other.keys() and len(momentum) == 62
+    for n in momentum:
+        assert torch.equal(momentum[n]["momentum_buffer"], other[n]["momentum_buffer"])
+    assert without_speed(first["history"]) == without_speed(second["history"])
+    lines, others = ([json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()] for out in (a, b))
+    assert without_speed(lines) == without_speed(others)
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """A run of two epochs that gets a signal in the iterations told, and is resumed after each."""
+
+    def run(pictures, out, steps, number=signal.SIGTERM):
+        done, step_before = [0], train.train_step
+
+        def train_step(*args):
+            done[0] += 1
+            if done[0] in steps:
+                os.kill(os.getpid(), number)
+            return step_before(*args)
+
+        monkeypatch.setattr(train, "train_step", train_step)
+        codes = []
+        for resume in [()] + [("--resume",)] * len(steps):
+            try:
+                run_on(pictures, out, "--epochs", "2", *resume)
+            except SystemExit as stop:
+                codes.append(stop.code)
+        return codes
+
+    return run
+
+
+class TestResume:
+    @pytest.mark.parametrize("steps", [{1}, {2}, {3}, {4}, {1, 2}, {4, 5}, {1, 2, 3, 4, 5}], ids=str)
+    def test_an_interrupted_run_ends_as_if_it_had_not_been(self, small_run, tmp_path, interrupted, capsys, steps):
+        """In a log interval, at its end, at an epoch's end, and several times in one epoch."""
+        codes = interrupted(small_run.parent / "pictures", tmp_path / "run", steps)
+        assert codes == [128 + signal.SIGTERM] * len(steps)
+        assert "the same command with --resume" in capsys.readouterr().out
+        assert_same_run(small_run, tmp_path / "run")
+        first, second = (checkpoint.load(out / "model.pt")["result"] for out in (small_run, tmp_path / "run"))
+        for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
+            assert first[name] == second[name]
+
+    def test_ctrl_c(self, small_run, tmp_path, interrupted):
+        assert interrupted(small_run.parent / "pictures", tmp_path / "run", {2}, signal.SIGINT) == [130]
+        assert_same_run(small_run, tmp_path / "run")
+
+    def test_lines_after_the_last_save_come_once(self, small_run, tmp_path, interrupted):
+        """Killed between a line and the next save: the file has a line the checkpoint does not know."""
+        pictures, out = small_run.parent / "pictures", tmp_path / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train.Run, "save_model", lambda *args: (_ for _ in ()).throw(SystemExit(1)))
+            with pytest.raises(SystemExit):
+                run_on(pictures, out, "--epochs", "1")
+        with open(out / "history.jsonl", "a") as file:
+            file.write('{"kind": "train", "epoch": 2, "step": 4}\n')
+        state = checkpoint.load(out / "last.pt")
+        run_on(pictures, out, "--epochs", "2", "--resume")
+        lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+        assert lines[: len(state["history"])] == state["history"]
+        assert [line["step"] for line in lines if line["kind"] == "test"] == [3, 6]
+        assert sum(line["step"] == 4 for line in lines) == 1
+
+    def test_a_damaged_last_pt_falls_back_on_the_one_before(self, small_run, tmp_path, interrupted, capsys):
+        pictures, out = small_run.parent / "pictures", tmp_path / "run"
+        interrupted(pictures, out, {2, 4, 5})
+        whole = (out / "last.pt").read_bytes()
+        (out / "last.pt").write_bytes(whole[: len(whole) // 2])
+        run_on(pictures, out, "--epochs", "2", "--resume")
+        assert "warning" in capsys.readouterr().err
+        assert_same_run(small_run, out)
+
+    def test_more_epochs(self, small_run, tmp_path):
+        pictures, out = small_run.parent / "pictures", tmp_path / "run"
+        run_on(pictures, out, "--epochs", "1")
+        run_on(pictures, out, "--epochs", "2", "--resume")
+        state = checkpoint.load(out / "last.pt")
+        assert state["step"] == 6
+        expected = checkpoint.load(small_run / "last.pt")["model"]
+        assert all(torch.equal(value, expected[name]) for name, value in state["model"].items())
+
+    @pytest.mark.parametrize("flags", [("--seed", "3"), ("--lr", "0.5"), ("--no-augment",), ("--schedule", "cosine")])
+    def test_other_settings_are_refused_by_name(self, small_run, capsys, flags):
+        before = (small_run / "last.pt").read_bytes()
+        with pytest.raises(SystemExit):
+            run_on(small_run.parent / "pictures", small_run, "--epochs", "2", "--resume", *flags)
+        assert flags[0].replace("--no-", "--") in capsys.readouterr().err
+        assert (small_run / "last.pt").read_bytes() == before
+
+
+class TestInit:
+    def test_going_on_at_another_image_size(self, small_run, tmp_path):
+        pictures = small_run.parent / "pictures"
+        fixed = "--image-size 48 --epochs 1 --batch-size 16 --lr 1e-9 --weight-decay 0".split()
+        train.main(["--data", str(pictures), "--out", str(tmp_path), "--init", str(small_run / "model.pt"), *fixed])
+        before, after = (checkpoint.load(out / "model.pt")["model"] for out in (small_run, tmp_path))
+        assert torch.allclose(before["fc.weight"], after["fc.weight"], atol=1e-6)
+
+    def test_other_classes_get_a_new_last_layer(self, small_run):
+        network = ResNet18(5)
+        last = network.fc.weight.clone()
+        train.starting_weights(network, str(small_run / "model.pt"))
+        assert torch.equal(network.fc.weight, last)
+        assert torch.equal(network.conv1.weight, checkpoint.load(small_run / "model.pt")["model"]["conv1.weight"])
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        run_on(folder, out, "--epochs", "3", "--lr", "1e30")
+    assert stop.value.code == 1 and "lower --lr" in capsys.readouterr().err
+    for name in ("last.pt", "model.pt"):
+        assert not (out / name).exists()
+
+
+def test_bf16_on_a_cpu(folder, tmp_path):
+    run_on(folder, tmp_path / "run", "--max-steps", "2", "--precision", "bf16")
+    assert checkpoint.load(tmp_path / "run" / "model.pt")["model"]["conv1.weight"].dtype == torch.float32
+
+
+def test_max_steps_ends_with_a_result(folder, tmp_path, capsys):
+    run_on(folder, tmp_path / "run", "--max-steps", "4")
+    assert checkpoint.load(tmp_path / "run" / "model.pt")["result"]["step"] == 4
+    assert "next: python visualizer.py --ckpt" in capsys.readouterr().out
+
+
+def test_on_a_cpu_it_says_how_long_it_will_take(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("progress.PATIENCE", 0)
+    run_on(folder, tmp_path / "run", "--epochs", "2")
+    out = capsys.readouterr().out
+    assert "this will take about" in out and "for a quick look: --data shapes" in out
+
+
+def test_cifar10_by_name(fake_cifar10, tmp_path):
+    root, _ = fake_cifar10
+    train.main(
+        ["--root", str(root), "--image-size", "32", "--batch-size", "10", "--epochs", "1", "--out", str(tmp_path)]
+    )
+    assert checkpoint.load(tmp_path / "model.pt")["classes"][0] == "airplane"
+
+
+def test_tensorboard_is_named_where_it_is_missing(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(SystemExit) as stop:
+        run_on(folder, tmp_path / "run", "--tensorboard")
+    assert stop.value.code == 1 and "pip install tensorboard" in capsys.readouterr().err
+
+
+def test_tensorboard_files(folder, tmp_path):
+    pytest.importorskip("tensorboard", reason="an optional package")
+    run_on(folder, tmp_path / "run", "--tensorboard", "--max-steps", "2")
+    assert any((tmp_path / "run" / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("seconds, text", [(5, "5 s"), (600, "10 min"), (46000, "12.8 h")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text

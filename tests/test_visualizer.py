@@ -1,0 +1,212 @@
+"""What the figures are made of, on a network that has learned the drawn shapes."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpoint
+import data
+import visualizer
+from network import STAGES, ResNet18
+from reverse_network import ReverseResNet18, isolate
+from shapes import draw_shapes
+
+FIXED_NAMES = {
+    "training_curves",
+    "conv1_filters",
+    "conv1_filters_red",
+    "conv1_filters_green",
+    "conv1_filters_blue",
+    "input",
+    "conv1_feature_maps",
+    "conv5_x_feature_maps",
+    "conv1_reconstructions",
+    "conv5_x_reconstructions",
+    "conv1_top9",
+    "conv5_x_top9",
+}
+
+
+def visualize(run, out, *flags):
+    visualizer.main(["--ckpt", str(run / "model.pt"), "--out", str(out), "--device", "cpu", *flags])
+
+
+def is_a_picture(path):
+    """A PNG of at least 200 dots an inch that is neither blank nor narrower than a column."""
+    with Image.open(path) as picture:
+        assert picture.format == "PNG" and min(picture.info["dpi"]) >= 199.9
+        array = np.asarray(picture.convert("RGB"))
+    return array.shape[1] >= 3.3 * 200 and array.std() > 5
+
+
+@pytest.fixture(scope="module")
+def plots(small_run, tmp_path_factory):
+    """All figures of the small run, drawn with the defaults."""
+    out = tmp_path_factory.mktemp("plots")
+    visualize(small_run, out)
+    return out
+
+
+class TestDefaults:
+    def test_every_figure_is_there_under_its_name(self, plots):
+        names = {path.stem for path in plots.glob("*.png")}
+        channels = {name for name in names if "_channel_" in name}
+        assert names - channels == FIXED_NAMES
+        assert sum(name.startswith("conv1_top9_channel_") for name in channels) == 9
+        assert sum(name.startswith("conv5_x_top9_channel_") for name in channels) == 9
+        assert all(is_a_picture(path) for path in plots.glob("*.png"))
+        assert {path.suffix for path in plots.iterdir()} == {".png", ".json"}
+
+    def test_top9_json_is_what_a_brute_force_search_finds(self, plots, small_run):
+        entries = json.loads((plots / "top9.json").read_text())
+        assert len(entries) == 2 * 9 * 9
+        network, info = checkpoint.load_network(small_run / "model.pt")
+        folder = small_run.parent / "pictures"
+        images, labels, classes = data.load(str(folder), "test")
+        files = data.list_files(folder, "test")
+        with torch.inference_mode():
+            inputs = data.Preprocess(32, info["mean"], info["std"])(images)
+            trace, predicted = network.trace(inputs), network(inputs).argmax(1)
+        for stage in ("conv1", "conv5_x"):
+            features = trace.features[stage]
+            peaks = features.amax((2, 3))
+            mine = [entry for entry in entries if entry["stage"] == stage]
+            channels = [entry["channel"] for entry in mine[::9]]
+            assert channels == peaks.amax(0).sort(descending=True, stable=True).indices[:9].tolist()
+            for channel in channels:
+                nine = [entry for entry in mine if entry["channel"] == channel]
+                assert [entry["rank"] for entry in nine] == list(range(1, 10))
+                expected = peaks[:, channel].sort(descending=True, stable=True)
+                assert [entry["index"] for entry in nine] == expected.indices[:9].tolist()
+                for entry, score in zip(nine, expected.values, strict=False):
+                    index = entry["index"]
+                    assert entry["activation"] == pytest.approx(score.item(), rel=1e-5)
+                    unit = features[index, channel, entry["row"], entry["column"]]
+                    assert unit.item() == pytest.approx(score.item(), rel=1e-5)
+                    assert entry["label"] == classes[labels[index]]
+                    assert entry["predicted"] == classes[predicted[index]]
+                    assert entry["file"] == str(files[index])
+                    assert entry["scale"].keys() == entry["correlation"].keys() == {"deconvnet", "guided"}
+
+    def test_the_same_bytes_again(self, plots, small_run, tmp_path):
+        visualize(small_run, tmp_path)
+        for path in plots.iterdir():
+            assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+    def test_the_reconstructions_shown_are_the_mirrors(self, small_run):
+        subject = visualizer.Subject(visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--device", "cpu"]))
+        shown = subject.channel("conv5_x", 7)
+        network, info = checkpoint.load_network(small_run / "model.pt")
+        images, _, _ = data.load(str(small_run.parent / "pictures"), "test")
+        indices = [entry["index"] for entry in shown["entries"]]
+        with torch.inference_mode():
+            trace = network.trace(data.Preprocess(32, info["mean"], info["std"])(images[indices]))
+            signal = isolate(trace.features["conv5_x"], 7, "peak")
+            for rule in ("deconvnet", "guided"):
+                picture = ReverseResNet18(network, rule)(signal, "conv5_x", trace).permute(0, 2, 3, 1)
+                assert shown["pictures"][rule].shape == (9, 32, 32, 3)  # the whole image: it is small
+                assert np.allclose(shown["pictures"][rule], picture, atol=1e-5 * shown["scale"][rule])
+        assert np.allclose(shown["patches"], images[indices].permute(0, 2, 3, 1) / 255, atol=1e-6)
+
+
+class TestFlags:
+    @pytest.mark.parametrize("name", visualizer.FIGURES)
+    def test_each_figure_alone(self, small_run, tmp_path, name):
+        visualize(small_run, tmp_path, "--figures", name)
+        drawn = {path.stem for path in tmp_path.glob("*.png")}
+        assert drawn and {stem for stem in drawn if "_channel_" not in stem} <= FIXED_NAMES
+        assert (tmp_path / "top9.json").exists() == (name == "top9")
+
+    def test_stages_channels_top_rules_and_units(self, small_run, tmp_path):
+        flags = "--figures top9 --stages conv3_x --channels 5 100 --top 4 --rules gradient --unpool overwrite"
+        visualize(small_run, tmp_path, *flags.split(), "--units", "map", "--batch-size", "5")
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"conv3_x_top9.png", "conv3_x_top9_channel_5.png", "conv3_x_top9_channel_100.png", "top9.json"}
+        entries = json.loads((tmp_path / "top9.json").read_text())
+        assert [(entry["channel"], entry["rank"]) for entry in entries] == [
+            (c, n) for c in (5, 100) for n in (1, 2, 3, 4)
+        ]
+        assert entries[0]["scale"].keys() == {"gradient"}
+
+    def test_every_stage(self, small_run, tmp_path):
+        visualize(small_run, tmp_path, "--figures", "feature_maps", "reconstructions", "--stages", *STAGES)
+        assert len(list(tmp_path.glob("*_feature_maps.png"))) == len(list(tmp_path.glob("*_reconstructions.png"))) == 5
+
+    def test_limit_spreads_over_the_test_split(self, small_run):
+        args = visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--limit", "6"])
+        assert visualizer.Subject(args).searched.tolist() == [0, 2, 4, 6, 8, 10]
+        args = visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--limit", "600"])
+        assert len(visualizer.Subject(args).searched) == 12
+
+    def test_the_search_is_one_pass_for_all_stages(self, small_run, monkeypatch):
+        passes = []
+        trace = ResNet18.trace
+        monkeypatch.setattr(
+            ResNet18, "trace", lambda self, images, until: passes.append(until) or trace(self, images, until)
+        )
+        args = visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--stages", "conv1", "conv4_x", "conv2_x"])
+        assert visualizer.Subject(args).top.keys() == {"conv1", "conv4_x", "conv2_x"}
+        assert passes == ["conv4_x"]
+
+    def test_ones_own_pictures(self, small_run, tmp_path):
+        random = np.random.RandomState(0)
+        for name, size in (("a/cat.png", (50, 80)), ("b/cat.png", (32, 32)), ("dog.v2.jpg", (300, 200))):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            Image.fromarray(random.randint(0, 256, (*size, 3)).astype(np.uint8)).save(tmp_path / name)
+        files = [str(tmp_path / name) for name in ("a/cat.png", "b/cat.png", "dog.v2.jpg")]
+        out = tmp_path / "plots"
+        visualize(small_run, out, "--data", str(tmp_path / "no_data_needed"), "--images", *files)
+        assert {path.name for path in out.iterdir() if path.is_dir()} == {"cat", "cat-1", "dog.v2"}
+        for folder in ("cat", "cat-1", "dog.v2"):
+            assert {path.stem for path in (out / folder).iterdir()} == {
+                name for name in FIXED_NAMES if name.endswith(("input", "feature_maps", "reconstructions"))
+            }
+        assert not (out / "top9.json").exists() and (out / "conv1_filters.png").exists()
+
+
+class TestPlainStateDicts:
+    def test_imagenets_thousand_classes(self, tmp_path, small_run):
+        torch.manual_seed(0)
+        torch.save(ResNet18(1000).state_dict(), tmp_path / "imagenet.pth")
+        picture = next((small_run.parent / "pictures" / "test" / "disk").iterdir())
+        visualizer.main(
+            ["--ckpt", str(tmp_path / "imagenet.pth"), "--images", str(picture), "--out", str(tmp_path / "plots")]
+        )
+        assert (tmp_path / "plots" / picture.stem / "conv5_x_reconstructions.png").exists()
+        assert not (tmp_path / "plots" / "training_curves.png").exists()  # it has no history
+
+    def test_others_take_names_and_statistics_from_the_data(self, tmp_path, small_run):
+        state = checkpoint.load(small_run / "model.pt")
+        torch.save(state["model"], tmp_path / "plain.pth")
+        pictures = small_run.parent / "pictures"
+        args = visualizer.parse_args(["--ckpt", str(tmp_path / "plain.pth"), "--data", str(pictures)])
+        subject = visualizer.Subject(args)
+        assert subject.classes == state["classes"]
+        assert subject.info["mean"] == pytest.approx(state["mean"]) and subject.info["std"] == pytest.approx(
+            state["std"]
+        )
+
+
+def test_reconstructions_lie_on_the_object(trained_run, record_property):
+    """The share of a reconstruction's energy on the object's mask is well above the mask's share of the area.
+
+    conv5_x, the strongest unit of each of 200 test images. The mask is drawn with the image; no network saw it.
+    """
+    network, info = checkpoint.load_network(trained_run / "model.pt")
+    assert info["result"]["test_accuracy"] > 0.8, "a network that has not learned the shapes tells nothing"
+    images, _, masks = (torch.from_numpy(array[:200]) for array in draw_shapes("test"))
+    masks = masks.repeat_interleave(2, 1).repeat_interleave(2, 2)  # 32x32 -> 64x64
+    with torch.inference_mode():
+        trace = network.trace(data.Preprocess(64, info["mean"], info["std"])(images))
+        features = trace.features["conv5_x"]
+        signal = isolate(features, features.amax((2, 3)).argmax(1), "peak")
+        for rule in ("deconvnet", "guided", "gradient"):
+            energy = ReverseResNet18(network, rule)(signal, "conv5_x", trace).square().sum(1)
+            share = ((energy * masks).sum((1, 2)) / energy.sum((1, 2))).mean().item()
+            area = masks.float().mean().item()
+            record_property(rule, f"energy on the mask {share:.3f}, area of the mask {area:.3f}")
+            print(f"{rule}: energy on the mask {share:.3f}, area of the mask {area:.3f}")
+            assert share > 1.4 * area, rule
