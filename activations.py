@@ -84,7 +84,8 @@ def windows(pictures: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
     """A square for each image around the support of all its reconstructions: their common side, and each (top, left).
 
     pictures: (N, 3, H, W) a rule. The side is that of the largest support, SMALLEST_WINDOW at the least and the image's
-    at most; near a border a square reaches beyond the image, so that what it is about stays in its middle.
+    at most, which is then shown as it is; a smaller square has the support in its middle, even at a border, beyond
+    which it then reaches.
     """
     height, width = pictures[0].shape[-2:]
     boxes = []
@@ -94,6 +95,8 @@ def windows(pictures: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
         boxes.append((min(tops), min(lefts), max(bottoms), max(rights)))
     side = max(max(bottom - top, right - left) for top, left, bottom, right in boxes)
     side = min(max(side, SMALLEST_WINDOW), height, width)
+    if side == height == width:
+        return side, [(0, 0)] * len(boxes)
     return side, [((top + bottom - side) // 2, (left + right - side) // 2) for top, left, bottom, right in boxes]
 
 

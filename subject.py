@@ -110,7 +110,7 @@ class Subject:
         drawn, logits = self.reconstruct(images[indices], stage, channel, units)
         predicted = logits.argmax(1).tolist()
         side, corners = windows(list(drawn.values()))
-        patches = cut(data.resize(images[indices], self.image_size), side, corners, outside=1.0)
+        patches = cut(data.resize(images[indices], self.image_size), side, corners, outside=0.5)
         pictures = {rule: to_array(cut(each, side, corners, outside=0.0)) for rule, each in drawn.items()}
         scale = {rule: limit_of(each) for rule, each in pictures.items()}
         correlation = {rule: mean_correlation(each) for rule, each in pictures.items()}

@@ -137,7 +137,7 @@ def draw_top9(subject: Subject) -> Iterator[tuple[Path, Figure]]:
 
 def strongest(peaks: Tensor) -> list[int]:
     """The channels with the highest peaks, (C,), in this order."""
-    return peaks.sort(descending=True, stable=True).indices[:STRONGEST].tolist()
+    return peaks.sort(dim=0, descending=True, stable=True).indices[:STRONGEST].tolist()
 
 
 FIGURES = {

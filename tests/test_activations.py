@@ -23,7 +23,7 @@ def test_the_search_equals_brute_force(network, stage, batch_size):
     with torch.inference_mode():
         features = torch.cat([network.trace(part).features[stage] for part in images.split(batch_size)])
     peaks = features.flatten(2).max(2)  # all there is: (40, C)
-    expected = peaks.values.T.sort(1, descending=True, stable=True)
+    expected = peaks.values.T.sort(dim=1, descending=True, stable=True)
     assert scores.shape == (CHANNELS[stage], 9)
     assert torch.equal(scores, expected.values[:, :9]) and torch.equal(indices, expected.indices[:, :9])
     channels = torch.arange(CHANNELS[stage])[:, None]

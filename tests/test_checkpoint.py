@@ -1,5 +1,6 @@
 """A checkpoint appears whole or not at all, and nothing in it is run."""
 
+import contextlib
 import os
 import pickle
 
@@ -106,12 +107,19 @@ class TestBadFiles:
         torch.save(torch.zeros(3), tmp_path / "a.pt")
         self.refuses(tmp_path / "a.pt", "holds a Tensor")
 
-    @pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
-    def test_code_is_not_run(self, tmp_path, write):
-        marker = tmp_path / "marker"
-        write({"model": Payload(marker)}, tmp_path / "a.pt")
-        self.refuses(tmp_path / "a.pt", "is not run")
+    @pytest.mark.parametrize("protocol", [None, 2, 5])
+    def test_code_is_not_run(self, tmp_path, protocol):
+        """In a file of torch.save, and in plain pickles of the protocols that it can and cannot read."""
+        state, marker = {"model": Payload(tmp_path / "marker")}, tmp_path / "marker"
+        if protocol is None:
+            torch.save(state, tmp_path / "a.pt")
+        else:
+            (tmp_path / "a.pt").write_bytes(pickle.dumps(state, protocol))
+        self.refuses(tmp_path / "a.pt", "is not run" if protocol != 5 else "no checkpoint")
         assert not marker.exists()
+        with contextlib.suppress(RuntimeError):
+            torch.load(tmp_path / "a.pt", weights_only=False)
+        assert marker.exists(), "the file is not as malicious as this test needs"
 
     def test_a_whole_module_is_not_run(self, tmp_path):
         torch.save(ResNet18(), tmp_path / "a.pt")

@@ -75,11 +75,11 @@ class TestDefaults:
             peaks = features.amax((2, 3))
             mine = [entry for entry in entries if entry["stage"] == stage]
             channels = [entry["channel"] for entry in mine[::9]]
-            assert channels == peaks.amax(0).sort(descending=True, stable=True).indices[:9].tolist()
+            assert channels == peaks.amax(0).sort(dim=0, descending=True, stable=True).indices[:9].tolist()
             for channel in channels:
                 nine = [entry for entry in mine if entry["channel"] == channel]
                 assert [entry["rank"] for entry in nine] == list(range(1, 10))
-                expected = peaks[:, channel].sort(descending=True, stable=True)
+                expected = peaks[:, channel].sort(dim=0, descending=True, stable=True)
                 assert [entry["index"] for entry in nine] == expected.indices[:9].tolist()
                 for entry, score in zip(nine, expected.values, strict=False):
                     index = entry["index"]
