@@ -45,7 +45,12 @@ class TopActivations:
 def search(
     network: ResNet18, batches: Iterable[Tensor], stages: Iterable[str], k: int = 9
 ) -> dict[str, TopActivations]:
-    """`TopActivations` of several stages in one pass over normalised batches (N, 3, H, W)."""
+    """`TopActivations` of several stages in one pass over normalised batches (N, 3, H, W).
+
+    Raises RuntimeError when the network is in training mode, in which looking at images would change it.
+    """
+    if network.training:
+        raise RuntimeError("the search needs the network in evaluation mode: call network.eval() first")
     top = {stage: TopActivations(k) for stage in stages}
     until = max(top, key=STAGES.index)
     for batch in batches:
@@ -113,12 +118,15 @@ def cut(pictures: Tensor, side: int, corners: list[tuple[int, int]], outside: fl
     return tiles
 
 
-def mean_correlation(pictures: np.ndarray) -> float:
-    """The mean correlation of all pairs of pictures (n, ...): how much they resemble each other; 0 where undefined."""
+def mean_correlation(pictures: np.ndarray) -> float | None:
+    """The mean correlation of all pairs of pictures (n, ...): how much they resemble each other.
+
+    Pictures without any structure are passed over; None when fewer than two are left.
+    """
     flat = pictures.reshape(len(pictures), -1).astype(np.float64)
     flat = flat - flat.mean(1, keepdims=True)
     norms = np.linalg.norm(flat, axis=1)
     flat = flat[norms > 0] / norms[norms > 0, None]
     if len(flat) < 2:
-        return 0.0
+        return None
     return float((flat @ flat.T)[np.triu_indices(len(flat), 1)].mean())

@@ -22,8 +22,11 @@ class CheckpointError(ValueError):
 
 
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file to write to that replaces `path` when the block ends well, and leaves it as it was otherwise."""
+def atomic_file(path: str | Path, keep_previous: bool = False) -> Iterator[BinaryIO]:
+    """A file to write to that replaces `path` when the block ends well, and leaves it as it was otherwise.
+
+    keep_previous: the file it replaces stays as `<name>.prev<suffix>`.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -31,6 +34,8 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep_previous and path.exists():
+            os.replace(path, previous(path))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -48,17 +53,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def save(state: dict[str, Any], path: str | Path, keep_previous: bool = False) -> None:
-    """Writes a dict of tensors and plain types, atomically.
+    """Writes a dict of tensors and plain types to an `atomic_file`.
 
-    keep_previous: a file already there stays as `<name>.prev<suffix>`. Raises CheckpointError, with the old file
-    untouched, when it cannot be written.
+    Raises CheckpointError, with the old file untouched, when it cannot be written.
     """
-    path = Path(path)
     try:
-        with atomic_file(path) as file:
+        with atomic_file(path, keep_previous) as file:
             torch.save(state, file)
-            if keep_previous and path.exists():
-                os.replace(path, previous(path))
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} could not be written ({first_line(error)}): see that its folder is writable and the disk not full"
@@ -71,8 +72,13 @@ def previous(path: Path) -> Path:
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The dict a file holds, on the CPU. Raises CheckpointError when there is none that is safe to read."""
+    """The dict a file holds, on the CPU; of a folder, its model.pt.
+
+    Raises CheckpointError when there is none that is safe to read.
+    """
     path = Path(path)
+    if path.is_dir() and (path / "model.pt").exists():
+        path = path / "model.pt"
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}: run train.py first, or pass the path of one")
     try:
@@ -83,9 +89,7 @@ def load(path: str | Path) -> dict[str, Any]:
             "pass a model.pt that train.py wrote, or a state dict"
         ) from error
     except Exception as error:  # a damaged file can make the reader fail anywhere
-        raise CheckpointError(
-            f"{path} is damaged or no checkpoint ({first_line(error)}): pass another, or train again"
-        ) from error
+        raise CheckpointError(f"{path} is damaged or no checkpoint: pass another, or train again") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, no checkpoint: pass a model.pt of train.py")
     return state
@@ -103,14 +107,17 @@ def load_network(path: str | Path) -> tuple[ResNet18, dict[str, Any]]:
     info = {key: value for key, value in state.items() if key in INFO} if "model" in state else dict(INFO)
     weights = state.get("model", state)
     network = ResNet18(_num_classes(weights, path))
+    # files from before 2018, torchvision's ImageNet weights among them, do not count batches; nothing here reads it
+    counts = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
+    weights = counts | weights
     check_weights(weights, network, path)
     network.load_state_dict(weights)
     if missing := INFO.keys() - info.keys():
         raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: pass a model.pt of train.py")
     if "model" not in state and network.fc.out_features == 1000:
-        weights = ResNet18_Weights.IMAGENET1K_V1
-        transforms = weights.transforms()
-        info |= {"classes": weights.meta["categories"], "mean": transforms.mean, "std": transforms.std}
+        imagenet = ResNet18_Weights.IMAGENET1K_V1
+        transforms = imagenet.transforms()
+        info |= {"classes": imagenet.meta["categories"], "mean": transforms.mean, "std": transforms.std}
     if info["classes"] is not None and len(info["classes"]) != network.fc.out_features:
         raise CheckpointError(f"{path} names {len(info['classes'])} classes for {network.fc.out_features} outputs")
     return network.eval(), info

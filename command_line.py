@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Names the default of every flag that has one."""
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and names the default of every flag that has one."""
 
     def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
+        default = action.default
+        if default is None or default is False or default is argparse.SUPPRESS:
+            return action.help
+        return f"{action.help} (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -55,8 +58,10 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         yield
     except (*expected, OSError) as error:
         message = " ".join(str(error).split())
-    except torch.OutOfMemoryError:
-        message = "the device's memory is full: pass a smaller --batch-size or --image-size, or --device cpu"
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        message = "the memory is full: pass a smaller --batch-size or --image-size"
     except KeyboardInterrupt:
         sys.exit(130)
     else:
@@ -71,7 +76,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device) + 1
+        torch.zeros(1, device=device).item()
     except Exception as error:  # every backend has its own way to fail
         here = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
         raise OSError(f"there is no device {name!r}: pass --device auto, or one of {', '.join(here)}") from error

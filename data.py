@@ -106,15 +106,22 @@ def load_folder(path: Path, split: str, image_size: int) -> tuple[Tensor, Tensor
 def read_image(path: str | Path, size: int) -> Tensor:
     """One picture as (3, size, size) uint8 RGB: its shorter side resized to `size`, then cropped at the centre.
 
-    Raises DataError with the file's name when it cannot be read.
+    Turned upright where its EXIF data say so; white shows through what is transparent. Raises DataError, with the
+    file's name, when it cannot be read.
     """
     try:
         with Image.open(path) as picture:
-            picture = ImageOps.exif_transpose(picture).convert("RGB")
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith("I"):  # 16 bits a pixel, which convert() would cut off at 255
+                picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
+            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            picture = picture.convert("RGB")
             if picture.size != (size, size):
                 picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
             return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # what a damaged file makes a decoder raise has no end
         raise DataError(f"{path} cannot be read as a picture ({error}): replace or remove it") from error
 
 
@@ -122,7 +129,7 @@ def _size_of(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as picture:  # reads the header alone
             return picture.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:
         raise DataError(f"{path} cannot be read as a picture ({error}): replace or remove it") from error
 
 
@@ -200,14 +207,17 @@ def available_memory() -> int | None:
 
 
 def statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, in 0..1, over all pixels of (N, 3, H, W) uint8 images: exact."""
+    """Mean and standard deviation of each channel, in 0..1, over all pixels of (N, 3, H, W) uint8 images: exact.
+
+    The deviation is a grey level at least, so that a constant channel can be divided by it.
+    """
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in range(images.shape[1]):
         share = images[:, channel].flatten().bincount(minlength=256).cpu().double()
         share /= share.sum()
         mean.append(float(share @ values))
-        std.append(float(share @ (values - mean[-1]) ** 2) ** 0.5)
+        std.append(max(float(share @ (values - mean[-1]) ** 2) ** 0.5, 1 / 255))
     return mean, std
 
 

@@ -4,15 +4,19 @@ Pictures are (H, W, 3) float in 0..1; reconstructions are (H, W, 3) of any sign 
 """
 
 import math
+import textwrap
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.style import context
+from matplotlib.ticker import MaxNLocator
 
 WIDTH = 7.0  # inches
 DPI = 300
 STYLE = {
+    "text.parse_math": False,  # a $ in the name of a file or class is a $
     "font.size": 7,
     "axes.titlesize": 7,
     "axes.labelsize": 7,
@@ -33,11 +37,17 @@ def styled(draw):
     """A drawing function under this file's style, whatever the reader's matplotlibrc says."""
 
     def drawn(*args, **kwargs):
-        with rc_context(STYLE):
+        with context(["default", STYLE]):
             return draw(*args, **kwargs)
 
     drawn.__name__, drawn.__doc__ = draw.__name__, draw.__doc__
     return drawn
+
+
+@styled
+def save(figure: Figure, file) -> None:
+    """Writes a figure as PNG to a path or a binary file."""
+    figure.savefig(file, format="png", dpi=DPI)
 
 
 def mosaic(tiles: np.ndarray, columns: int, gap: int = 1, fill: float = 1.0) -> np.ndarray:
@@ -72,13 +82,14 @@ def training_curves(history: list[dict]) -> Figure:
     for axes, name, factor, text in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("{} {:.3f}", "{} {:.2f} %"), strict=True
     ):
-        for kind, style, colour in (("train", "-", "#2166ac"), ("test", "o-", WRONG)):
+        for kind, style, colour in (("train", "-", "#2166ac"), ("test", ".-", WRONG)):
             lines = [entry for entry in history if entry["kind"] == kind]
             if lines:
                 values = [factor * entry[name] for entry in lines]
                 steps = [entry["step"] for entry in lines]
                 label = text.format(kind, values[-1])
-                axes.plot(steps, values, style, color=colour, markersize=2.5, linewidth=1, label=label)
+                every = ".-" if len(lines) < 40 else style
+                axes.plot(steps, values, every, color=colour, markersize=3, linewidth=1, label=label)
         train = [entry for entry in history if entry["kind"] == "train"]
         for earlier, before, after in zip(train, train[1:], train[2:], strict=False):
             rates = [entry["learning_rate"] for entry in (earlier, before, after)]
@@ -87,6 +98,7 @@ def training_curves(history: list[dict]) -> Figure:
         axes.set_xlabel("iteration")
         axes.set_ylabel("loss (cross-entropy)" if name == "loss" else "accuracy (%)")
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color="0.92", linewidth=0.5)
         axes.set_axisbelow(True)
         if axes.lines:
@@ -110,9 +122,8 @@ def filters(weights: np.ndarray) -> Figure:
 
 
 @styled
-def filter_channel(weights: np.ndarray, name: str) -> Figure:
-    """The part of the filters that sees one input channel, (n, h, w), on one scale centred on 0."""
-    limit = limit_of(weights)
+def filter_channel(weights: np.ndarray, name: str, limit: float) -> Figure:
+    """The part of the filters that sees one input channel, (n, h, w), on the scale -limit to limit."""
     figure = Figure((WIDTH * 0.55 + 0.5, WIDTH * 0.55 + 0.25), layout="constrained")
     axes = figure.subplots()
     picture = _numbered_mosaic(
@@ -131,7 +142,7 @@ def input_image(
     figure = Figure((WIDTH * 0.8, 2.3), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
     left.imshow(image, interpolation="nearest")
-    left.set_title(title)
+    left.set_title(textwrap.fill(title, 40))
     left.set_axis_off()
     best = np.argsort(-probabilities, kind="stable")[:10]
     shown = [str(names[n]) for n in best]
@@ -152,13 +163,14 @@ def feature_maps(maps: np.ndarray, title: str) -> Figure:
     """All maps of a stage, (C, h, w), as one picture on one scale; channel = row number + column number."""
     columns = 8 if len(maps) <= 64 else 2 ** math.ceil(math.log2(len(maps)) / 2)
     limit = float(np.quantile(maps, 0.998)) or limit_of(maps)
-    figure = Figure((WIDTH, 0.55 + (WIDTH - 1) * math.ceil(len(maps) / columns) / columns), layout="constrained")
+    figure = Figure((WIDTH, 0.65 + (WIDTH - 1) * math.ceil(len(maps) / columns) / columns), layout="constrained")
     axes = figure.subplots()
     picture = _numbered_mosaic(axes, maps, columns, cmap="magma", vmin=0, vmax=limit, fill=np.nan)
     dead = int((maps.max((1, 2)) == 0).sum())
-    axes.set_title(
-        f"{title}: {len(maps)} maps of {maps.shape[1]}x{maps.shape[2]}, {dead} without any activation; "
-        "channel = number of the row + number of the column"
+    _title(
+        figure,
+        f"{title}: {len(maps)} maps of {maps.shape[1]}x{maps.shape[2]}, {dead} without any activation",
+        "a channel's number is the number of its row + that of its column",
     )
     figure.colorbar(picture, ax=axes, shrink=0.8, extend="max", label="activation after the ReLU", aspect=40)
     return figure
@@ -172,7 +184,13 @@ def reconstructions(image: np.ndarray, maps: np.ndarray, pictures: dict, channel
     tile = WIDTH * 0.84 / 3 / parts
     figure = Figure((WIDTH, 0.5 + rows * (tile + 0.22)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.02, hspace=0.02)
-    figure.suptitle(f"{title}\neach: map | " + " | ".join(pictures))
+    _title(
+        figure,
+        title,
+        "map (black 0, yellow its peak) | "
+        + " | ".join(pictures)
+        + "; each reconstruction on a scale of its own around grey",
+    )
     left, right = figure.subfigures(1, 2, width_ratios=(0.16, 0.84))
     axes = left.subplots()
     axes.imshow(image, interpolation="nearest")
@@ -184,7 +202,7 @@ def reconstructions(image: np.ndarray, maps: np.ndarray, pictures: dict, channel
             peak = float(maps[n].max())
             shade = _enlarge(maps[n] / peak if peak > 0 else maps[n], image.shape[:2])
             drawn = [around_grey(each[n], limit_of(each[n])) for each in pictures.values()]
-            axes.imshow(_beside([np.repeat(shade[:, :, None], 3, 2), *drawn]), interpolation="nearest")
+            axes.imshow(_beside([colormaps["magma"](shade)[:, :, :3], *drawn]), interpolation="nearest")
             axes.set_title(f"channel {channels[n]}, peak {peak:.2f}" + ("" if peak > 0 else " (dead)"), loc="left")
     return figure
 
@@ -202,19 +220,24 @@ def top9_channel(channel: dict, title: str) -> Figure:
     """A channel's strongest images: each patch beside its reconstruction by each rule.
 
     channel: patches (n, s, s, 3); pictures rule -> (n, s, s, 3), scale and correlation rule -> number; entries, n dicts
-    as in top9.json.
+    as in top9.json (a correlation may be None).
     """
     count = len(channel["entries"])
     columns = min(3, count)
     rows = math.ceil(count / columns)
     parts = 1 + len(channel["pictures"])
-    figure = Figure((WIDTH, 0.5 + rows * (WIDTH / columns / parts + 0.3)), layout="constrained")
+    figure = Figure((WIDTH, 0.6 + rows * (WIDTH / columns / parts + 0.3)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.02)
     rules = [
-        f"{rule} (scale ±{channel['scale'][rule]:.2g}, correlation {channel['correlation'][rule]:.2f})"
+        f"{rule} (±{channel['scale'][rule]:.2g}, correlation {_number(channel['correlation'][rule])})"
         for rule in channel["pictures"]
     ]
-    figure.suptitle(f"{title}\nrank: activation, image, class; patch | " + " | ".join(rules))
+    _title(
+        figure,
+        title,
+        "patch | " + " | ".join(rules),
+        "caption: rank, activation, image, class; red: misclassified. Grey: zero, or beyond the image",
+    )
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()
@@ -235,7 +258,13 @@ def top9_overview(channels: list[dict], title: str) -> Figure:
     block = WIDTH / columns / (1 + len(rules))
     figure = Figure((WIDTH, 0.55 + rows * (block + 0.3)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.03)
-    figure.suptitle(f"{title}\neach: patches | " + " | ".join(rules))
+    _title(
+        figure,
+        title,
+        "patches | "
+        + " | ".join(rules)
+        + "; correlation: mean over the pairs of a block. Grey: zero, or beyond the image",
+    )
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()
@@ -245,9 +274,18 @@ def top9_overview(channels: list[dict], title: str) -> Figure:
         axes.imshow(_beside([mosaic(tiles, side) for tiles in (channel["patches"], *drawn)]), interpolation="nearest")
         activations = [entry["activation"] for entry in channel["entries"]]
         state = f"activation {activations[0]:.2f} to {activations[-1]:.2f}" if activations[0] > 0 else "dead"
-        correlations = ", ".join(f"{rule} {value:.2f}" for rule, value in channel["correlation"].items())
+        correlations = ", ".join(f"{rule} {_number(value)}" for rule, value in channel["correlation"].items())
         axes.set_title(f"channel {channel['channel']}: {state}\ncorrelation {correlations}", loc="left")
     return figure
+
+
+def _title(figure: Figure, *lines: str) -> None:
+    """A title over the whole figure, whose long lines are broken before they leave it."""
+    figure.suptitle("\n".join(textwrap.fill(line, 105) for line in lines))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _beside(pictures: list[np.ndarray]) -> np.ndarray:

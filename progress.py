@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
 REFRESH = 1.0  # seconds between looks at the running loss, for each makes the host wait for the device
 PATIENCE = 1800  # seconds of a run after which a shorter one is proposed
 WARM_UP = 1  # iterations that say nothing about speed
@@ -27,7 +28,7 @@ class Progress:
     """
 
     def __init__(self, step: int, total_steps: int, epochs: int, batch_size: int, to_evaluate: int):
-        self.bar = tqdm(total=total_steps, initial=step, unit="it", disable=None, smoothing=0.05)
+        self.bar = tqdm(total=total_steps, initial=step, disable=None, dynamic_ncols=True, bar_format=BAR)
         self.first, self.step, self.total_steps = step, step, total_steps
         self.epochs, self.batch_size, self.to_evaluate = epochs, batch_size, to_evaluate
         self.line_step, self.refreshed = step, time.monotonic()
@@ -47,7 +48,10 @@ class Progress:
     def show(self, epoch: int, loss: float, accuracy: float) -> None:
         """The running values, beside the bar."""
         self.bar.set_description(f"epoch {epoch}/{self.epochs}", refresh=False)
-        self.bar.set_postfix_str(f"loss {loss:.3f}, accuracy {accuracy:.1%}, {self.images_per_second():.0f} images/s")
+        self.bar.set_postfix_str(
+            f"loss {loss:.3f}, accuracy {accuracy:.1%}, {self.images_per_second():.0f} images/s, "
+            f"{duration(self.seconds_left())} left"
+        )
 
     def images_per_second(self) -> float:
         """Trained on since the last line."""
@@ -58,12 +62,12 @@ class Progress:
         an_iteration = (time.monotonic() - self.started) / max(self.step - self.first - WARM_UP, 1)
         return an_iteration * (self.total_steps - self.step + self.to_evaluate / self.batch_size / 3)
 
-    def forecast(self) -> None:
-        """Says how long the run will take, and what to pass where that is longer than one likes to wait."""
+    def forecast(self, advise: bool) -> None:
+        """Says how long the run will take, and, to `advise`, what to pass where that is longer than one likes."""
         seconds = self.seconds_left()
         self.bar.write(f"this will take about {duration(seconds)} on this CPU")
-        if seconds > PATIENCE:
-            self.bar.write("for a quick look: --data shapes --image-size 64 --epochs 3, or a smaller --image-size")
+        if advise and seconds > PATIENCE:
+            self.bar.write("for a quick look: --data shapes --image-size 64 --epochs 4, or a smaller --image-size")
 
     def train_line(self, entry: dict) -> None:
         """Prints a line of the history, and starts the next interval."""

@@ -1,6 +1,7 @@
 """A training run in its folder: what it has done so far, saved and taken up again."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -15,8 +16,10 @@ import checkpoint
 from checkpoint import CheckpointError
 from network import ResNet18
 
-# The settings that may differ between a run and its continuation; any other would make it another run.
-MAY_CHANGE = {"epochs", "max_steps", "root", "device", "out", "init", "resume", "overwrite", "tensorboard"}
+# The settings that may differ between a run and its continuation; any other would make it another run. The length of
+# the run may, too, unless the learning rate follows it.
+MAY_CHANGE = {"root", "device", "out", "init", "resume", "overwrite", "tensorboard", "log_every"}
+LENGTH = {"epochs", "max_steps"}
 SAVE_EVERY = 60  # seconds
 
 
@@ -25,13 +28,15 @@ class Run:
 
     folder     where last.pt, last.prev.pt, model.pt and history.jsonl are
     network, optimizer   on one device, in the state the run starts with
+    steps_per_epoch      iterations
     facts      what never changes: classes, mean, std, image_size, config
     writer     an optional torch.utils.tensorboard.SummaryWriter that gets every number of the history
     """
 
-    def __init__(self, folder: Path, network: ResNet18, optimizer: torch.optim.Optimizer, facts: dict, writer=None):
+    def __init__(self, folder: Path, network: ResNet18, optimizer, steps_per_epoch: int, facts: dict, writer=None):
         self.last, self.model, self.log = (folder / name for name in ("last.pt", "model.pt", "history.jsonl"))
         self.network, self.optimizer, self.facts, self.writer = network, optimizer, facts, writer
+        self.steps_per_epoch = steps_per_epoch
         self.step = 0  # iterations done
         self.seconds_before = 0.0  # spent before the last interruption
         self.started = self.saved = time.monotonic()
@@ -41,11 +46,9 @@ class Run:
         self.since_line, self.in_epoch = torch.zeros(3, device=device), torch.zeros(3, device=device)
 
     def begin(self, state: dict | None) -> None:
-        """Takes up a saved state, or starts anew when there is none; files of another run are removed."""
-        if state is None:
-            for file in (self.last, checkpoint.previous(self.last), self.model):
-                file.unlink(missing_ok=True)
-        else:
+        """Takes up a saved state, or starts anew; the files of another run go when this one has its first."""
+        self.is_new, self.last_is_good = state is None, state is not None and not state["is_previous"]
+        if state is not None:
             self.network.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.seconds_before, self.history = state["step"], state["seconds"], state["history"]
@@ -53,6 +56,11 @@ class Run:
             self.in_epoch.copy_(state["in_epoch"])
         with checkpoint.atomic_file(self.log) as file:  # lines after the saved state will come again
             file.writelines(json.dumps(entry).encode() + b"\n" for entry in self.history)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last iteration done, from 1."""
+        return max(self.step - 1, 0) // self.steps_per_epoch + 1
 
     @property
     def seconds(self) -> float:
@@ -65,6 +73,15 @@ class Run:
         self.since_line += sums
         self.in_epoch += sums
 
+    def check_finite(self) -> None:
+        """Raises FloatingPointError when a loss since the last line, a weight or a statistic is no number any more."""
+        values = [self.since_line, *self.network.state_dict().values()]
+        if not torch.stack([value.isfinite().all() for value in values]).all():
+            raise FloatingPointError(
+                f"the loss is not finite by iteration {self.step}, at learning rate "
+                f"{self.optimizer.param_groups[0]['lr']:.3g}: pass a lower --lr; what {self.last.parent} holds is older"
+            )
+
     def record(self, entry: dict) -> None:
         """Adds a line to the history and its file."""
         self.history.append(entry)
@@ -75,19 +92,24 @@ class Run:
                 self.writer.add_scalar(f"{entry['kind']}/{name}", entry[name], entry["step"])
 
     def save(self) -> None:
-        """Writes last.pt, and keeps the one before as last.prev.pt."""
+        """Writes last.pt, and keeps the one before as last.prev.pt. Raises FloatingPointError rather than save NaN."""
+        self.check_finite()
         progress = {
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "steps_per_epoch": self.steps_per_epoch,
             "seconds": self.seconds,
             "since_line": self.since_line,
             "in_epoch": self.in_epoch,
         }
-        checkpoint.save(self._network_and_facts({}) | progress, self.last, keep_previous=True)
-        self.saved = time.monotonic()
+        checkpoint.save(self._network_and_facts({}) | progress, self.last, keep_previous=self.last_is_good)
+        if self.is_new:
+            checkpoint.previous(self.last).unlink(missing_ok=True)
+            self.model.unlink(missing_ok=True)
+        self.is_new, self.last_is_good, self.saved = False, True, time.monotonic()
 
     def save_if_due(self) -> None:
-        """Saves where more than a minute's work would be lost."""
+        """Saves when the last time is more than SAVE_EVERY ago."""
         if time.monotonic() - self.saved > SAVE_EVERY:
             self.save()
 
@@ -107,36 +129,52 @@ def earlier_state(folder: Path, resume: bool, overwrite: bool, config: dict) -> 
     """
     last = folder / "last.pt"
     if not resume:
-        if not overwrite and any((folder / name).exists() for name in ("last.pt", "model.pt", "history.jsonl")):
+        files = [folder / name for name in ("last.pt", "model.pt", "history.jsonl")]
+        if not overwrite and any(file.exists() and file.stat().st_size > 0 for file in files):
             raise CheckpointError(f"{folder} holds an earlier run: pass --resume, --overwrite, or another --out")
         return None
+    is_previous = False
+    if not last.exists() and not checkpoint.previous(last).exists():
+        raise CheckpointError(f"there is nothing to resume in {folder}: leave out --resume")
     try:
         state = checkpoint.load(last)
     except CheckpointError as error:
         if not checkpoint.previous(last).exists():
             raise
         print(f"warning: {error}; going on from {checkpoint.previous(last)}", file=sys.stderr)
-        state = checkpoint.load(checkpoint.previous(last))
+        state, is_previous = checkpoint.load(checkpoint.previous(last)), True
     if not {"model", "optimizer", "step", "config"} <= state.keys():
         raise CheckpointError(f"{last} is not what train.py leaves to resume from: pass it to --init instead")
-    changed = sorted(name for name in config.keys() - MAY_CHANGE if state["config"].get(name) != config[name])
+    may_change = MAY_CHANGE | (LENGTH if config["schedule"] in ("step", "exponential") else set())
+    changed = sorted(name for name in config.keys() - may_change if state["config"].get(name) != config[name])
     if changed:
         were = ", ".join(f"--{name.replace('_', '-')} was {state['config'].get(name)}" for name in changed)
         raise CheckpointError(f"--resume with other settings would be another run ({were}): pass the same ones")
-    return state
+    return state | {"is_previous": is_previous}
+
+
+def check_continues(state: dict, classes: list[str], mean: list, std: list, steps_per_epoch: int, total: int) -> None:
+    """Raises CheckpointError when the data are not those of the saved run, or its end lies behind it."""
+    now = (classes, mean, std, steps_per_epoch)
+    if now != (state["classes"], state["mean"], state["std"], state["steps_per_epoch"]):
+        raise CheckpointError("the training images have changed since the run began: start a new one in another --out")
+    if state["step"] > total:
+        raise CheckpointError(f"the run has done {state['step']} iterations, more than the {total} now asked for")
 
 
 @contextmanager
 def noted_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list, so that the iteration at hand can be finished; a second ends at once."""
+    """Collects SIGINT, SIGTERM and SIGHUP, so that the iteration at hand can be finished; a second one ends at once."""
     noted = []
 
     def note(number, frame):
         if noted:
             raise KeyboardInterrupt
         noted.append(number)
+        os.write(2, b"\nstopping after this iteration or evaluation; once more stops at once, without saving\n")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, note) for number in signals}
     try:
         yield noted
     finally:

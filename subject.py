@@ -84,11 +84,12 @@ class Subject:
         if not self.args.images:
             images, labels, classes = self.test
             label = classes[labels[0]]
-            return [Picture("", f"test image 0: {label}", images[0], label)]
+            return [Picture("", f"test image 0 ({label})", images[0], label)]
         pictures = []
         for file in map(Path, self.args.images):
-            used = [picture.folder for picture in pictures]
-            folder = file.stem if file.stem not in used else f"{file.stem}-{len(pictures)}"
+            used = {picture.folder for picture in pictures}
+            names = (file.stem, *(f"{file.stem}-{n}" for n in range(2, len(used) + 3)))
+            folder = next(name for name in names if name not in used)
             title = f"{file.name}, resized and cropped to {self.image_size}x{self.image_size}"
             pictures.append(Picture(folder, title, data.read_image(file, self.image_size), None))
         return pictures

@@ -1,13 +1,15 @@
-"""Trains ResNet-18: data -> checkpoints/last.pt, model.pt, history.jsonl, training_curves.png.
+"""Train ResNet-18; visualizer.py then shows what it has learned.
 
-python train.py                                           CIFAR-10 at 224x224, as the assignment asks
-python train.py --data shapes --image-size 64 --epochs 3  a first try on a laptop, without a download
+python train.py                                           CIFAR-10 at 224x224, 50 epochs
+python train.py --data shapes --image-size 64 --epochs 4  a first try on a laptop, without a download
 python train.py --data FOLDER                             pictures in FOLDER/train/<class>/, FOLDER/test/<class>/
+python train.py --resume                                  go on with a run that was interrupted
 """
 
 import math
 import sys
 from argparse import BooleanOptionalAction
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -20,22 +22,27 @@ import figures
 from command_line import ArgumentParser, number, one_line_errors, output_folder, pick_device
 from network import ResNet18
 from progress import Progress, duration
-from run import Run, earlier_state, noted_signals
+from run import Run, check_continues, earlier_state, noted_signals
 
 SCHEDULES = ("step", "exponential", "cosine", "onecycle")
 DEFAULT_GAMMA = {"step": 0.1, "exponential": 0.35 ** (1 / 30)}
-EVALUATION_BATCH = 250  # images
+EVALUATION_PIXELS = 128 * 224 * 224  # at once: about 1 GB on the device
 
 
 def parse_args(argv=None):
     """The flags of the command line; a wrong use ends in one line and exit code 2."""
-    parser = ArgumentParser("Train ResNet-18; visualizer.py then shows what it learned.")
+    parser = ArgumentParser(__doc__)
     count, positive, share = number(int, least=1), number(float, above=0), number(float, least=0, below=1)
 
     add = parser.add_argument_group("data").add_argument
     add("--data", default="cifar10", help=f"{', '.join(data.DATASETS)}, or a folder with train/ and test/<class>/*")
     add("--root", default="data", help="folder that CIFAR-10 is downloaded to and read from")
-    add("--image-size", type=number(int, least=8), default=224, help="pixels a side, as the network sees them")
+    add(
+        "--image-size",
+        type=number(int, least=8, most=4096),
+        default=224,
+        help="pixels a side, as the network sees them",
+    )
     add("--augment", action=BooleanOptionalAction, default=True, help="shift by up to 4 pixels and flip, in training")
 
     add = parser.add_argument_group("optimisation").add_argument
@@ -50,7 +57,7 @@ def parse_args(argv=None):
     add("--gamma", type=positive, help="factor of a step (default: 0.1) or of an epoch of --schedule exponential "
         "(default: 0.9656, which is 0.35 in 30 epochs)")  # fmt: skip
     add("--max-steps", type=count, help="stop after so many iterations")
-    add("--seed", type=number(int, least=0), default=0, help="of weights, order and augmentation")
+    add("--seed", type=number(int, least=0, most=2**32 - 1), default=0, help="of weights, order and augmentation")
     add("--init", metavar="CKPT", help="start from these weights: to fine-tune, or to go on at another image size")
 
     add = parser.add_argument_group("machine").add_argument
@@ -112,7 +119,8 @@ def evaluate(network: ResNet18, images: Tensor, labels: Tensor, preprocess, auto
     """Mean cross-entropy and accuracy (0..1) over all images (N, 3, H, W) uint8, each counted once."""
     network.eval()
     sums = torch.zeros(3, device=images.device)
-    batches = list(zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True))
+    batch_size = max(1, EVALUATION_PIXELS // preprocess.image_size**2)
+    batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
     for batch, target in tqdm(batches, "evaluation", leave=False, disable=None):
         with autocast:
             logits = network(preprocess(batch))
@@ -164,36 +172,39 @@ def train(args) -> None:
         raise data.DataError(f"--batch-size {args.batch_size} is more than the {len(images)} training images: lower it")
     total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
     mean, std = data.statistics(images)
+    if state:
+        check_continues(state, list(classes), mean, std, steps_per_epoch, total_steps)
     preprocess = data.Preprocess(args.image_size, mean, std, device)
     images, labels, test_images, test_labels = (x.to(device) for x in (images, labels, test_images, test_labels))
 
     # network and optimizer
     torch.manual_seed(args.seed)
     network = ResNet18(len(classes))
-    if args.init:
+    if args.init and not state:
         starting_weights(network, args.init)
     network.to(device, memory_format=torch.channels_last).train()
     optimizer = torch.optim.SGD(
         network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=device.type != "mps"
     )
-    gpu_has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    gpu_has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
     use_bf16 = args.precision == "bf16" or (args.precision == "auto" and gpu_has_bf16)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bf16)
 
     # the run, new or taken up again
     facts = {"classes": list(classes), "mean": mean, "std": std, "image_size": args.image_size, "config": vars(args)}
-    run = Run(out, network, optimizer, facts, writer)
+    run = Run(out, network, optimizer, steps_per_epoch, facts, writer)
     run.begin(state)
-    evaluations = math.ceil(total_steps / steps_per_epoch) - run.step // steps_per_epoch
-    progress = Progress(run.step, total_steps, args.epochs, args.batch_size, evaluations * len(test_images))
+    del state
     print(
         f"{len(images):,} training and {len(test_images):,} test images of {len(classes)} classes at "
         f"{args.image_size}x{args.image_size}; {total_steps:,} iterations on {device}, {'bf16' if use_bf16 else 'fp32'}"
-        + (f", from {run.step:,} on" if state else ""),
+        + (f", from {run.step:,} on" if run.step else ""),
         flush=True,
     )
+    evaluations = math.ceil(total_steps / steps_per_epoch) - run.step // steps_per_epoch
+    progress = Progress(run.step, total_steps, args.epochs, args.batch_size, evaluations * len(test_images))
 
-    with noted_signals() as signals:
+    with noted_signals() as signals, progress.bar, writer or nullcontext():
         while run.step < total_steps:
             epoch, position = divmod(run.step, steps_per_epoch)
             if position == 0:
@@ -204,43 +215,56 @@ def train(args) -> None:
             batch = images[chosen]
             if args.augment:
                 batch = data.crop_and_flip(batch, args.seed, run.step)
-            rate = learning_rate(run.step, total_steps, steps_per_epoch, args)
-            optimizer.param_groups[0]["lr"] = rate
+            optimizer.param_groups[0]["lr"] = learning_rate(run.step, total_steps, steps_per_epoch, args)
             run.count(train_step(network, optimizer, preprocess(batch), labels[chosen], args.label_smoothing, autocast))
 
             if progress.advance():
-                progress.show(epoch + 1, *loss_and_accuracy(run.since_line))
+                progress.show(run.epoch, *loss_and_accuracy(run.since_line))
             if device.type == "cpu" and progress.step == progress.first + 3:
-                progress.forecast()
-            at_end = run.step == total_steps
-            at_line = at_end or run.step % args.log_every == 0
-            at_epochs_end = at_end or position + 1 == steps_per_epoch
+                progress.forecast(advise=args.data != "shapes")
+            at_line, at_epochs_end = run.step % args.log_every == 0, position + 1 == steps_per_epoch
             if at_line:
-                loss, accuracy = loss_and_accuracy(run.since_line)
-                if not math.isfinite(loss):
-                    raise FloatingPointError(
-                        f"the loss is {loss} by iteration {run.step}, at learning rate {rate:.3g}; what {out} holds is "
-                        "from before: try a lower --lr"
-                    )
-                speed = round(progress.images_per_second(), 1)
-                entry = {"kind": "train", "epoch": epoch + 1, "step": run.step, "loss": loss, "accuracy": accuracy}
-                run.record(entry | {"learning_rate": rate, "images_per_second": speed})
-                run.since_line.zero_()
-                progress.train_line(run.history[-1])
+                end_line(run, progress)
             if at_epochs_end:
-                with progress.evaluation(len(test_images)):
-                    loss, accuracy = evaluate(network, test_images, test_labels, preprocess, autocast)
-                run.record({"kind": "test", "epoch": epoch + 1, "step": run.step, "loss": loss, "accuracy": accuracy})
-                progress.test_line(run.history[-1])
-            if signals or at_end:
-                run.save()
-            elif at_line or at_epochs_end:
+                end_epoch(run, progress, test_images, test_labels, preprocess, autocast)
+            if signals:
+                break
+            if at_line or at_epochs_end:
                 run.save_if_due()
-            if signals and not at_end:
-                print(f"stopped after iteration {run.step:,}; to go on: the same command with --resume", flush=True)
-                sys.exit(128 + signals[0])
-    progress.bar.close()
+        run.save()  # before the lines that are only there because the run ends here: a longer one has no such lines
+        if run.step < total_steps:
+            instead = " instead of --overwrite" if args.overwrite else ""
+            print(f"stopped after iteration {run.step:,}; to go on: the same command with --resume{instead}")
+            sys.exit(128 + signals[0])
+        if run.step % args.log_every != 0:
+            end_line(run, progress)
+        if run.step % steps_per_epoch != 0:
+            end_epoch(run, progress, test_images, test_labels, preprocess, autocast)
     finish(run, out)
+
+
+def end_line(run: Run, progress: Progress) -> None:
+    """Records and prints the means since the last line."""
+    run.check_finite()
+    loss, accuracy = loss_and_accuracy(run.since_line)
+    run.since_line.zero_()
+    entry = {"kind": "train", "epoch": run.epoch, "step": run.step, "loss": loss, "accuracy": accuracy}
+    entry["learning_rate"] = run.optimizer.param_groups[0]["lr"]
+    entry["images_per_second"] = round(progress.images_per_second(), 1)
+    run.record(entry)
+    progress.train_line(entry)
+
+
+def end_epoch(run: Run, progress: Progress, images: Tensor, labels: Tensor, preprocess, autocast) -> None:
+    """Records and prints the loss and accuracy on the test images."""
+    run.check_finite()
+    with progress.evaluation(len(images)):
+        loss, accuracy = evaluate(run.network, images, labels, preprocess, autocast)
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the test loss is {loss} after iteration {run.step}: pass a lower --lr")
+    entry = {"kind": "test", "epoch": run.epoch, "step": run.step, "loss": loss, "accuracy": accuracy}
+    run.record(entry)
+    progress.test_line(entry)
 
 
 def finish(run: Run, out) -> None:
@@ -259,7 +283,7 @@ def finish(run: Run, out) -> None:
     }
     run.save_model(result)
     with checkpoint.atomic_file(out / "training_curves.png") as file:
-        figures.training_curves(run.history).savefig(file, format="png", dpi=figures.DPI)
+        figures.save(figures.training_curves(run.history), file)
     print(
         f"train accuracy {train_accuracy:.2%} (mean over the last epoch, as trained), "
         f"test accuracy {test['accuracy']:.2%}, in {duration(run.seconds)}\n"

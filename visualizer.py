@@ -1,4 +1,4 @@
-"""Shows what a trained ResNet-18 has learned: checkpoint -> plots/*.png and plots/top9.json.
+"""Draw what a trained ResNet-18 has learned: checkpoint -> plots/*.png and plots/top9.json.
 
 python visualizer.py --ckpt                                 every figure of checkpoints/model.pt
 python visualizer.py --ckpt PATH --images cat.jpg dog.jpg   one's own pictures instead, in plots/cat/ and plots/dog/
@@ -29,7 +29,7 @@ STRONGEST = 9  # channels drawn where none are asked for
 
 def parse_args(argv=None):
     """The flags of the command line; a wrong use ends in one line and exit code 2."""
-    parser = ArgumentParser("Draw what a trained ResNet-18 has learned.")
+    parser = ArgumentParser(__doc__)
 
     add = parser.add_argument_group("what is looked at").add_argument
     add("--ckpt", nargs="?", default="checkpoints/model.pt", const="checkpoints/model.pt", metavar="PATH",
@@ -38,7 +38,7 @@ def parse_args(argv=None):
     add("--root", help="folder of CIFAR-10 (default: as trained)")
     add("--images", nargs="+", metavar="FILE", help="pictures to look at instead of the first test image; without "
         "--figures, the test split is then not searched")  # fmt: skip
-    add("--limit", type=number(int, least=1), help="search only so many test images, evenly spread")
+    add("--limit", type=number(int, least=1), help="search only so many test images, evenly spread (default: all)")
 
     add = parser.add_argument_group("what is drawn").add_argument
     add("--figures", nargs="+", choices=FIGURES, metavar="NAME", help=f"some of {', '.join(FIGURES)} (default: all)")
@@ -51,11 +51,14 @@ def parse_args(argv=None):
     add("--units", choices=UNITS, default="peak", help="top 9: reconstruct the strongest unit or the whole map")
 
     add = parser.add_argument_group("machine and output").add_argument
-    add("--batch-size", type=number(int, least=1), default=64, help="images at once in the search")
+    add("--batch-size", type=number(int, least=1, most=10**6), default=64, help="images at once in the search")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--out", default="plots", help="folder for the figures and top9.json")
 
     args = parser.parse_args(argv)
+    for name in ("stages", "channels", "rules", "figures"):
+        if getattr(args, name):
+            setattr(args, name, list(dict.fromkeys(getattr(args, name))))  # each once, in the order given
     for stage in args.stages:
         if wrong := [channel for channel in args.channels or [] if channel >= CHANNELS[stage]]:
             parser.error(f"--channels {wrong[0]}: {stage} has the channels 0 to {CHANNELS[stage] - 1}")
@@ -77,8 +80,9 @@ def draw_filters(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """The first layer's filters, in colour and by input channel."""
     weights = subject.network.conv1.weight.detach().cpu().contiguous().numpy()
     yield Path("conv1_filters"), figures.filters(weights)
+    limit = figures.limit_of(weights)
     for channel, name in enumerate(("red", "green", "blue")):
-        yield Path(f"conv1_filters_{name}"), figures.filter_channel(weights[:, channel], name)
+        yield Path(f"conv1_filters_{name}"), figures.filter_channel(weights[:, channel], name, limit)
 
 
 def draw_input(subject: Subject) -> Iterator[tuple[Path, Figure]]:
@@ -99,7 +103,10 @@ def draw_feature_maps(subject: Subject) -> Iterator[tuple[Path, Figure]]:
             features = subject.network.trace(subject.preprocess(picture.image[None].to(subject.device))).features
         for stage in subject.args.stages:
             maps = features[stage][0].cpu().contiguous().numpy()
-            yield Path(picture.folder, f"{stage}_feature_maps"), figures.feature_maps(maps, f"{stage}, {picture.title}")
+            yield (
+                Path(picture.folder, f"{stage}_feature_maps"),
+                figures.feature_maps(maps, f"{stage} of {picture.title}"),
+            )
 
 
 def draw_reconstructions(subject: Subject) -> Iterator[tuple[Path, Figure]]:
@@ -114,14 +121,15 @@ def draw_reconstructions(subject: Subject) -> Iterator[tuple[Path, Figure]]:
             drawn, _ = subject.reconstruct(copies, stage, channels, "map")
             pictures = {rule: to_array(each) for rule, each in drawn.items()}
             resized = to_array(data.resize(picture.image[None], subject.image_size)[0])
-            title = f"{stage}, {picture.title}: whole maps reconstructed, each on a scale of its own around grey"
+            title = f"{stage} of {picture.title}: the strongest channels, reconstructed from their whole maps"
             figure = figures.reconstructions(resized, maps[channels].numpy(), pictures, channels, title)
             yield Path(picture.folder, f"{stage}_reconstructions"), figure
 
 
 def draw_top9(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """The strongest test images of some channels: each channel large, then all; leaves top9.json its entries."""
-    count = f"{subject.args.top} strongest of {len(subject.searched):,} test images"
+    searched = len(subject.searched)
+    count = f"{min(subject.args.top, searched)} strongest of {searched:,} test images"
     units = "strongest unit" if subject.args.units == "peak" else "whole map"
     for stage in subject.args.stages:
         numbers = subject.args.channels or strongest(subject.top[stage].scores[:, 0].cpu())
@@ -152,6 +160,7 @@ FIGURES = {
 
 def visualize(args) -> None:
     """Draws what was asked for, and says what was written."""
+    torch.backends.cudnn.allow_tf32 = False  # pictures as exact as on a CPU
     subject = Subject(args)
     names = args.figures or [name for name in FIGURES if not (name == "top9" and args.images)]
     if {"input", "feature_maps", "reconstructions"} & set(names):
@@ -165,7 +174,7 @@ def visualize(args) -> None:
             file = folder / f"{path}.png"
             file.parent.mkdir(exist_ok=True)
             with checkpoint.atomic_file(file) as stream:
-                figure.savefig(stream, format="png", dpi=figures.DPI)
+                figures.save(figure, stream)
             print(f"{file} ({time.monotonic() - started:.1f} s)", flush=True)
             started = time.monotonic()
     if subject.entries:

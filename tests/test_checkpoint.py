@@ -66,6 +66,20 @@ class TestSaveAndLoad:
             checkpoint.save({"n": 2}, path, keep_previous=True)
         assert os.listdir(tmp_path) == ["a.pt"] and checkpoint.load(path) == {"n": 1}
 
+    def test_a_full_disk_at_the_last_moment_leaves_both_old_files(self, tmp_path, monkeypatch):
+        path = tmp_path / "last.pt"
+        for n in range(2):
+            checkpoint.save({"n": n}, path, keep_previous=True)
+
+        def disk_full(descriptor):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", disk_full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            checkpoint.save({"n": 2}, path, keep_previous=True)
+        assert checkpoint.load(path) == {"n": 1} and checkpoint.load(tmp_path / "last.prev.pt") == {"n": 0}
+        assert sorted(os.listdir(tmp_path)) == ["last.prev.pt", "last.pt"]
+
     def test_a_folder_that_is_not_there(self, tmp_path):
         with pytest.raises(CheckpointError, match="could not be written"):
             checkpoint.save({}, tmp_path / "nowhere" / "a.pt")
@@ -170,11 +184,16 @@ class TestLoadNetwork:
         for name, value in network.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], value)
 
+    def test_the_folder_of_a_run(self, tmp_path):
+        write_model(tmp_path / "model.pt")
+        assert checkpoint.load_network(tmp_path)[1]["classes"] == ["a", "b", "c"]
+
     def test_torchvisions_imagenet_weights(self, tmp_path):
         """A plain state dict of 1000 outputs, as torchvision's are: names, mean and deviation are ImageNet's."""
         torch.manual_seed(0)
         theirs = torchvision.models.resnet18().eval()
-        torch.save(theirs.state_dict(), tmp_path / "imagenet.pth")
+        state = {name: value for name, value in theirs.state_dict().items() if "num_batches_tracked" not in name}
+        torch.save(state, tmp_path / "imagenet.pth")  # of 2017, as the file torchvision downloads
         network, info = checkpoint.load_network(tmp_path / "imagenet.pth")
         assert info["classes"][207] == "golden retriever" and info["image_size"] == 224
         assert list(info["mean"]) == [0.485, 0.456, 0.406] and list(info["std"]) == [0.229, 0.224, 0.225]

@@ -52,6 +52,12 @@ class TestResizeAndNormalise:
         assert mean == pytest.approx(pixels.mean(1).tolist(), abs=1e-12)
         assert std == pytest.approx(pixels.std(1, correction=0).tolist(), abs=1e-12)
 
+    def test_a_constant_channel_can_be_divided_by_its_deviation(self):
+        images = pictures()
+        images[:, 2] = 7
+        mean, std = data.statistics(images)
+        assert data.Preprocess(32, mean, std)(images).isfinite().all()
+
     def test_preprocessed_training_images_have_mean_0_and_deviation_1(self):
         images = pictures()
         inputs = data.Preprocess(32, *data.statistics(images))(images)
@@ -224,8 +230,14 @@ class TestFolder:
         exif[0x0112] = 6  # turned by 90 degrees, as phones save upright pictures
         grey.save(tmp_path / "turned.png", exif=exif)
         assert torch.equal(data.read_image(tmp_path / "turned.png", 20), image.rot90(-1, (1, 2)))
-        grey.convert("RGBA").save(tmp_path / "alpha.png")
-        assert torch.equal(data.read_image(tmp_path / "alpha.png", 20), image)
+        deep = Image.fromarray(array.astype(np.uint16) * 257)
+        deep.save(tmp_path / "deep.png")  # 16 bits
+        assert torch.equal(data.read_image(tmp_path / "deep.png", 20), image)
+        see_through = grey.convert("RGBA")
+        see_through.putalpha(Image.fromarray(np.where(np.arange(20) < 10, 255, 0).astype(np.uint8)[None].repeat(20, 0)))
+        see_through.save(tmp_path / "alpha.png")
+        alpha = data.read_image(tmp_path / "alpha.png", 20)
+        assert torch.equal(alpha[:, :, :10], image[:, :, :10]) and (alpha[:, :, 10:] == 255).all()
 
     def test_other_files_are_passed_over(self, folder):
         (folder / "train" / "disk" / "notes.txt").write_text("not a picture")

@@ -1,5 +1,6 @@
 """What a figure shows is read back from its arrays, titles and legends."""
 
+import io
 import subprocess
 import sys
 
@@ -101,9 +102,9 @@ def test_filters_are_drawn_once_each_on_its_own_scale():
 
 def test_a_filter_channel_has_one_scale_around_zero_and_a_colour_bar():
     weights = RANDOM.randn(64, 7, 7)
-    figure = figures.filter_channel(weights, "green")
+    figure = figures.filter_channel(weights, "green", 5.0)
     image = figure.get_axes()[0].get_images()[0]
-    assert image.get_clim() == (-np.abs(weights).max(), np.abs(weights).max())
+    assert image.get_clim() == (-5, 5)
     assert np.array_equal(image.get_array()[:7, :7], weights[0])
     assert len(figure.get_axes()) == 2 and "green" in figure.get_axes()[0].get_title()
 
@@ -119,7 +120,7 @@ def test_feature_maps_are_one_picture(count, shape):
     number = shape[1] + 1  # the second of the second row
     assert np.array_equal(canvas[8:15, 8:15], maps[number])
     assert axes.get_yticklabels()[1].get_text() == str(shape[1])
-    assert f"{count} maps of 7x7, 1 without any activation" in axes.get_title()
+    assert f"{count} maps of 7x7, 1 without any activation" in figure.get_suptitle()
     assert bar.get_ylabel() == "activation after the ReLU"
 
 
@@ -149,7 +150,8 @@ def test_reconstructions_stand_beside_their_maps():
     assert len(shown) == 10 and np.array_equal(shown[0], image)
     gap = 2
     block = shown[1]
-    assert np.allclose(block[:, :28, 0], np.kron(maps[0] / maps[0].max(), np.ones((4, 4))))
+    shades = matplotlib.colormaps["magma"](np.kron(maps[0] / maps[0].max(), np.ones((4, 4))))[:, :, :3]
+    assert np.allclose(block[:, :28], shades)
     expected = figures.around_grey(pictures["guided"][0], np.abs(pictures["guided"][0]).max())
     assert np.allclose(block[:, 2 * (28 + gap) :], expected)
     captions = [axes.get_title("left") for axes in figure.get_axes()]
@@ -171,7 +173,7 @@ class TestTop9:
         assert captions[0] == "1: 9.50, image 100\ncat"
         assert captions[1] == "2: 8.50, image 101\ncat, seen as dog"
         assert captions[8] == "9: dead"
-        assert f"scale ±{one['scale']['deconvnet']:.2g}, correlation 0.25" in figure.get_suptitle()
+        assert f"deconvnet (±{one['scale']['deconvnet']:.2g}, correlation 0.25)" in figure.get_suptitle()
 
     def test_the_overview_has_a_block_a_channel(self):
         channels = [channel(n) for n in (3, 17, 40)]
@@ -199,7 +201,39 @@ class TestTop9:
 
 def test_a_figure_does_not_depend_on_the_readers_settings_nor_change_them():
     before = dict(matplotlib.rcParams)
-    with matplotlib.rc_context({"font.size": 30}):
+    with matplotlib.rc_context({"font.size": 30, "image.origin": "lower"}):
         figure = figures.filters(RANDOM.randn(64, 3, 7, 7))
     assert figure.get_axes()[0].title.get_fontsize() == 7
+    assert figure.get_axes()[0].get_images()[0].origin == "upper"
     assert dict(matplotlib.rcParams) == before
+
+
+def test_names_with_dollars_are_shown_as_they_are():
+    figure = figures.input_image(RANDOM.rand(8, 8, 3), "cost_$5_^$x.png", ["a$b$", "c"], np.array([0.5, 0.5]), None)
+    figures.save(figure, io.BytesIO())
+
+
+def test_an_undefined_correlation_is_a_dash():
+    one = channel() | {"correlation": {"deconvnet": None, "guided": 0.5}}
+    assert "correlation –)" in figures.top9_channel(one, "x").get_suptitle()
+    assert "correlation deconvnet –, guided 0.50" in figures.top9_overview([one], "x").get_axes()[0].get_title("left")
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        figures.top9_channel(
+            channel(511, rules=("deconvnet", "guided", "gradient")), "conv5_x, channel 511: " + "long " * 30
+        ),
+        figures.top9_overview([channel(n, rules=("deconvnet", "guided", "gradient")) for n in range(3)], "long " * 40),
+        figures.feature_maps(RANDOM.rand(64, 7, 7), "conv1 of " + "a_long_file_name_" * 8 + ".jpg"),
+        figures.input_image(RANDOM.rand(9, 9, 3), "a_long_file_name_" * 8, ["cat"], np.ones(1), None),
+    ],
+    ids=["channel", "overview", "maps", "input"],
+)
+def test_no_text_leaves_the_figure(figure):
+    figure.draw_without_rendering()
+    titles = [figure.texts, *([axes.title, axes._left_title] for axes in figure.get_axes())]
+    for text in (text for group in titles for text in group if text.get_text()):
+        box = text.get_window_extent().transformed(figure.transFigure.inverted())
+        assert min(box.x0, box.y0) >= -0.001 and max(box.x1, box.y1) <= 1.001, text.get_text()

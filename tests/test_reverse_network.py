@@ -1,5 +1,7 @@
 """autograd and Captum are the judges of reverse_network.py; what is linear is checked as an adjoint."""
 
+import copy
+
 import pytest
 import torch
 from captum.attr import Deconvolution, GuidedBackprop
@@ -97,16 +99,17 @@ def test_unpooling_is_the_adjoint_of_pooling(size):
     assert torch.allclose((pooled * signal).sum(), (x * unpool_sum(signal, switches, size)).sum(), rtol=1e-12)
 
 
-def test_overwrite_is_max_unpool2d_where_no_windows_meet():
+def test_overwrite_is_max_unpool2d_and_sum_is_not():
     network = ResNet18().eval()
     pooled, switches = torch.nn.functional.max_pool2d(torch.randn(2, 3, 9, 9), 3, 2, 1, return_indices=True)
-    signal = torch.zeros_like(pooled)
-    signal[:, :, 2, 2] = 1.5
-    summed = ReverseResNet18(network, unpool="sum")._unpool(signal, switches, (9, 9))
+    signal = torch.rand_like(pooled) + 1
+    expected = torch.nn.functional.max_unpool2d(signal, switches, 3, 2, 1, output_size=(9, 9))
     overwritten = ReverseResNet18(network, unpool="overwrite")._unpool(signal, switches, (9, 9))
-    # max_unpool2d also writes zeros: a window that shares the switch may have erased the value
-    assert torch.equal(overwritten[overwritten != 0], summed[overwritten != 0])
-    assert torch.equal(summed.amax((2, 3)), torch.full((2, 3), 1.5))
+    summed = ReverseResNet18(network, unpool="sum")._unpool(signal, switches, (9, 9))
+    assert torch.equal(overwritten, expected) and overwritten.sum() > 0
+    shared = summed != expected
+    assert shared.any() and (summed[shared] > expected[shared]).all()  # what overwriting drops
+    assert summed.sum().item() == pytest.approx(signal.sum().item())
 
 
 def test_four_by_four_by_hand():
@@ -224,3 +227,16 @@ class TestIsolate:
             isolate(self.features, 0, "all")
         with pytest.raises(ValueError, match="units go from 0 to 3"):
             isolate(self.features, 0, torch.tensor([4, 0]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("rule", RULES)
+def test_a_gpu_draws_the_same_picture(random_network, rule):
+    images = images_of((71, 53))
+    trace = random_network.trace(images)
+    signal = isolate(trace.features["conv5_x"], strongest_channels(trace.features["conv5_x"]), "peak")
+    expected = ReverseResNet18(random_network, rule)(signal, "conv5_x", trace)
+    network = copy.deepcopy(random_network).cuda()
+    trace = network.trace(images.cuda())
+    signal = isolate(trace.features["conv5_x"], strongest_channels(trace.features["conv5_x"]), "peak")
+    assert relative_error(ReverseResNet18(network, rule)(signal, "conv5_x", trace).cpu(), expected) < 1e-10

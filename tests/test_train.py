@@ -99,10 +99,11 @@ def test_one_step_is_sgd_on_the_cross_entropy():
         assert torch.allclose(after, expected, atol=1e-6), name
 
 
-def test_evaluation_counts_every_image_once():
+def test_evaluation_counts_every_image_once(monkeypatch):
+    monkeypatch.setattr(train, "EVALUATION_PIXELS", 100 * 16 * 16)
     torch.manual_seed(0)
     network = ResNet18(10)
-    images = torch.randint(0, 256, (2 * train.EVALUATION_BATCH + 3, 3, 16, 16), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2 * 100 + 3, 3, 16, 16), dtype=torch.uint8)
     labels = torch.arange(len(images)) % 10
     preprocess = data.Preprocess(16, [0.5] * 3, [0.25] * 3)
     loss, accuracy = train.evaluate(network, images, labels, preprocess, torch.autocast("cpu", enabled=False))
@@ -184,7 +185,7 @@ def assert_same_run(a, b):
 def interrupted(monkeypatch):
     """A run of two epochs that gets a signal in the iterations told, and is resumed after each."""
 
-    def run(pictures, out, steps, number=signal.SIGTERM):
+    def run(pictures, out, steps, number=signal.SIGTERM, resumes=None):
         done, step_before = [0], train.train_step
 
         def train_step(*args):
@@ -195,7 +196,7 @@ def interrupted(monkeypatch):
 
         monkeypatch.setattr(train, "train_step", train_step)
         codes = []
-        for resume in [()] + [("--resume",)] * len(steps):
+        for resume in [()] + [("--resume",)] * (len(steps) if resumes is None else resumes):
             try:
                 run_on(pictures, out, "--epochs", "2", *resume)
             except SystemExit as stop:
@@ -239,21 +240,58 @@ class TestResume:
 
     def test_a_damaged_last_pt_falls_back_on_the_one_before(self, small_run, tmp_path, interrupted, capsys):
         pictures, out = small_run.parent / "pictures", tmp_path / "run"
-        interrupted(pictures, out, {2, 4, 5})
+        with pytest.MonkeyPatch.context() as patch:  # stopped for good after the third save
+            patch.setattr(train.Run, "save_model", lambda *args: pytest.fail("it went on to the end"))
+            interrupted(pictures, out, {2, 4, 5}, resumes=2)
         whole = (out / "last.pt").read_bytes()
         (out / "last.pt").write_bytes(whole[: len(whole) // 2])
+        assert checkpoint.load(out / "last.prev.pt")["step"] == 4
         run_on(pictures, out, "--epochs", "2", "--resume")
         assert "warning" in capsys.readouterr().err
         assert_same_run(small_run, out)
+        # the damaged file did not take the place of the good one
+        assert checkpoint.load(out / "last.prev.pt")["step"] == 4
 
-    def test_more_epochs(self, small_run, tmp_path):
+    @pytest.mark.parametrize("shorter", [("--epochs", "1"), ("--max-steps", "1"), ("--max-steps", "5")], ids=" ".join)
+    def test_a_longer_run_has_nothing_of_the_shorter_ones_end(self, small_run, tmp_path, shorter):
         pictures, out = small_run.parent / "pictures", tmp_path / "run"
-        run_on(pictures, out, "--epochs", "1")
+        run_on(pictures, out, "--epochs", "2", *shorter)
         run_on(pictures, out, "--epochs", "2", "--resume")
-        state = checkpoint.load(out / "last.pt")
-        assert state["step"] == 6
-        expected = checkpoint.load(small_run / "last.pt")["model"]
-        assert all(torch.equal(value, expected[name]) for name, value in state["model"].items())
+        assert_same_run(small_run, out)
+
+    def test_a_finished_run_resumed_stays_as_it_is(self, small_run, tmp_path):
+        pictures, out = small_run.parent / "pictures", tmp_path / "run"
+        run_on(pictures, out, "--max-steps", "5")
+        before = checkpoint.load(out / "model.pt")
+        run_on(pictures, out, "--max-steps", "5", "--resume")
+        after = checkpoint.load(out / "model.pt")
+        assert without_speed(before["history"]) == without_speed(after["history"])
+        assert all(before["result"][name] == after["result"][name] for name in before["result"].keys() - {"seconds"})
+
+    def test_fewer_iterations_than_done_are_refused(self, small_run, capsys):
+        with pytest.raises(SystemExit):
+            run_on(small_run.parent / "pictures", small_run, "--epochs", "1", "--resume")
+        assert "has done 6 iterations, more than the 3" in capsys.readouterr().err
+
+    def test_another_length_is_refused_where_the_learning_rate_follows_it(self, folder, tmp_path, capsys):
+        run_on(folder, tmp_path / "run", "--epochs", "1", "--schedule", "cosine")
+        with pytest.raises(SystemExit):
+            run_on(folder, tmp_path / "run", "--epochs", "2", "--schedule", "cosine", "--resume")
+        assert "--epochs was 1" in capsys.readouterr().err
+
+    def test_other_pictures_than_the_run_began_with_are_refused(self, folder, tmp_path, capsys):
+        run_on(folder, tmp_path / "run", "--epochs", "1")
+        (folder / "train" / "disk" / "5.png").unlink()
+        with pytest.raises(SystemExit):
+            run_on(folder, tmp_path / "run", "--epochs", "2", "--resume")
+        assert "images have changed" in capsys.readouterr().err
+
+    def test_init_and_its_file_are_not_needed_to_resume(self, small_run, folder, tmp_path):
+        weights = tmp_path / "weights.pt"
+        weights.write_bytes((small_run / "model.pt").read_bytes())
+        run_on(folder, tmp_path / "run", "--epochs", "1", "--init", str(weights))
+        weights.unlink()
+        run_on(folder, tmp_path / "run", "--epochs", "2", "--init", str(weights), "--resume")
 
     @pytest.mark.parametrize("flags", [("--seed", "3"), ("--lr", "0.5"), ("--no-augment",), ("--schedule", "cosine")])
     def test_other_settings_are_refused_by_name(self, small_run, capsys, flags):
@@ -280,13 +318,29 @@ class TestInit:
         assert torch.equal(network.conv1.weight, checkpoint.load(small_run / "model.pt")["model"]["conv1.weight"])
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(folder, tmp_path, capsys):
+@pytest.mark.parametrize("flags", [("--log-every", "2"), ("--log-every", "1000"), ("--max-steps", "1")], ids=" ".join)
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(folder, tmp_path, capsys, monkeypatch, flags):
+    monkeypatch.setattr("run.SAVE_EVERY", 0)
     out = tmp_path / "run"
     with pytest.raises(SystemExit) as stop:
-        run_on(folder, out, "--epochs", "3", "--lr", "1e30")
+        run_on(folder, out, "--epochs", "3", "--lr", "1e38", *flags)
     assert stop.value.code == 1 and "lower --lr" in capsys.readouterr().err
-    for name in ("last.pt", "model.pt"):
-        assert not (out / name).exists()
+    assert not (out / "model.pt").exists() and "NaN" not in (out / "history.jsonl").read_text()
+    for file in out.glob("*.pt"):
+        assert all(value.isfinite().all() for value in checkpoint.load(file)["model"].values())
+    run_on(folder, out, "--epochs", "1", "--overwrite")
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_is_saved(small_run, tmp_path, monkeypatch):
+    pictures, out = small_run.parent / "pictures", tmp_path / "run"
+    run_on(pictures, out, "--epochs", "1")
+    before = {name: (out / name).read_bytes() for name in ("last.pt", "model.pt")}
+    with pytest.raises(SystemExit):
+        run_on(pictures, out, "--epochs", "2", "--lr", "1e38", "--overwrite")
+    assert {name: (out / name).read_bytes() for name in before} == before
+    run_on(pictures, out, "--epochs", "2", "--overwrite")
+    assert_same_run(small_run, out)
+    assert not (out / "last.prev.pt").exists()
 
 
 def test_bf16_on_a_cpu(folder, tmp_path):

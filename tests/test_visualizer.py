@@ -131,6 +131,12 @@ class TestFlags:
         ]
         assert entries[0]["scale"].keys() == {"gradient"}
 
+    def test_nothing_twice(self, small_run, tmp_path):
+        flags = "--figures top9 top9 --stages conv1 conv1 --channels 3 3 --rules guided guided --top 20 --limit 5"
+        visualize(small_run, tmp_path, *flags.split())
+        entries = json.loads((tmp_path / "top9.json").read_text())
+        assert [entry["rank"] for entry in entries] == [1, 2, 3, 4, 5]
+
     def test_every_stage(self, small_run, tmp_path):
         visualize(small_run, tmp_path, "--figures", "feature_maps", "reconstructions", "--stages", *STAGES)
         assert len(list(tmp_path.glob("*_feature_maps.png"))) == len(list(tmp_path.glob("*_reconstructions.png"))) == 5
@@ -153,14 +159,19 @@ class TestFlags:
 
     def test_ones_own_pictures(self, small_run, tmp_path):
         random = np.random.RandomState(0)
-        for name, size in (("a/cat.png", (50, 80)), ("b/cat.png", (32, 32)), ("dog.v2.jpg", (300, 200))):
+        for name, size in (
+            ("cat-2.png", (40, 40)),
+            ("a/cat.png", (50, 80)),
+            ("b/cat.png", (32, 32)),
+            ("dog.v2.jpg", (300, 200)),
+        ):
             (tmp_path / name).parent.mkdir(exist_ok=True)
             Image.fromarray(random.randint(0, 256, (*size, 3)).astype(np.uint8)).save(tmp_path / name)
-        files = [str(tmp_path / name) for name in ("a/cat.png", "b/cat.png", "dog.v2.jpg")]
+        files = [str(tmp_path / name) for name in ("cat-2.png", "a/cat.png", "b/cat.png", "dog.v2.jpg")]
         out = tmp_path / "plots"
         visualize(small_run, out, "--data", str(tmp_path / "no_data_needed"), "--images", *files)
-        assert {path.name for path in out.iterdir() if path.is_dir()} == {"cat", "cat-1", "dog.v2"}
-        for folder in ("cat", "cat-1", "dog.v2"):
+        assert {path.name for path in out.iterdir() if path.is_dir()} == {"cat-2", "cat", "cat-3", "dog.v2"}
+        for folder in ("cat-2", "cat", "cat-3", "dog.v2"):
             assert {path.stem for path in (out / folder).iterdir()} == {
                 name for name in FIXED_NAMES if name.endswith(("input", "feature_maps", "reconstructions"))
             }
