@@ -110,7 +110,7 @@ def training_curves(history: list[dict]) -> Figure:
 def filters(weights: np.ndarray) -> Figure:
     """The filters of a layer that sees RGB, (n, 3, h, w), in colour around grey, each on a scale of its own."""
     tiles = np.stack([around_grey(tile, limit_of(tile)) for tile in weights.transpose(0, 2, 3, 1)])
-    figure = Figure((WIDTH * 0.55, WIDTH * 0.55 + 0.35), layout="constrained")
+    figure = Figure((WIDTH * 0.55, WIDTH * 0.55 + 0.35), layout="compressed")
     axes = figure.subplots()
     _numbered_mosaic(axes, tiles, columns=math.ceil(math.sqrt(len(tiles))))
     largest = np.abs(weights).max((1, 2, 3))
@@ -124,7 +124,7 @@ def filters(weights: np.ndarray) -> Figure:
 @styled
 def filter_channel(weights: np.ndarray, name: str, limit: float) -> Figure:
     """The part of the filters that sees one input channel, (n, h, w), on the scale -limit to limit."""
-    figure = Figure((WIDTH * 0.55 + 0.5, WIDTH * 0.55 + 0.25), layout="constrained")
+    figure = Figure((WIDTH * 0.55 + 0.5, WIDTH * 0.55 + 0.25), layout="compressed")
     axes = figure.subplots()
     picture = _numbered_mosaic(
         axes, weights, math.ceil(math.sqrt(len(weights))), cmap="RdBu_r", vmin=-limit, vmax=limit, fill=np.nan
@@ -163,7 +163,7 @@ def feature_maps(maps: np.ndarray, title: str) -> Figure:
     """All maps of a stage, (C, h, w), as one picture on one scale; channel = row number + column number."""
     columns = 8 if len(maps) <= 64 else 2 ** math.ceil(math.log2(len(maps)) / 2)
     limit = float(np.quantile(maps, 0.998)) or limit_of(maps)
-    figure = Figure((WIDTH, 0.65 + (WIDTH - 1) * math.ceil(len(maps) / columns) / columns), layout="constrained")
+    figure = Figure((WIDTH, 0.65 + (WIDTH - 1) * math.ceil(len(maps) / columns) / columns), layout="compressed")
     axes = figure.subplots()
     picture = _numbered_mosaic(axes, maps, columns, cmap="magma", vmin=0, vmax=limit, fill=np.nan)
     dead = int((maps.max((1, 2)) == 0).sum())
@@ -253,7 +253,7 @@ def top9_channel(channel: dict, title: str) -> Figure:
 def top9_overview(channels: list[dict], title: str) -> Figure:
     """Several channels as `top9_channel` takes them: a block of patches beside a block of reconstructions a rule."""
     rules = list(channels[0]["pictures"])
-    columns = 2 if len(rules) < 3 else 1
+    columns = 2
     rows = math.ceil(len(channels) / columns)
     block = WIDTH / columns / (1 + len(rules))
     figure = Figure((WIDTH, 0.55 + rows * (block + 0.3)), layout="constrained")
@@ -263,7 +263,7 @@ def top9_overview(channels: list[dict], title: str) -> Figure:
         title,
         "patches | "
         + " | ".join(rules)
-        + "; correlation: mean over the pairs of a block. Grey: zero, or beyond the image",
+        + "; correlation: mean over all pairs of the nine. Grey: zero, or beyond the image",
     )
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
@@ -281,7 +281,7 @@ def top9_overview(channels: list[dict], title: str) -> Figure:
 
 def _title(figure: Figure, *lines: str) -> None:
     """A title over the whole figure, whose long lines are broken before they leave it."""
-    figure.suptitle("\n".join(textwrap.fill(line, 105) for line in lines))
+    figure.suptitle("\n".join(textwrap.fill(line, 118) for line in lines))
 
 
 def _number(value: float | None) -> str:
