@@ -187,9 +187,7 @@ def reconstructions(image: np.ndarray, maps: np.ndarray, pictures: dict, channel
     _title(
         figure,
         title,
-        "map (black 0, yellow its peak) | "
-        + " | ".join(pictures)
-        + "; each reconstruction on a scale of its own around grey",
+        "map (0 to its peak) | " + " | ".join(pictures) + ", each on a scale of its own around grey",
     )
     left, right = figure.subfigures(1, 2, width_ratios=(0.16, 0.84))
     axes = left.subplots()
@@ -261,9 +259,7 @@ def top9_overview(channels: list[dict], title: str) -> Figure:
     _title(
         figure,
         title,
-        "patches | "
-        + " | ".join(rules)
-        + "; correlation: mean over all pairs of the nine. Grey: zero, or beyond the image",
+        "patches | " + " | ".join(rules) + "; grey: zero, or beyond the image",
     )
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
@@ -281,7 +277,7 @@ def top9_overview(channels: list[dict], title: str) -> Figure:
 
 def _title(figure: Figure, *lines: str) -> None:
     """A title over the whole figure, whose long lines are broken before they leave it."""
-    figure.suptitle("\n".join(textwrap.fill(line, 118) for line in lines))
+    figure.suptitle("\n".join(textwrap.fill(line, 105) for line in lines))
 
 
 def _number(value: float | None) -> str:
