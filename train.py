@@ -158,6 +158,13 @@ def train_step(network, optimizer, inputs: Tensor, target: Tensor, label_smoothi
     return sums_of(loss, logits, target)
 
 
+def pick_precision(name: str, device: torch.device) -> str:
+    """ "bf16" or "fp32"; "auto" is bf16 on GPUs that compute in it (from NVIDIA's Ampere on)."""
+    if name == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return name
+
+
 def train(args) -> None:
     """One run, from the data to the finished model."""
     device, out = pick_device(args.device), output_folder(args.out)
@@ -186,9 +193,8 @@ def train(args) -> None:
     optimizer = torch.optim.SGD(
         network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=device.type != "mps"
     )
-    gpu_has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
-    use_bf16 = args.precision == "bf16" or (args.precision == "auto" and gpu_has_bf16)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=use_bf16)
+    precision = pick_precision(args.precision, device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
     # the run, new or taken up again
     facts = {"classes": list(classes), "mean": mean, "std": std, "image_size": args.image_size, "config": vars(args)}
@@ -197,7 +203,7 @@ def train(args) -> None:
     del state
     print(
         f"{len(images):,} training and {len(test_images):,} test images of {len(classes)} classes at "
-        f"{args.image_size}x{args.image_size}; {total_steps:,} iterations on {device}, {'bf16' if use_bf16 else 'fp32'}"
+        f"{args.image_size}x{args.image_size}; {total_steps:,} iterations on {device}, {precision}"
         + (f", from {run.step:,} on" if run.step else ""),
         flush=True,
     )
@@ -212,11 +218,11 @@ def train(args) -> None:
             if position == 0 or progress.step == progress.first:
                 order = data.epoch_order(len(images), args.seed, epoch).to(device)
             chosen = order[position * args.batch_size : (position + 1) * args.batch_size]
-            batch = images[chosen]
+            batch, target = images[chosen], labels[chosen]
             if args.augment:
                 batch = data.crop_and_flip(batch, args.seed, run.step)
             optimizer.param_groups[0]["lr"] = learning_rate(run.step, total_steps, steps_per_epoch, args)
-            run.count(train_step(network, optimizer, preprocess(batch), labels[chosen], args.label_smoothing, autocast))
+            run.count(train_step(network, optimizer, preprocess(batch), target, args.label_smoothing, autocast))
 
             if progress.advance():
                 progress.show(run.epoch, *loss_and_accuracy(run.since_line))
