@@ -16,9 +16,14 @@ import checkpoint
 from checkpoint import CheckpointError
 from network import ResNet18
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 # The settings that may differ between a run and its continuation; any other would make it another run. The length of
 # the run may, too, unless the learning rate follows it.
-MAY_CHANGE = {"root", "device", "out", "init", "resume", "overwrite", "tensorboard", "log_every"}
+MAY_CHANGE = {"root", "device", "out", "init", "resume", "overwrite", "tensorboard", "log_every", "save_every"}
 LENGTH = {"epochs", "max_steps"}
 SAVE_EVERY = 60  # seconds
 
@@ -54,6 +59,8 @@ class Run:
             self.step, self.seconds_before, self.history = state["step"], state["seconds"], state["history"]
             self.since_line.copy_(state["since_line"])
             self.in_epoch.copy_(state["in_epoch"])
+        for leftover in self.last.parent.glob(".*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink()
         with checkpoint.atomic_file(self.log) as file:  # lines after the saved state will come again
             file.writelines(json.dumps(entry).encode() + b"\n" for entry in self.history)
 
@@ -108,9 +115,10 @@ class Run:
             self.model.unlink(missing_ok=True)
         self.is_new, self.last_is_good, self.saved = False, True, time.monotonic()
 
-    def save_if_due(self) -> None:
-        """Saves when the last time is more than SAVE_EVERY ago."""
-        if time.monotonic() - self.saved > SAVE_EVERY:
+    def save_if_due(self, every: int | None, may_save: bool) -> None:
+        """Saves after each `every` iterations; when that is None, at the first chance SAVE_EVERY after the last."""
+        due = self.step % every == 0 if every else may_save and time.monotonic() - self.saved > SAVE_EVERY
+        if due:
             self.save()
 
     def save_model(self, result: dict) -> None:
@@ -160,6 +168,25 @@ def check_continues(state: dict, classes: list[str], mean: list, std: list, step
         raise CheckpointError("the training images have changed since the run began: start a new one in another --out")
     if state["step"] > total:
         raise CheckpointError(f"the run has done {state['step']} iterations, more than the {total} now asked for")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of the folder. The system lifts the lock even of a process that was killed.
+
+    Raises CheckpointError when another process holds it. Does nothing on Windows, where folders cannot be locked.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise CheckpointError(f"another run is writing to {folder}: wait for its end, or pass another --out") from error
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

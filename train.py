@@ -10,6 +10,7 @@ import math
 import sys
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ import figures
 from command_line import ArgumentParser, number, one_line_errors, output_folder, pick_device
 from network import ResNet18
 from progress import Progress, duration
-from run import Run, check_continues, earlier_state, noted_signals
+from run import Run, check_continues, earlier_state, locked, noted_signals
 
 SCHEDULES = ("step", "exponential", "cosine", "onecycle")
 DEFAULT_GAMMA = {"step": 0.1, "exponential": 0.35 ** (1 / 30)}
@@ -67,6 +68,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("what is written").add_argument
     add("--out", default="checkpoints", help="folder for last.pt, model.pt, history.jsonl, training_curves.png")
     add("--log-every", type=count, default=300, help="iterations from line to line")
+    add("--save-every", type=count, help="iterations from save to save (default: once a minute, at a line's end)")
     add("--resume", action="store_true", help="go on exactly where the run in --out was interrupted")
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--tensorboard", action="store_true", help="write event files too (needs the package tensorboard)")
@@ -167,7 +169,7 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 def train(args) -> None:
     """One run, from the data to the finished model."""
-    device, out = pick_device(args.device), output_folder(args.out)
+    device, out = pick_device(args.device), Path(args.out)
     state = earlier_state(out, args.resume, args.overwrite, vars(args))
     writer = event_writer(out / "tensorboard") if args.tensorboard else None
 
@@ -235,8 +237,7 @@ def train(args) -> None:
                 end_epoch(run, progress, test_images, test_labels, preprocess, autocast)
             if signals:
                 break
-            if at_line or at_epochs_end:
-                run.save_if_due()
+            run.save_if_due(args.save_every, may_save=at_line or at_epochs_end)
         run.save()  # before the lines that are only there because the run ends here: a longer one has no such lines
         if run.step < total_steps:
             instead = " instead of --overwrite" if args.overwrite else ""
@@ -302,7 +303,8 @@ def main(argv=None):
     """The script."""
     args = parse_args(argv)
     with one_line_errors(data.DataError, checkpoint.CheckpointError, FloatingPointError):
-        train(args)
+        with locked(output_folder(args.out)):
+            train(args)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""A real process, killed at random moments and resumed each time, must end as one that was left alone."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import write_folder
+from test_train import assert_same_run
+
+import checkpoint
+
+ROOT = Path(__file__).parent.parent
+KILLS = 6
+
+
+def start(pictures, out, *flags):
+    fixed = "--image-size 32 --batch-size 16 --epochs 8 --log-every 5 --save-every 1 --device cpu".split()
+    command = [sys.executable, str(ROOT / "train.py"), "--data", str(pictures), "--out", str(out), *fixed, *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process):
+    """What a process still prints; it must end well."""
+    with process:
+        text, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, text
+    return text
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
+def test_a_run_killed_at_random_moments(tmp_path):
+    """In steps, saves, evaluations and at ends of epochs: a state is written every iteration."""
+    pictures = write_folder(tmp_path / "pictures")  # 3 iterations an epoch
+    finish(start(pictures, tmp_path / "alone"))
+
+    out, delays = tmp_path / "killed", random.Random(0)
+    reached = []
+    for _ in range(KILLS):
+        with start(pictures, out, "--resume" if (out / "last.pt").exists() else "--overwrite") as process:
+            process.stdout.readline()  # the first line: the run begins
+            time.sleep(delays.uniform(0.1, 1.5))
+            process.kill()
+        if (out / "last.pt").exists():
+            reached.append(checkpoint.load(out / "last.pt")["step"])
+    assert len(set(reached)) >= 3, f"the kills came too early or too late to tell anything: {reached}"
+
+    finish(start(pictures, out, "--resume"))
+    assert_same_run(tmp_path / "alone", out)
+    assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
+def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
+    pictures = write_folder(tmp_path / "pictures")
+    first = start(pictures, tmp_path / "run")
+    first.stdout.readline()
+    first.send_signal(signal.SIGSTOP)  # alive, and in the middle of its work
+    with start(pictures, tmp_path / "run", "--overwrite") as second:
+        text, _ = second.communicate(timeout=100)
+    first.send_signal(signal.SIGCONT)
+    assert second.returncode == 1 and text.startswith("error: another run is writing to") and text.count("\n") == 1
+    finish(first)
