@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.style import context
 from matplotlib.ticker import MaxNLocator
 
+from tiles import around_grey, beside, enlarge, limit_of, mosaic
+
 WIDTH = 7.0  # inches
 DPI = 300
 STYLE = {
@@ -48,28 +50,6 @@ def styled(draw):
 def save(figure: Figure, file) -> None:
     """Writes a figure as PNG to a path or a binary file."""
     figure.savefig(file, format="png", dpi=DPI)
-
-
-def mosaic(tiles: np.ndarray, columns: int, gap: int = 1, fill: float = 1.0) -> np.ndarray:
-    """Tiles (n, h, w, ...) set in rows as one array, so that hundreds are drawn at once."""
-    count, height, width, *rest = tiles.shape
-    rows = math.ceil(count / columns)
-    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, *rest), fill, dtype=tiles.dtype)
-    for n, tile in enumerate(tiles):
-        row, column = divmod(n, columns)
-        top, left = row * (height + gap), column * (width + gap)
-        canvas[top : top + height, left : left + width] = tile
-    return canvas
-
-
-def around_grey(pictures: np.ndarray, limit: float) -> np.ndarray:
-    """Values -limit..limit -> 0..1, with zero at grey; all grey where the limit is zero."""
-    return np.clip(0.5 + 0.5 * pictures / limit, 0, 1) if limit > 0 else np.full_like(pictures, 0.5)
-
-
-def limit_of(pictures: np.ndarray) -> float:
-    """The half-width of the scale that shows all of these: their largest absolute value."""
-    return float(np.abs(pictures).max(initial=0))
 
 
 @styled
@@ -198,9 +178,9 @@ def reconstructions(image: np.ndarray, maps: np.ndarray, pictures: dict, channel
         axes.set_axis_off()
         if n < len(channels):
             peak = float(maps[n].max())
-            shade = _enlarge(maps[n] / peak if peak > 0 else maps[n], image.shape[:2])
+            shade = enlarge(maps[n] / peak if peak > 0 else maps[n], image.shape[:2])
             drawn = [around_grey(each[n], limit_of(each[n])) for each in pictures.values()]
-            axes.imshow(_beside([colormaps["magma"](shade)[:, :, :3], *drawn]), interpolation="nearest")
+            axes.imshow(beside([colormaps["magma"](shade)[:, :, :3], *drawn]), interpolation="nearest")
             axes.set_title(f"channel {channels[n]}, peak {peak:.2f}" + ("" if peak > 0 else " (dead)"), loc="left")
     return figure
 
@@ -241,7 +221,7 @@ def top9_channel(channel: dict, title: str) -> Figure:
         axes.set_axis_off()
     for n, (axes, entry) in enumerate(zip(grid, channel["entries"], strict=False)):
         drawn = [around_grey(each[n], channel["scale"][rule]) for rule, each in channel["pictures"].items()]
-        axes.imshow(_beside([channel["patches"][n], *drawn]), interpolation="nearest")
+        axes.imshow(beside([channel["patches"][n], *drawn]), interpolation="nearest")
         wrong = entry["activation"] > 0 and entry["predicted"] != entry["label"]
         axes.set_title(tile_caption(entry), loc="left", color=WRONG if wrong else "black")
     return figure
@@ -267,7 +247,7 @@ def top9_overview(channels: list[dict], title: str) -> Figure:
     for axes, channel in zip(grid, channels, strict=False):
         side = math.ceil(math.sqrt(len(channel["entries"])))
         drawn = [around_grey(each, channel["scale"][rule]) for rule, each in channel["pictures"].items()]
-        axes.imshow(_beside([mosaic(tiles, side) for tiles in (channel["patches"], *drawn)]), interpolation="nearest")
+        axes.imshow(beside([mosaic(tiles, side) for tiles in (channel["patches"], *drawn)]), interpolation="nearest")
         activations = [entry["activation"] for entry in channel["entries"]]
         state = f"activation {activations[0]:.2f} to {activations[-1]:.2f}" if activations[0] > 0 else "dead"
         correlations = ", ".join(f"{rule} {_number(value)}" for rule, value in channel["correlation"].items())
@@ -282,22 +262,6 @@ def _title(figure: Figure, *lines: str) -> None:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
-
-
-def _beside(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures of one height in a row, with white between them."""
-    gap = np.ones((pictures[0].shape[0], max(2, pictures[0].shape[1] // 24), 3))
-    row = [pictures[0]]
-    for picture in pictures[1:]:
-        row += [gap, picture]
-    return np.concatenate(row, axis=1)
-
-
-def _enlarge(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w) -> size by repeating pixels, so that a unit stays a square one can count."""
-    rows = np.arange(size[0]) * array.shape[0] // size[0]
-    columns = np.arange(size[1]) * array.shape[1] // size[1]
-    return array[rows][:, columns]
 
 
 def _numbered_mosaic(axes: Axes, tiles: np.ndarray, columns: int, fill: float = 1.0, **style):

@@ -151,7 +151,7 @@ def earlier_state(folder: Path, resume: bool, overwrite: bool, config: dict) -> 
             raise
         print(f"warning: {error}; going on from {checkpoint.previous(last)}", file=sys.stderr)
         state, is_previous = checkpoint.load(checkpoint.previous(last)), True
-    if not {"model", "optimizer", "step", "config"} <= state.keys():
+    if not {"model", "optimizer", "config", "step", "steps_per_epoch", "since_line"} <= state.keys():
         raise CheckpointError(f"{last} is not what train.py leaves to resume from: pass it to --init instead")
     may_change = MAY_CHANGE | (LENGTH if config["schedule"] in ("step", "exponential") else set())
     changed = sorted(name for name in config.keys() - may_change if state["config"].get(name) != config[name])
@@ -168,6 +168,15 @@ def check_continues(state: dict, classes: list[str], mean: list, std: list, step
         raise CheckpointError("the training images have changed since the run began: start a new one in another --out")
     if state["step"] > total:
         raise CheckpointError(f"the run has done {state['step']} iterations, more than the {total} now asked for")
+
+
+def event_writer(folder):
+    """A TensorBoard writer. Raises OSError, naming the package, where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise OSError("--tensorboard needs a package that is not here: pip install tensorboard") from error
+    return SummaryWriter(folder)
 
 
 @contextmanager

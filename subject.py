@@ -13,8 +13,8 @@ import data
 from activations import TopActivations, cut, mean_correlation, search, windows
 from checkpoint import load_network
 from command_line import pick_device
-from figures import limit_of
 from reverse_network import ReverseResNet18, isolate
+from tiles import limit_of
 
 
 class Picture(NamedTuple):

@@ -23,10 +23,9 @@ import figures
 from command_line import ArgumentParser, number, one_line_errors, output_folder, pick_device
 from network import ResNet18
 from progress import Progress, duration
-from run import Run, check_continues, earlier_state, locked, noted_signals
+from run import Run, check_continues, earlier_state, event_writer, locked, noted_signals
+from schedule import DEFAULT_GAMMA, SCHEDULES, learning_rate
 
-SCHEDULES = ("step", "exponential", "cosine", "onecycle")
-DEFAULT_GAMMA = {"step": 0.1, "exponential": 0.35 ** (1 / 30)}
 EVALUATION_PIXELS = 128 * 224 * 224  # at once: about 1 GB on the device
 
 
@@ -81,29 +80,6 @@ def parse_args(argv=None):
     return args
 
 
-def learning_rate(step: int, total_steps: int, steps_per_epoch: int, args) -> float:
-    """The learning rate of iteration `step`, from 0: a function of this number alone, so a resumed run has it too.
-
-    The curves are those of torch.optim.lr_scheduler: StepLR and ExponentialLR by epoch, CosineAnnealingLR and
-    OneCycleLR (arXiv:1708.07120) by iteration.
-    """
-    if args.schedule == "step":
-        return args.lr * args.gamma ** (step // steps_per_epoch // args.lr_step)
-    if args.schedule == "exponential":
-        return args.lr * args.gamma ** (step // steps_per_epoch)
-    if args.schedule == "cosine":
-        return cosine(args.lr, 0, step / total_steps)
-    peak, last = 0.3 * total_steps - 1, total_steps - 1
-    if step <= peak:
-        return cosine(args.lr / 25, args.lr, step / peak)
-    return cosine(args.lr, args.lr / 25e4, (step - peak) / (last - peak))
-
-
-def cosine(start: float, end: float, share: float) -> float:
-    """Half a cosine wave from `start` (share 0) to `end` (share 1)."""
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
-
-
 def sums_of(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     """Of a batch with this mean loss: sum of losses, number of correct answers, number of images; (3,), no waiting."""
     count = torch.full_like(loss, len(labels))
@@ -129,15 +105,6 @@ def evaluate(network: ResNet18, images: Tensor, labels: Tensor, preprocess, auto
         sums += sums_of(F.cross_entropy(logits.float(), target), logits, target)
     network.train()
     return loss_and_accuracy(sums)
-
-
-def event_writer(folder):
-    """A TensorBoard writer. Raises OSError, naming the package, where it is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise OSError("--tensorboard needs a package that is not here: pip install tensorboard") from error
-    return SummaryWriter(folder)
 
 
 def starting_weights(network: ResNet18, path: str) -> None:

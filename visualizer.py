@@ -22,6 +22,7 @@ from command_line import ArgumentParser, number, one_line_errors, output_folder
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
 from subject import Subject, to_array
+from tiles import limit_of
 
 __all__ = ["top_activations"]  # part of this module's interface, used by others
 STRONGEST = 9  # channels drawn where none are asked for
@@ -80,7 +81,7 @@ def draw_filters(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """The first layer's filters, in colour and by input channel."""
     weights = subject.network.conv1.weight.detach().cpu().contiguous().numpy()
     yield Path("conv1_filters"), figures.filters(weights)
-    limit = figures.limit_of(weights)
+    limit = limit_of(weights)
     for channel, name in enumerate(("red", "green", "blue")):
         yield Path(f"conv1_filters_{name}"), figures.filter_channel(weights[:, channel], name, limit)
 

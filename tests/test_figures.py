@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import figures
+from tiles import around_grey, limit_of, mosaic
 
 RANDOM = np.random.RandomState(0)
 
@@ -32,7 +33,7 @@ def channel(number=3, rules=("deconvnet", "guided"), count=9, dead=0):
         "channel": number,
         "patches": RANDOM.rand(count, 32, 32, 3),
         "pictures": pictures,
-        "scale": {rule: figures.limit_of(each) for rule, each in pictures.items()},
+        "scale": {rule: limit_of(each) for rule, each in pictures.items()},
         "correlation": {rule: 0.25 for rule in rules},
         "entries": entries,
     }
@@ -45,13 +46,13 @@ def test_figures_know_neither_torch_nor_pyplot():
 
 def test_around_grey():
     values = np.array([-2.0, -1, 0, 1, 2, 5])
-    assert figures.around_grey(values, 2).tolist() == [0, 0.25, 0.5, 0.75, 1, 1]
-    assert figures.around_grey(np.zeros(3), 0).tolist() == [0.5] * 3
+    assert around_grey(values, 2).tolist() == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert around_grey(np.zeros(3), 0).tolist() == [0.5] * 3
 
 
 def test_mosaic_sets_tiles_in_rows():
     tiles = np.arange(5 * 2 * 3).reshape(5, 2, 3)
-    canvas = figures.mosaic(tiles, columns=3, gap=1, fill=-1)
+    canvas = mosaic(tiles, columns=3, gap=1, fill=-1)
     assert canvas.shape == (5, 11)
     assert np.array_equal(canvas[:2, 4:7], tiles[1]) and np.array_equal(canvas[3:, :3], tiles[3])
     assert (canvas[2] == -1).all() and (canvas[3:, 8:] == -1).all()
@@ -152,7 +153,7 @@ def test_reconstructions_stand_beside_their_maps():
     block = shown[1]
     shades = matplotlib.colormaps["magma"](np.kron(maps[0] / maps[0].max(), np.ones((4, 4))))[:, :, :3]
     assert np.allclose(block[:, :28], shades)
-    expected = figures.around_grey(pictures["guided"][0], np.abs(pictures["guided"][0]).max())
+    expected = around_grey(pictures["guided"][0], np.abs(pictures["guided"][0]).max())
     assert np.allclose(block[:, 2 * (28 + gap) :], expected)
     captions = [axes.get_title("left") for axes in figure.get_axes()]
     assert captions[0] == "image" and captions[1] == f"channel 10, peak {maps[0].max():.2f}"
@@ -166,7 +167,7 @@ class TestTop9:
         shown = drawn(figure)
         assert len(shown) == 9 and shown[0].shape == (32, 3 * 32 + 2 * 2, 3)
         assert np.array_equal(shown[4][:, :32], one["patches"][4])
-        expected = figures.around_grey(one["pictures"]["guided"][4], one["scale"]["guided"])
+        expected = around_grey(one["pictures"]["guided"][4], one["scale"]["guided"])
         assert np.allclose(shown[4][:, -32:], expected)
         assert (shown[8][:, -32:] == 0.5).all()  # dead: flat grey
         captions = [axes.get_title("left") for axes in figure.get_axes()]
@@ -181,7 +182,7 @@ class TestTop9:
         shown = drawn(figure)
         assert len(shown) == 3
         side = 3 * 32 + 2
-        assert np.array_equal(shown[1][:side, :side], figures.mosaic(channels[1]["patches"], 3))
+        assert np.array_equal(shown[1][:side, :side], mosaic(channels[1]["patches"], 3))
         assert (
             figure.get_axes()[1]
             .get_title("left")

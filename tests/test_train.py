@@ -12,6 +12,7 @@ import data
 import train
 from network import ResNet18
 from progress import duration
+from schedule import SCHEDULES, learning_rate
 
 
 def options(*flags):
@@ -34,7 +35,7 @@ class TestLearningRate:
 
     def ours(self, steps, steps_per_epoch, *flags):
         args = options("--lr", "0.2", *flags)
-        return [train.learning_rate(step, steps, steps_per_epoch, args) for step in range(steps)]
+        return [learning_rate(step, steps, steps_per_epoch, args) for step in range(steps)]
 
     def test_step(self):
         optimizer = self.optimizer()
@@ -69,7 +70,7 @@ class TestLearningRate:
                 scheduler.step()
         assert self.ours(steps, 4, "--schedule", "onecycle") == pytest.approx(rates, rel=1e-9, abs=1e-12)
 
-    @pytest.mark.parametrize("schedule", train.SCHEDULES)
+    @pytest.mark.parametrize("schedule", SCHEDULES)
     @pytest.mark.parametrize("steps", [1, 2, 3])
     def test_the_shortest_runs(self, schedule, steps):
         rates = self.ours(steps, 1, "--schedule", schedule)
