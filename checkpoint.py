@@ -95,6 +95,10 @@ def load(path: str | Path) -> dict[str, Any]:
     return state
 
 
+# what is known of a network beside its weights, and what holds of a plain state dict
+INFO = {"classes": None, "mean": None, "std": None, "image_size": 224, "config": {}, "result": {}, "history": []}
+
+
 def load_network(path: str | Path) -> tuple[ResNet18, dict[str, Any]]:
     """A network in evaluation mode on the CPU, and what is known of it.
 
@@ -118,12 +122,27 @@ def load_network(path: str | Path) -> tuple[ResNet18, dict[str, Any]]:
         imagenet = ResNet18_Weights.IMAGENET1K_V1
         transforms = imagenet.transforms()
         info |= {"classes": imagenet.meta["categories"], "mean": transforms.mean, "std": transforms.std}
-    if info["classes"] is not None and len(info["classes"]) != network.fc.out_features:
-        raise CheckpointError(f"{path} names {len(info['classes'])} classes for {network.fc.out_features} outputs")
+    if info["classes"] is not None:
+        _check_info(info, network.fc.out_features, path)
     return network.eval(), info
 
 
-INFO = {"classes": None, "mean": None, "std": None, "image_size": 224, "config": {}, "result": {}, "history": []}
+def _check_info(info: dict[str, Any], outputs: int, path: str | Path) -> None:
+    if len(info["classes"]) != outputs:
+        raise CheckpointError(f"{path} names {len(info['classes'])} classes for {outputs} outputs")
+    numbers = [*info["mean"], *info["std"]]
+    lines = {"kind", "step", "loss", "accuracy"}
+    if not (
+        all(isinstance(name, str) for name in info["classes"])
+        and len(numbers) == 6
+        and all(isinstance(number, float) for number in numbers)
+        and min(info["std"]) > 0
+        and isinstance(info["image_size"], int)
+        and 8 <= info["image_size"] <= 4096
+        and isinstance(info["config"], dict)
+        and all(isinstance(entry, dict) and lines <= entry.keys() for entry in info["history"])
+    ):
+        raise CheckpointError(f"{path} has been changed since train.py wrote it: pass an unchanged one")
 
 
 def _num_classes(weights: Any, path: str | Path) -> int:

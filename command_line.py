@@ -42,10 +42,10 @@ def number(
     def parse(text: str) -> float:
         try:
             value = kind(text)
-        except ValueError:
-            value = math.nan
-        if math.isfinite(value) and least <= value <= most and above < value < below:
-            return value
+            if math.isfinite(value) and least <= value <= most and above < value < below:
+                return value
+        except (ValueError, OverflowError):
+            pass
         raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {wanted}".rstrip())
 
     return parse
@@ -58,8 +58,9 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         yield
     except (*expected, OSError) as error:
         message = " ".join(str(error).split())
-    except RuntimeError as error:
-        if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+    except (RuntimeError, MemoryError) as error:
+        full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+        if not full:
             raise
         message = "the memory is full: pass a smaller --batch-size or --image-size"
     except KeyboardInterrupt:

@@ -37,8 +37,8 @@ def load(
     source      a name in DATASETS, or a folder with train/<class>/* and test/<class>/* (or val/)
     split       "train" or "test"
     root        where "cifar10" is kept, and downloaded to
-    image_size  what pictures of unequal or larger size are resized and centre-cropped to; pictures that are all of
-                one smaller size, and the named data sets, keep their own
+    image_size  what pictures are resized and centre-cropped to, unless all are squares of one size that is not
+                larger; the named data sets keep their own
 
     Raises DataError when the images are missing, broken, or would not fit in memory.
     """
@@ -122,7 +122,11 @@ def read_image(path: str | Path, size: int) -> Tensor:
                 picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
             return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     except Exception as error:  # what a damaged file makes a decoder raise has no end
-        raise DataError(f"{path} cannot be read as a picture ({error}): replace or remove it") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read as a picture ({error}): replace or remove it")
 
 
 def _size_of(path: Path) -> tuple[int, int]:
@@ -130,7 +134,7 @@ def _size_of(path: Path) -> tuple[int, int]:
         with Image.open(path) as picture:  # reads the header alone
             return picture.size
     except Exception as error:
-        raise DataError(f"{path} cannot be read as a picture ({error}): replace or remove it") from error
+        raise _unreadable(path, error) from error
 
 
 def _in_parallel(function, items, title: str) -> list:

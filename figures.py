@@ -5,6 +5,7 @@ Pictures are (H, W, 3) float in 0..1; reconstructions are (H, W, 3) of any sign 
 
 import math
 import textwrap
+import warnings
 
 import numpy as np
 from matplotlib import colormaps
@@ -49,7 +50,9 @@ def styled(draw):
 @styled
 def save(figure: Figure, file) -> None:
     """Writes a figure as PNG to a path or a binary file."""
-    figure.savefig(file, format="png", dpi=DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script the font lacks shows boxes
+        figure.savefig(file, format="png", dpi=DPI)
 
 
 @styled
@@ -125,15 +128,14 @@ def input_image(
     left.set_title(textwrap.fill(title, 40))
     left.set_axis_off()
     best = np.argsort(-probabilities, kind="stable")[:10]
-    shown = [str(names[n]) for n in best]
-    colours = ["#2166ac" if label is None or name == label else "0.7" for name in shown]
+    colours = ["#2166ac" if label is None or names[n] == label else "0.7" for n in best]
     bars = right.barh(range(len(best)), probabilities[best] * 100, color=colours)
     right.bar_label(bars, [f"{100 * probabilities[n]:.1f}" for n in best], padding=2, fontsize=6)
-    right.set_yticks(range(len(best)), shown)
+    right.set_yticks(range(len(best)), [_short(names[n], 30) for n in best])
     right.invert_yaxis()
     right.set_xlim(0, 112)
     right.set_xlabel("predicted probability (%)")
-    right.set_title("prediction" if label is None else f"prediction (blue: the true class, {label})")
+    right.set_title("prediction" if label is None else "prediction (blue: the true class)")
     right.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -189,8 +191,8 @@ def tile_caption(entry: dict) -> str:
     """Rank, activation, class, prediction and image index of one of the strongest images, in two lines."""
     if entry["activation"] <= 0:
         return f"{entry['rank']}: dead"
-    verdict = "" if entry["predicted"] == entry["label"] else f", seen as {entry['predicted']}"
-    return f"{entry['rank']}: {entry['activation']:.2f}, image {entry['index']}\n{entry['label']}{verdict}"
+    verdict = "" if entry["predicted"] == entry["label"] else f", seen as {_short(entry['predicted'], 17)}"
+    return f"{entry['rank']}: {entry['activation']:.2f}, image {entry['index']}\n{_short(entry['label'], 17)}{verdict}"
 
 
 @styled
@@ -258,6 +260,10 @@ def top9_overview(channels: list[dict], title: str) -> Figure:
 def _title(figure: Figure, *lines: str) -> None:
     """A title over the whole figure, whose long lines are broken before they leave it."""
     figure.suptitle("\n".join(textwrap.fill(line, 105) for line in lines))
+
+
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _number(value: float | None) -> str:

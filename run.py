@@ -46,12 +46,17 @@ class Run:
         self.seconds_before = 0.0  # spent before the last interruption
         self.started = self.saved = time.monotonic()
         self.history: list[dict] = []  # the lines of history.jsonl
+        self.saved_step = None
+        self.is_new = self.last_is_good = False  # as `begin` finds
         # sum of losses, number of correct answers, number of images: since the last line, and in this epoch
         device = network.fc.weight.device
         self.since_line, self.in_epoch = torch.zeros(3, device=device), torch.zeros(3, device=device)
 
     def begin(self, state: dict | None) -> None:
-        """Takes up a saved state, or starts anew; the files of another run go when this one has its first."""
+        """Takes up a saved state, or starts anew.
+
+        Of another run in the folder history.jsonl goes at once, its checkpoints when this one has its first.
+        """
         self.is_new, self.last_is_good = state is None, state is not None and not state["is_previous"]
         if state is not None:
             self.network.load_state_dict(state["model"])
@@ -59,8 +64,9 @@ class Run:
             self.step, self.seconds_before, self.history = state["step"], state["seconds"], state["history"]
             self.since_line.copy_(state["since_line"])
             self.in_epoch.copy_(state["in_epoch"])
-        for leftover in self.last.parent.glob(".*.tmp"):  # of a process that was killed while it wrote
-            leftover.unlink()
+        for file in (self.last, self.model, self.log):
+            for leftover in file.parent.glob(f".{file.name}.*.tmp"):  # of a process that was killed while it wrote
+                leftover.unlink()
         with checkpoint.atomic_file(self.log) as file:  # lines after the saved state will come again
             file.writelines(json.dumps(entry).encode() + b"\n" for entry in self.history)
 
@@ -99,7 +105,12 @@ class Run:
                 self.writer.add_scalar(f"{entry['kind']}/{name}", entry[name], entry["step"])
 
     def save(self) -> None:
-        """Writes last.pt, and keeps the one before as last.prev.pt. Raises FloatingPointError rather than save NaN."""
+        """Writes last.pt, unless it holds this step, and keeps the one before as last.prev.pt.
+
+        Raises FloatingPointError rather than save what is no number.
+        """
+        if self.saved_step == self.step:
+            return
         self.check_finite()
         progress = {
             "optimizer": self.optimizer.state_dict(),
@@ -113,7 +124,8 @@ class Run:
         if self.is_new:
             checkpoint.previous(self.last).unlink(missing_ok=True)
             self.model.unlink(missing_ok=True)
-        self.is_new, self.last_is_good, self.saved = False, True, time.monotonic()
+        self.is_new, self.last_is_good = False, True
+        self.saved_step, self.saved = self.step, time.monotonic()
 
     def save_if_due(self, every: int | None, may_save: bool) -> None:
         """Saves after each `every` iterations; when that is None, at the first chance SAVE_EVERY after the last."""
@@ -137,7 +149,7 @@ def earlier_state(folder: Path, resume: bool, overwrite: bool, config: dict) -> 
     """
     last = folder / "last.pt"
     if not resume:
-        files = [folder / name for name in ("last.pt", "model.pt", "history.jsonl")]
+        files = [folder / name for name in ("last.pt", "last.prev.pt", "model.pt", "history.jsonl")]
         if not overwrite and any(file.exists() and file.stat().st_size > 0 for file in files):
             raise CheckpointError(f"{folder} holds an earlier run: pass --resume, --overwrite, or another --out")
         return None
@@ -170,13 +182,16 @@ def check_continues(state: dict, classes: list[str], mean: list, std: list, step
         raise CheckpointError(f"the run has done {state['step']} iterations, more than the {total} now asked for")
 
 
-def event_writer(folder):
-    """A TensorBoard writer. Raises OSError, naming the package, where it is not installed."""
+def event_writer(folder: Path, purge_step: int | None):
+    """A TensorBoard writer that hides an earlier run's points from `purge_step` on.
+
+    Raises OSError, naming the package, where it is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise OSError("--tensorboard needs a package that is not here: pip install tensorboard") from error
-    return SummaryWriter(folder)
+    return SummaryWriter(folder, purge_step=purge_step)
 
 
 @contextmanager
@@ -190,10 +205,13 @@ def locked(folder: Path) -> Iterator[None]:
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"another run is writing to {folder}: wait for its end, or pass another --out"
+            ) from error
         yield
-    except BlockingIOError as error:
-        raise CheckpointError(f"another run is writing to {folder}: wait for its end, or pass another --out") from error
     finally:
         os.close(descriptor)
 
@@ -207,9 +225,14 @@ def noted_signals() -> Iterator[list[int]]:
         if noted:
             raise KeyboardInterrupt
         noted.append(number)
+        if number == getattr(signal, "SIGHUP", None):  # the terminal is gone, and writing to it would be an error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 1)
+            os.dup2(nowhere, 2)
         os.write(2, b"\nstopping after this iteration or evaluation; once more stops at once, without saving\n")
 
     signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    signals = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]  # as nohup wants it
     before = {number: signal.signal(number, note) for number in signals}
     try:
         yield noted

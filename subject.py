@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import data
 from activations import TopActivations, cut, mean_correlation, search, windows
-from checkpoint import load_network
+from checkpoint import CheckpointError, load_network
 from command_line import pick_device
 from reverse_network import ReverseResNet18, isolate
 from tiles import limit_of
@@ -76,7 +76,11 @@ class Subject:
         images = self.test[0]
         parts = tqdm(self.searched.split(self.args.batch_size), "search", unit="batches", leave=False, disable=None)
         batches = (self.preprocess(images[part].to(self.device)) for part in parts)
-        return search(self.network, batches, self.args.stages, self.args.top)
+        top = search(self.network, batches, self.args.stages, self.args.top)
+        for stage, found in top.items():
+            if not found.scores.isfinite().all():
+                raise CheckpointError(f"{self.args.ckpt}: activations of {stage} are not finite: pass other weights")
+        return top
 
     @cached_property
     def pictures(self) -> list[Picture]:
@@ -88,11 +92,21 @@ class Subject:
         pictures = []
         for file in map(Path, self.args.images):
             used = {picture.folder for picture in pictures}
-            names = (file.stem, *(f"{file.stem}-{n}" for n in range(2, len(used) + 3)))
+            stem = file.stem.strip(".") or "image"
+            names = (stem, *(f"{stem}-{n}" for n in range(2, len(used) + 3)))
             folder = next(name for name in names if name not in used)
-            title = f"{file.name}, resized and cropped to {self.image_size}x{self.image_size}"
+            name = file.name.encode(errors="replace").decode()  # a file's name may be no text
+            title = f"{name}, resized and cropped to {self.image_size}x{self.image_size}"
             pictures.append(Picture(folder, title, data.read_image(file, self.image_size), None))
         return pictures
+
+    def prepare(self, picture: Picture) -> Tensor:
+        """A picture as the network takes it: (1, 3, S, S), normalised, on the device."""
+        return self.preprocess(picture.image[None].to(self.device))
+
+    def shown(self, picture: Picture) -> np.ndarray:
+        """A picture as matplotlib takes it, of the network's size: (S, S, 3) in 0..1."""
+        return to_array(data.resize(picture.image[None], self.image_size)[0])
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor, stage: str, channels, units) -> tuple[dict[str, Tensor], Tensor]:

@@ -138,7 +138,7 @@ def train(args) -> None:
     """One run, from the data to the finished model."""
     device, out = pick_device(args.device), Path(args.out)
     state = earlier_state(out, args.resume, args.overwrite, vars(args))
-    writer = event_writer(out / "tensorboard") if args.tensorboard else None
+    writer = event_writer(out / "tensorboard", state["step"] + 1 if state else None) if args.tensorboard else None
 
     # data: uint8, on the device from here on
     images, labels, classes = data.load(args.data, "train", args.root, args.image_size)
@@ -210,7 +210,7 @@ def train(args) -> None:
             instead = " instead of --overwrite" if args.overwrite else ""
             print(f"stopped after iteration {run.step:,}; to go on: the same command with --resume{instead}")
             sys.exit(128 + signals[0])
-        if run.step % args.log_every != 0:
+        if run.since_line[2] > 0:
             end_line(run, progress)
         if run.step % steps_per_epoch != 0:
             end_epoch(run, progress, test_images, test_labels, preprocess, autocast)

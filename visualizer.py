@@ -90,10 +90,11 @@ def draw_input(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """Each picture to explain, with the network's prediction."""
     for picture in subject.pictures:
         with torch.inference_mode():
-            logits = subject.network(subject.preprocess(picture.image[None].to(subject.device)))
+            logits = subject.network(subject.prepare(picture))
         probabilities = logits.softmax(1)[0].cpu().numpy()
-        resized = to_array(data.resize(picture.image[None], subject.image_size)[0])
-        figure = figures.input_image(resized, picture.title, subject.classes, probabilities, picture.label)
+        figure = figures.input_image(
+            subject.shown(picture), picture.title, subject.classes, probabilities, picture.label
+        )
         yield Path(picture.folder, "input"), figure
 
 
@@ -101,7 +102,7 @@ def draw_feature_maps(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """All maps of the stages asked for, of each picture to explain."""
     for picture in subject.pictures:
         with torch.inference_mode():
-            features = subject.network.trace(subject.preprocess(picture.image[None].to(subject.device))).features
+            features = subject.network.trace(subject.prepare(picture)).features
         for stage in subject.args.stages:
             maps = features[stage][0].cpu().contiguous().numpy()
             yield (
@@ -115,15 +116,14 @@ def draw_reconstructions(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     for picture in subject.pictures:
         for stage in subject.args.stages:
             with torch.inference_mode():
-                batch = subject.preprocess(picture.image[None].to(subject.device))
-                maps = subject.network.trace(batch, stage).features[stage][0].cpu()
+                maps = subject.network.trace(subject.prepare(picture), stage).features[stage][0].cpu()
             channels = subject.args.channels or strongest(maps.amax((1, 2)))
             copies = picture.image.expand(len(channels), -1, -1, -1)
             drawn, _ = subject.reconstruct(copies, stage, channels, "map")
             pictures = {rule: to_array(each) for rule, each in drawn.items()}
-            resized = to_array(data.resize(picture.image[None], subject.image_size)[0])
-            title = f"{stage} of {picture.title}: the strongest channels, reconstructed from their whole maps"
-            figure = figures.reconstructions(resized, maps[channels].numpy(), pictures, channels, title)
+            which = "channels asked for" if subject.args.channels else "strongest channels"
+            title = f"{stage} of {picture.title}: the {which}, reconstructed from their whole maps"
+            figure = figures.reconstructions(subject.shown(picture), maps[channels].numpy(), pictures, channels, title)
             yield Path(picture.folder, f"{stage}_reconstructions"), figure
 
 
@@ -180,7 +180,7 @@ def visualize(args) -> None:
             started = time.monotonic()
     if subject.entries:
         with checkpoint.atomic_file(folder / "top9.json") as stream:
-            stream.write(json.dumps(subject.entries, indent=1).encode())
+            stream.write(json.dumps(subject.entries, indent=1, allow_nan=False).encode())
         print(folder / "top9.json")
 
 

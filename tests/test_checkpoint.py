@@ -29,6 +29,9 @@ def write_model(path, **changes):
     return network
 
 
+LINE = {"kind": "test", "epoch": 1, "step": 3, "loss": 1.0, "accuracy": 0.5}
+
+
 class Payload:
     """What a malicious file would hold: unpickling it makes a file."""
 
@@ -170,6 +173,17 @@ class TestBadNetworks:
         del state["mean"], state["classes"]
         self.refuses(state, tmp_path / "b.pt", "lacks classes, mean")
 
+    @pytest.mark.parametrize(
+        "change",
+        [{"image_size": 0}, {"image_size": "64"}, {"mean": ["a", 1.0, 2.0]}, {"std": [0.0] * 3}, {"config": None},
+         {"history": [{}]}, {"classes": [1, 2, 3]}],
+        ids=str,
+    )  # fmt: skip
+    def test_facts_that_cannot_be(self, tmp_path, change):
+        write_model(tmp_path / "a.pt", **change)
+        with pytest.raises(CheckpointError, match="has been changed"):
+            checkpoint.load_network(tmp_path / "a.pt")
+
     def test_other_classes_than_outputs(self, tmp_path):
         write_model(tmp_path / "a.pt")
         state = checkpoint.load(tmp_path / "a.pt") | {"classes": ["a", "b"]}
@@ -178,9 +192,9 @@ class TestBadNetworks:
 
 class TestLoadNetwork:
     def test_a_model_of_train(self, tmp_path):
-        network = write_model(tmp_path / "a.pt", history=[{"kind": "test"}])
+        network = write_model(tmp_path / "a.pt", history=[LINE])
         loaded, info = checkpoint.load_network(tmp_path / "a.pt")
-        assert not loaded.training and info["classes"] == ["a", "b", "c"] and info["history"] == [{"kind": "test"}]
+        assert not loaded.training and info["classes"] == ["a", "b", "c"] and info["history"] == [LINE]
         for name, value in network.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], value)
 

@@ -85,6 +85,7 @@ class TestUsage:
             ["--max-steps", "0"],
             ["--log-every", "0"],
             ["--seed", "-1"],
+            ["--seed", "9" * 400],
             ["--schedule", "linear"],
             ["--precision", "fp16"],
             ["--epoch", "3"],  # no abbreviations
@@ -223,6 +224,15 @@ class TestBadInputOfVisualizer:
         state["fc.bias"][0] = float("nan")
         torch.save(state, tmp_path / "a.pt")
         ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "fc.bias holds NaN")
+
+    def test_activations_that_are_not_finite(self, capsys, tmp_path, small_run):
+        state = torch.load(small_run / "model.pt")
+        for name in state["model"]:
+            if name.endswith("conv1.weight") or name.endswith("bn1.weight"):
+                state["model"][name] *= 1e25
+        torch.save(state, tmp_path / "a.pt")
+        flags = ["--ckpt", tmp_path / "a.pt", "--figures", "top9", "--out", tmp_path / "plots"]
+        ends(capsys, visualizer.main, flags, 1, "are not finite")
 
     def test_a_picture_that_is_none(self, capsys, tmp_path, small_run):
         (tmp_path / "cat.jpg").write_text("meow")

@@ -214,6 +214,12 @@ def test_names_with_dollars_are_shown_as_they_are():
     figures.save(figure, io.BytesIO())
 
 
+def test_long_class_names_stay_within_their_column():
+    entry = {"rank": 9, "activation": 12.5, "index": 9999, "label": "Staffordshire Bull Terrier"}
+    caption = figures.tile_caption(entry | {"predicted": "American Staffordshire Terrier"})
+    assert max(map(len, caption.splitlines())) <= 45 and "Staffordshire Bu…, seen as American Staffor…" in caption
+
+
 def test_an_undefined_correlation_is_a_dash():
     one = channel() | {"correlation": {"deconvnet": None, "guided": 0.5}}
     assert "correlation –)" in figures.top9_channel(one, "x").get_suptitle()
@@ -233,9 +239,12 @@ def test_an_undefined_correlation_is_a_dash():
         figures.filters(RANDOM.randn(64, 3, 7, 7)),
         figures.filter_channel(RANDOM.randn(64, 7, 7), "red", 3.0),
         figures.training_curves(TestTrainingCurves.history),
+        figures.input_image(
+            RANDOM.rand(9, 9, 3), "a title", ["a_long_class_name_" * 8] * 2, np.ones(2), "a_long_class"
+        ),
         figures.input_image(RANDOM.rand(9, 9, 3), "a_long_file_name_" * 8, ["cat"], np.ones(1), None),
     ],
-    ids=["channel", "overview", "maps", "conv1 maps", "conv5_x maps", "filters", "red", "curves", "input"],
+    ids=["channel", "overview", "maps", "conv1 maps", "conv5_x maps", "filters", "red", "curves", "classes", "input"],
 )
 def test_no_text_leaves_the_figure(figure):
     figure.draw_without_rendering()

@@ -54,6 +54,19 @@ def test_a_run_killed_at_random_moments(tmp_path):
     assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs signals")
+def test_a_terminal_that_is_closed(tmp_path):
+    """The run gets SIGHUP and can write nowhere any more; it still saves, and goes on later."""
+    pictures = write_folder(tmp_path / "pictures")
+    process = start(pictures, tmp_path / "run")
+    process.stdout.readline()
+    process.stdout.close()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=100) == 128 + signal.SIGHUP
+    assert (tmp_path / "run" / "last.pt").exists()
+    finish(start(pictures, tmp_path / "run", "--resume"))
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
     pictures = write_folder(tmp_path / "pictures")

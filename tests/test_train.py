@@ -269,6 +269,19 @@ class TestResume:
         assert without_speed(before["history"]) == without_speed(after["history"])
         assert all(before["result"][name] == after["result"][name] for name in before["result"].keys() - {"seconds"})
 
+    def test_a_finished_run_resumed_with_other_lines_gets_none_of_zeros(self, folder, tmp_path):
+        run_on(folder, tmp_path / "run", "--epochs", "1", "--log-every", "1")
+        before = (tmp_path / "run" / "history.jsonl").read_text()
+        run_on(folder, tmp_path / "run", "--epochs", "1", "--resume", "--log-every", "2")
+        assert (tmp_path / "run" / "history.jsonl").read_text() == before
+
+    def test_files_of_others_stay(self, folder, tmp_path):
+        (tmp_path / "run").mkdir()
+        for name in (".mine.tmp", ".last.pt.123.tmp"):
+            (tmp_path / "run" / name).touch()
+        run_on(folder, tmp_path / "run", "--max-steps", "1")
+        assert (tmp_path / "run" / ".mine.tmp").exists() and not (tmp_path / "run" / ".last.pt.123.tmp").exists()
+
     def test_fewer_iterations_than_done_are_refused(self, small_run, capsys):
         with pytest.raises(SystemExit):
             run_on(small_run.parent / "pictures", small_run, "--epochs", "1", "--resume")

@@ -166,7 +166,7 @@ class TestFlags:
             ("dog.v2.jpg", (300, 200)),
         ):
             (tmp_path / name).parent.mkdir(exist_ok=True)
-            Image.fromarray(random.randint(0, 256, (*size, 3)).astype(np.uint8)).save(tmp_path / name)
+            Image.fromarray(random.randint(0, 256, (*size, 3)).astype(np.uint8)).save(tmp_path / name, "png")
         files = [str(tmp_path / name) for name in ("cat-2.png", "a/cat.png", "b/cat.png", "dog.v2.jpg")]
         out = tmp_path / "plots"
         visualize(small_run, out, "--data", str(tmp_path / "no_data_needed"), "--images", *files)
@@ -176,6 +176,14 @@ class TestFlags:
                 name for name in FIXED_NAMES if name.endswith(("input", "feature_maps", "reconstructions"))
             }
         assert not (out / "top9.json").exists() and (out / "conv1_filters.png").exists()
+
+    @pytest.mark.parametrize(
+        "name, folder", [("...png", "image"), ("名前.png", "名前"), ("cost_$5_^$x.png", "cost_$5_^$x")]
+    )
+    def test_odd_file_names(self, small_run, tmp_path, name, folder):
+        Image.fromarray(np.full((9, 9, 3), 99, np.uint8)).save(tmp_path / name, "png")
+        visualize(small_run, tmp_path / "plots", "--images", str(tmp_path / name), "--figures", "input")
+        assert (tmp_path / "plots" / folder / "input.png").exists()
 
 
 class TestPlainStateDicts:
