@@ -166,7 +166,7 @@ class TestFlags:
             ("dog.v2.jpg", (300, 200)),
         ):
             (tmp_path / name).parent.mkdir(exist_ok=True)
-            Image.fromarray(random.randint(0, 256, (*size, 3)).astype(np.uint8)).save(tmp_path / name, "png")
+            Image.fromarray(random.randint(0, 256, (*size, 3)).astype(np.uint8)).save(tmp_path / name)
         files = [str(tmp_path / name) for name in ("cat-2.png", "a/cat.png", "b/cat.png", "dog.v2.jpg")]
         out = tmp_path / "plots"
         visualize(small_run, out, "--data", str(tmp_path / "no_data_needed"), "--images", *files)
