@@ -63,7 +63,7 @@ class Progress:
         an_iteration = (time.monotonic() - self.started) / max(self.step - self.first - WARM_UP, 1)
         return an_iteration * (self.total_steps - self.step + self.to_evaluate / self.batch_size / 3)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Prints a line beside the bar, at once even into a file."""
         self.bar.write(text)
         sys.stdout.flush()
@@ -71,14 +71,14 @@ class Progress:
     def forecast(self, advise: bool) -> None:
         """Says how long the run will take, and, to `advise`, what to pass where that is longer than one likes."""
         seconds = self.seconds_left()
-        self._say(f"this will take about {duration(seconds)} on this CPU")
+        self.say(f"this will take about {duration(seconds)} on this CPU")
         if advise and seconds > PATIENCE:
-            self._say("for a quick look: --data shapes --image-size 64 --epochs 4, or a smaller --image-size")
+            self.say("for a quick look: --data shapes --image-size 64 --epochs 4, or a smaller --image-size")
 
     def train_line(self, entry: dict) -> None:
         """Prints a line of the history, and starts the next interval."""
         left = f", {duration(self.seconds_left())} left" if self.step < self.total_steps else ""
-        self._say(
+        self.say(
             f"epoch {entry['epoch']}/{self.epochs}, iteration {entry['step']:,}/{self.total_steps:,}: "
             f"loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.2%}, learning rate {entry['learning_rate']:.3g}, "
             f"{entry['images_per_second']:.0f} images/s{left}"
@@ -87,7 +87,7 @@ class Progress:
 
     def test_line(self, entry: dict) -> None:
         """Prints the result of an evaluation."""
-        self._say(
+        self.say(
             f"epoch {entry['epoch']}/{self.epochs}: test loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.2%}"
         )
 

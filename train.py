@@ -170,16 +170,15 @@ def train(args) -> None:
     run = Run(out, network, optimizer, steps_per_epoch, facts, writer)
     run.begin(state)
     del state
-    print(
-        f"{len(images):,} training and {len(test_images):,} test images of {len(classes)} classes at "
-        f"{args.image_size}x{args.image_size}; {total_steps:,} iterations on {device}, {precision}"
-        + (f", from {run.step:,} on" if run.step else ""),
-        flush=True,
-    )
     evaluations = math.ceil(total_steps / steps_per_epoch) - run.step // steps_per_epoch
     progress = Progress(run.step, total_steps, args.epochs, args.batch_size, evaluations * len(test_images))
 
     with noted_signals() as signals, progress.bar, writer or nullcontext():
+        progress.say(
+            f"{len(images):,} training and {len(test_images):,} test images of {len(classes)} classes at "
+            f"{args.image_size}x{args.image_size}; {total_steps:,} iterations on {device}, {precision}"
+            + (f", from {run.step:,} on" if run.step else "")
+        )
         while run.step < total_steps:
             epoch, position = divmod(run.step, steps_per_epoch)
             if position == 0:

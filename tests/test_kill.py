@@ -14,6 +14,7 @@ from test_train import assert_same_run
 
 import checkpoint
 
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and folders that can be locked")
 ROOT = Path(__file__).parent.parent
 KILLS = 6
 
@@ -21,7 +22,13 @@ KILLS = 6
 def start(pictures, out, *flags):
     fixed = "--image-size 32 --batch-size 16 --epochs 8 --log-every 5 --save-every 1 --device cpu".split()
     command = [sys.executable, str(ROOT / "train.py"), "--data", str(pictures), "--out", str(out), *fixed, *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed)
+
+
+def heed():
+    """Signals as a terminal's process has them, even where the tests run under nohup or in the background."""
+    for name in ("SIGHUP", "SIGINT"):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 def finish(process):
@@ -32,7 +39,6 @@ def finish(process):
     return text
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs signals")
 def test_a_run_killed_at_random_moments(tmp_path):
     """In steps, saves, evaluations and at ends of epochs: a state is written every iteration."""
     pictures = write_folder(tmp_path / "pictures")  # 3 iterations an epoch
@@ -54,20 +60,18 @@ def test_a_run_killed_at_random_moments(tmp_path):
     assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs signals")
 def test_a_terminal_that_is_closed(tmp_path):
     """The run gets SIGHUP and can write nowhere any more; it still saves, and goes on later."""
     pictures = write_folder(tmp_path / "pictures")
     process = start(pictures, tmp_path / "run")
     process.stdout.readline()
-    process.stdout.close()
     process.send_signal(signal.SIGHUP)
+    process.stdout.close()
     assert process.wait(timeout=100) == 128 + signal.SIGHUP
     assert (tmp_path / "run" / "last.pt").exists()
     finish(start(pictures, tmp_path / "run", "--resume"))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked there")
 def test_a_second_run_into_the_same_folder_is_refused(tmp_path):
     pictures = write_folder(tmp_path / "pictures")
     first = start(pictures, tmp_path / "run")

@@ -196,12 +196,14 @@ def interrupted(monkeypatch):
             return step_before(*args)
 
         monkeypatch.setattr(train, "train_step", train_step)
+        before = signal.signal(number, signal.SIG_DFL)  # it is ignored where the tests run in the background
         codes = []
         for resume in [()] + [("--resume",)] * (len(steps) if resumes is None else resumes):
             try:
                 run_on(pictures, out, "--epochs", "2", *resume)
             except SystemExit as stop:
                 codes.append(stop.code)
+        signal.signal(number, before)
         return codes
 
     return run
