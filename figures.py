@@ -267,7 +267,7 @@ def _short(name: str, most: int) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return "–" if value is None else f"{round(value, 2) + 0.0:.2f}"  # -0.00 is 0.00
 
 
 def _numbered_mosaic(axes: Axes, tiles: np.ndarray, columns: int, fill: float = 1.0, **style):

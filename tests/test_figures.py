@@ -222,6 +222,9 @@ def test_long_class_names_stay_within_their_column():
 
 def test_an_undefined_correlation_is_a_dash():
     one = channel() | {"correlation": {"deconvnet": None, "guided": 0.5}}
+    assert "guided 0.00" in figures.top9_overview([channel() | {"correlation": {"guided": -0.001}}], "x").axes[
+        0
+    ].get_title("left")
     assert "correlation –)" in figures.top9_channel(one, "x").get_suptitle()
     assert "correlation deconvnet –, guided 0.50" in figures.top9_overview([one], "x").get_axes()[0].get_title("left")
 
