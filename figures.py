@@ -65,15 +65,14 @@ def training_curves(history: list[dict]) -> Figure:
     for axes, name, factor, text in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("{} {:.3f}", "{} {:.2f} %"), strict=True
     ):
-        for kind, style, colour in (("train", "-", "#2166ac"), ("test", ".-", WRONG)):
-            lines = [entry for entry in history if entry["kind"] == kind]
+        train, test = ([entry for entry in history if entry["kind"] == kind] for kind in ("train", "test"))
+        for kind, lines, colour in (("train", train, "#2166ac"), ("test", test, WRONG)):
             if lines:
                 values = [factor * entry[name] for entry in lines]
                 steps = [entry["step"] for entry in lines]
                 label = text.format(kind, values[-1])
-                every = ".-" if len(lines) < 40 else style
-                axes.plot(steps, values, every, color=colour, markersize=3, linewidth=1, label=label)
-        train = [entry for entry in history if entry["kind"] == "train"]
+                style = "-" if kind == "train" and len(lines) >= 40 else ".-"
+                axes.plot(steps, values, style, color=colour, markersize=3, linewidth=1, label=label)
         for earlier, before, after in zip(train, train[1:], train[2:], strict=False):
             rates = [entry["learning_rate"] for entry in (earlier, before, after)]
             if rates[0] == rates[1] > 1.5 * rates[2]:
@@ -238,11 +237,7 @@ def top9_overview(channels: list[dict], title: str) -> Figure:
     block = WIDTH / columns / (1 + len(rules))
     figure = Figure((WIDTH, 0.55 + rows * (block + 0.3)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.03)
-    _title(
-        figure,
-        title,
-        "patches | " + " | ".join(rules) + "; grey: zero, or beyond the image",
-    )
+    _title(figure, title, "patches | " + " | ".join(rules) + "; grey: zero, or beyond the image")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()

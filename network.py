@@ -91,6 +91,11 @@ class ResNet18(nn.Module):
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.classify(x)
 
+    @property
+    def layers(self) -> tuple[nn.Sequential, ...]:
+        """The residual layers, of conv2_x to conv5_x in turn."""
+        return self.layer1, self.layer2, self.layer3, self.layer4
+
     def classify(self, features: Tensor) -> Tensor:
         """The features of conv5_x (N, 512, h, w) -> logits (N, num_classes)."""
         return self.fc(self.avgpool(features).flatten(1))
@@ -108,8 +113,7 @@ class ResNet18(nn.Module):
         if depth > 0:
             pool = self.maxpool
             x, switches = F.max_pool2d(x, pool.kernel_size, pool.stride, pool.padding, return_indices=True)
-        layers = (self.layer1, self.layer2, self.layer3, self.layer4)
-        for stage, layer in zip(STAGES[1 : depth + 1], layers, strict=False):
+        for stage, layer in zip(STAGES[1 : depth + 1], self.layers[:depth], strict=True):
             for block in layer:
                 inner, x = block.trace(x)
                 blocks.append((inner, x))

@@ -104,8 +104,7 @@ class ReverseResNet18(nn.Module):
         self.rule, self.unpool = rule, unpool
         self.maxpool = network.maxpool
         self.conv1 = ReverseConv2d(network.conv1, network.bn1)
-        layers = (network.layer1, network.layer2, network.layer3, network.layer4)
-        self.blocks = nn.ModuleList(ReverseBlock(block, rule) for layer in layers for block in layer)
+        self.blocks = nn.ModuleList(ReverseBlock(block, rule) for layer in network.layers for block in layer)
 
     def forward(self, signal: Tensor, stage: str, trace: Trace) -> Tensor:
         """A signal (N, C, h, w) at `stage` -> (N, 3, H, W), in units of the normalised image.

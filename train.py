@@ -128,7 +128,7 @@ def train_step(network, optimizer, inputs: Tensor, target: Tensor, label_smoothi
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """ "bf16" or "fp32"; "auto" is bf16 on GPUs that compute in it (from NVIDIA's Ampere on)."""
+    """Makes of "auto" bf16 on GPUs that compute in it (from NVIDIA's Ampere on), and fp32 elsewhere."""
     if name == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     return name

@@ -105,10 +105,8 @@ def draw_feature_maps(subject: Subject) -> Iterator[tuple[Path, Figure]]:
             features = subject.network.trace(subject.prepare(picture)).features
         for stage in subject.args.stages:
             maps = features[stage][0].cpu().contiguous().numpy()
-            yield (
-                Path(picture.folder, f"{stage}_feature_maps"),
-                figures.feature_maps(maps, f"{stage} of {picture.title}"),
-            )
+            figure = figures.feature_maps(maps, f"{stage} of {picture.title}")
+            yield Path(picture.folder, f"{stage}_feature_maps"), figure
 
 
 def draw_reconstructions(subject: Subject) -> Iterator[tuple[Path, Figure]]:
