@@ -127,6 +127,15 @@ def load_network(path: str | Path) -> tuple[ResNet18, dict[str, Any]]:
     return network.eval(), info
 
 
+def take_over(path: str | Path, network: ResNet18) -> None:
+    """Takes over a checkpoint's weights; not those of the last layer when it has another number of classes."""
+    weights = load_network(path)[0].state_dict()
+    if weights["fc.weight"].shape != network.fc.weight.shape:
+        print(f"{path} has {len(weights['fc.weight'])} classes, the data {network.fc.out_features}: a new last layer")
+        weights |= {f"fc.{name}": value for name, value in network.fc.state_dict().items()}
+    network.load_state_dict(weights)
+
+
 def _check_info(info: dict[str, Any], outputs: int, path: str | Path) -> None:
     if len(info["classes"]) != outputs:
         raise CheckpointError(f"{path} names {len(info['classes'])} classes for {outputs} outputs")

@@ -71,10 +71,15 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     sys.exit(1)
 
 
-def pick_device(name: str) -> torch.device:
-    """A device by torch's name; "auto" is the first CUDA GPU or else the CPU. Raises OSError when it is not there."""
+def pick_device(name: str, gpu: int = 0) -> torch.device:
+    """A device by torch's name; "auto" is the CUDA GPU of this number, as is "cuda", or else the CPU.
+
+    Raises OSError when it is not there.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{gpu}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

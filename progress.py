@@ -25,13 +25,14 @@ class Progress:
 
     step            iterations done before
     total_steps     iterations at the end, of `epochs` epochs, with `batch_size` images each
-    to_evaluate     images of all evaluations to come, each of which costs about a third of one in training
+    evaluations     to come, each of `test_images`, which cost about a third of one in training
     """
 
-    def __init__(self, step: int, total_steps: int, epochs: int, batch_size: int, to_evaluate: int):
+    def __init__(self, step: int, total_steps: int, epochs: int, batch_size: int, evaluations: int, test_images: int):
         self.bar = tqdm(total=total_steps, initial=step, disable=None, dynamic_ncols=True, bar_format=BAR)
         self.first, self.step, self.total_steps = step, step, total_steps
-        self.epochs, self.batch_size, self.to_evaluate = epochs, batch_size, to_evaluate
+        self.epochs, self.batch_size = epochs, batch_size
+        self.test_images, self.to_evaluate = test_images, evaluations * test_images
         self.line_step, self.refreshed = step, time.monotonic()
         self.started = self.line_started = time.monotonic()  # moved on by what is not training
 
@@ -92,10 +93,10 @@ class Progress:
         )
 
     @contextmanager
-    def evaluation(self, images: int) -> Iterator[None]:
+    def evaluation(self) -> Iterator[None]:
         """Takes the time of the block out of the speed of training."""
         before = time.monotonic()
         yield
         spent = time.monotonic() - before
         self.started, self.line_started = self.started + spent, self.line_started + spent
-        self.to_evaluate -= images
+        self.to_evaluate -= self.test_images

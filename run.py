@@ -1,12 +1,9 @@
 """A training run in its folder: what it has done so far, saved and taken up again."""
 
 import json
-import os
-import signal
+import math
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,18 +11,18 @@ from torch import Tensor
 
 import checkpoint
 from checkpoint import CheckpointError
+from evaluation import loss_and_accuracy
 from network import ResNet18
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from processes import ALONE, Processes
+from step import Average
 
 # The settings that may differ between a run and its continuation; any other would make it another run. The length of
 # the run may, too, unless the learning rate follows it.
-MAY_CHANGE = {"root", "device", "out", "init", "resume", "overwrite", "tensorboard", "log_every", "save_every"}
+MAY_CHANGE = {"root", "device", "out", "init", "resume", "overwrite", "tensorboard", "log_every", "save_every",
+              "compile", "capture", "test_flip"}  # fmt: skip
 LENGTH = {"epochs", "max_steps"}
 SAVE_EVERY = 60  # seconds
+ASK_EVERY = 30  # iterations on GPUs, after which several processes agree whether to stop
 
 
 class Run:
@@ -35,20 +32,26 @@ class Run:
     network, optimizer   on one device, in the state the run starts with
     steps_per_epoch      iterations
     facts      what never changes: classes, mean, std, image_size, config
+    average    of the weights, if one is kept; then it is what is tested and model.pt has
+    processes  all of them have a run, and count in it what they do; the first alone writes files
     writer     an optional torch.utils.tensorboard.SummaryWriter that gets every number of the history
     """
 
-    def __init__(self, folder: Path, network: ResNet18, optimizer, steps_per_epoch: int, facts: dict, writer=None):
+    def __init__(self, folder: Path, network: ResNet18, optimizer, steps_per_epoch: int, facts: dict,
+                 average: Average | None = None, processes: Processes = ALONE, writer=None):  # fmt: skip
         self.last, self.model, self.log = (folder / name for name in ("last.pt", "model.pt", "history.jsonl"))
         self.network, self.optimizer, self.facts, self.writer = network, optimizer, facts, writer
+        self.average, self.processes = average, processes
         self.steps_per_epoch = steps_per_epoch
         self.step = 0  # iterations done
+        self.rate = math.nan  # of the last one
         self.seconds_before = 0.0  # spent before the last interruption
         self.started = self.saved = time.monotonic()
         self.history: list[dict] = []  # the lines of history.jsonl
         self.saved_step = None
         self.is_new = self.last_is_good = False  # as `begin` finds
-        # sum of losses, number of correct answers, number of images: since the last line, and in this epoch
+        # sum of losses, number of correct answers, number of images: since the last line, and in this epoch;
+        # what other processes counted is added where it is needed
         device = network.fc.weight.device
         self.since_line, self.in_epoch = torch.zeros(3, device=device), torch.zeros(3, device=device)
 
@@ -60,10 +63,19 @@ class Run:
         self.is_new, self.last_is_good = state is None, state is not None and not state["is_previous"]
         if state is not None:
             self.network.load_state_dict(state["model"])
+            rate = self.optimizer.param_groups[0]["lr"]
             self.optimizer.load_state_dict(state["optimizer"])
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate  # the one tensor on the device
+            self.set_rate(state["rate"])
+            if self.average:
+                self.average.network.load_state_dict(state["average"])
             self.step, self.seconds_before, self.history = state["step"], state["seconds"], state["history"]
-            self.since_line.copy_(state["since_line"])
-            self.in_epoch.copy_(state["in_epoch"])
+            if self.processes.is_first:
+                self.since_line.copy_(state["since_line"])
+                self.in_epoch.copy_(state["in_epoch"])
+        if not self.processes.is_first:
+            return
         for file in (self.last, self.model, self.log):
             for leftover in file.parent.glob(f".{file.name}.*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink()
@@ -74,6 +86,11 @@ class Run:
     def epoch(self) -> int:
         """The epoch of the last iteration done, from 1."""
         return max(self.step - 1, 0) // self.steps_per_epoch + 1
+
+    @property
+    def tested(self) -> ResNet18:
+        """The network that is tested and handed on."""
+        return self.average.network if self.average else self.network
 
     @property
     def seconds(self) -> float:
@@ -88,16 +105,31 @@ class Run:
 
     def check_finite(self) -> None:
         """Raises FloatingPointError when a loss since the last line, a weight or a statistic is no number any more."""
-        values = [self.since_line, *self.network.state_dict().values()]
+        values = [self.processes.add(self.since_line), *self.network.state_dict().values()]
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise FloatingPointError(
                 f"the loss is not finite by iteration {self.step}, at learning rate "
-                f"{self.optimizer.param_groups[0]['lr']:.3g}: pass a lower --lr; what {self.last.parent} holds is older"
+                f"{self.rate:.3g}: pass a lower --lr; what {self.last.parent} holds is older"
             )
+
+    def set_rate(self, rate: float) -> None:
+        """Gives the optimizer the learning rate of the next iteration."""
+        if rate != self.rate:
+            self.rate = rate
+            self.optimizer.param_groups[0]["lr"].fill_(rate)  # the tensor that all its groups share
+
+    def since_last_line(self) -> tuple[float, float]:
+        """Mean loss and accuracy since the last line, which ends here."""
+        total = self.processes.add(self.since_line)
+        means = loss_and_accuracy(total)
+        self.since_line.zero_()
+        return means
 
     def record(self, entry: dict) -> None:
         """Adds a line to the history and its file."""
         self.history.append(entry)
+        if not self.processes.is_first:
+            return
         with open(self.log, "a") as file:
             file.write(json.dumps(entry) + "\n")
         if self.writer:
@@ -112,33 +144,47 @@ class Run:
         if self.saved_step == self.step:
             return
         self.check_finite()
+        since_line, in_epoch = self.processes.add(self.since_line), self.processes.add(self.in_epoch)
+        self.saved_step, self.saved = self.step, time.monotonic()
+        if not self.processes.is_first:
+            return
         progress = {
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "rate": self.rate,
             "steps_per_epoch": self.steps_per_epoch,
             "seconds": self.seconds,
-            "since_line": self.since_line,
-            "in_epoch": self.in_epoch,
+            "since_line": since_line,
+            "in_epoch": in_epoch,
         }
-        checkpoint.save(self._network_and_facts({}) | progress, self.last, keep_previous=self.last_is_good)
+        if self.average:
+            progress["average"] = self.average.network.state_dict()
+        state = {"model": self.network.state_dict(), **self.facts, "result": {}, "history": self.history}
+        checkpoint.save(state | progress, self.last, keep_previous=self.last_is_good)
         if self.is_new:
             checkpoint.previous(self.last).unlink(missing_ok=True)
             self.model.unlink(missing_ok=True)
         self.is_new, self.last_is_good = False, True
-        self.saved_step, self.saved = self.step, time.monotonic()
 
-    def save_if_due(self, every: int | None, may_save: bool) -> None:
-        """Saves after each `every` iterations; when that is None, at the first chance SAVE_EVERY after the last."""
-        due = self.step % every == 0 if every else may_save and time.monotonic() - self.saved > SAVE_EVERY
-        if due:
-            self.save()
+    def is_due(self, every: int | None, may_save: bool) -> bool:
+        """Whether to save now: each `every` iterations; when that is None, at the first chance SAVE_EVERY after."""
+        return self.step % every == 0 if every else may_save and time.monotonic() - self.saved > SAVE_EVERY
+
+    def agree(self, signals: list[int], every: int | None, may_save: bool) -> tuple[int, bool]:
+        """What all processes do now: the signal they stop for (0: none), and whether they save (see `is_due`).
+
+        Where iterations are short, they do not ask each other after every one.
+        """
+        gpu = self.since_line.device.type == "cuda"
+        if self.processes.count > 1 and gpu and not (may_save or self.step % (every or ASK_EVERY) == 0):
+            return 0, False
+        stop, save = self.processes.largest(signals[0] if signals else 0, self.is_due(every, may_save))
+        return int(stop), bool(save)
 
     def save_model(self, result: dict) -> None:
         """Writes model.pt, which has no more than visualizer.py needs."""
-        checkpoint.save(self._network_and_facts(result), self.model)
-
-    def _network_and_facts(self, result: dict) -> dict:
-        return {"model": self.network.state_dict(), **self.facts, "result": result, "history": self.history}
+        state = {"model": self.tested.state_dict(), **self.facts, "result": result, "history": self.history}
+        checkpoint.save(state, self.model)
 
 
 def earlier_state(folder: Path, resume: bool, overwrite: bool, config: dict) -> dict | None:
@@ -163,7 +209,7 @@ def earlier_state(folder: Path, resume: bool, overwrite: bool, config: dict) -> 
             raise
         print(f"warning: {error}; going on from {checkpoint.previous(last)}", file=sys.stderr)
         state, is_previous = checkpoint.load(checkpoint.previous(last)), True
-    if not {"model", "optimizer", "config", "step", "steps_per_epoch", "since_line"} <= state.keys():
+    if not {"model", "optimizer", "config", "step", "steps_per_epoch", "since_line", "rate"} <= state.keys():
         raise CheckpointError(f"{last} is not what train.py leaves to resume from: pass it to --init instead")
     may_change = MAY_CHANGE | (LENGTH if config["schedule"] in ("step", "exponential") else set())
     changed = sorted(name for name in config.keys() - may_change if state["config"].get(name) != config[name])
@@ -192,50 +238,3 @@ def event_writer(folder: Path, purge_step: int | None):
     except ImportError as error:
         raise OSError("--tensorboard needs a package that is not here: pip install tensorboard") from error
     return SummaryWriter(folder, purge_step=purge_step)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder. The system lifts the lock even of a process that was killed.
-
-    Raises CheckpointError when another process holds it. Does nothing on Windows, where folders cannot be locked.
-    """
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"another run is writing to {folder}: wait for its end, or pass another --out"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """Collects SIGINT, SIGTERM and SIGHUP, so that the iteration at hand can be finished; a second one ends at once."""
-    noted = []
-
-    def note(number, frame):
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-        if number == getattr(signal, "SIGHUP", None):  # the terminal is gone, and writing to it would be an error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.dup2(nowhere, 2)
-        os.write(2, b"\nstopping after this iteration or evaluation; once more stops at once, without saving\n")
-
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    signals = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]  # as nohup wants it
-    before = {number: signal.signal(number, note) for number in signals}
-    try:
-        yield noted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

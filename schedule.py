@@ -9,11 +9,17 @@ DEFAULT_GAMMA = {"step": 0.1, "exponential": 0.35 ** (1 / 30)}
 def learning_rate(step: int, total_steps: int, steps_per_epoch: int, args) -> float:
     """The learning rate of iteration `step`, counted from 0.
 
-    args holds schedule, lr (the highest rate), gamma and, in epochs, lr_step, as train.py's flags.
+    args holds schedule, lr (the highest rate), gamma and, in epochs, lr_step and warm_up, as train.py's flags.
 
     The curves are those of torch.optim.lr_scheduler: StepLR and ExponentialLR by epoch, CosineAnnealingLR and
-    OneCycleLR (arXiv:1708.07120) by iteration.
+    OneCycleLR (arXiv:1708.07120) by iteration. While warming up, they are multiplied by a share that grows from 0 to 1.
     """
+    warm_up = args.warm_up * steps_per_epoch
+    share = (step + 1) / warm_up if step < warm_up else 1.0
+    return share * _scheduled(step, total_steps, steps_per_epoch, args)
+
+
+def _scheduled(step: int, total_steps: int, steps_per_epoch: int, args) -> float:
     if args.schedule == "step":
         return args.lr * args.gamma ** (step // steps_per_epoch // args.lr_step)
     if args.schedule == "exponential":

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import data
+import folders
 from activations import TopActivations, cut, mean_correlation, search, windows
 from checkpoint import CheckpointError, load_network
 from command_line import pick_device
@@ -97,7 +98,7 @@ class Subject:
             folder = next(name for name in names if name not in used)
             name = file.name.encode(errors="replace").decode()  # a file's name may be no text
             title = f"{name}, resized and cropped to {self.image_size}x{self.image_size}"
-            pictures.append(Picture(folder, title, data.read_image(file, self.image_size), None))
+            pictures.append(Picture(folder, title, folders.read_image(file, self.image_size), None))
         return pictures
 
     def prepare(self, picture: Picture) -> Tensor:

@@ -13,20 +13,21 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 import checkpoint
 import data
 import figures
+from batches import Batches
 from command_line import ArgumentParser, number, one_line_errors, output_folder, pick_device
+from evaluation import evaluate, loss_and_accuracy
+from interruptions import locked, noted_signals
 from network import ResNet18
+from processes import Processes, joined
 from progress import Progress, duration
-from run import Run, check_continues, earlier_state, event_writer, locked, noted_signals
+from run import Run, check_continues, earlier_state, event_writer
 from schedule import DEFAULT_GAMMA, SCHEDULES, learning_rate
-
-EVALUATION_PIXELS = 128 * 224 * 224  # at once: about 1 GB on the device
+from step import Average, TrainStep, accelerated, pick_precision, sgd
 
 
 def parse_args(argv=None):
@@ -43,26 +44,37 @@ def parse_args(argv=None):
         default=224,
         help="pixels a side, as the network sees them",
     )
-    add("--augment", action=BooleanOptionalAction, default=True, help="shift by up to 4 pixels and flip, in training")
+    add("--augment", action=BooleanOptionalAction, default=True, help="shift, flip and cut out, as far as set below")
+    add("--shift", type=number(int, least=0, most=4096), default=4, help="at most, in pixels before resizing")
+    add("--flip", action=BooleanOptionalAction, default=True, help="left to right, half of the time")
+    add("--cutout", type=number(int, least=0, most=4096), default=0, help="side of a square left out, in pixels")
+    add("--hold-out", type=number(int, least=0), default=0,
+        help="so many training images are not trained on but stand in for the test images")  # fmt: skip
 
     add = parser.add_argument_group("optimisation").add_argument
     add("--epochs", type=count, default=50, help="passes over the training images")
     add("--batch-size", type=number(int, least=2), default=32, help="images an iteration")
     add("--lr", type=positive, default=0.025, help="learning rate at its highest")
     add("--momentum", type=share, default=0.9, help="of SGD, 0 to 1")
-    add("--weight-decay", type=number(float, least=0), default=5e-4, help="on all parameters")
+    add("--weight-decay", type=number(float, least=0), default=5e-4, help="pull towards 0")
+    add("--decay-on", choices=("all", "weights"), default="all", help="weights: not on biases and batch norms")
     add("--label-smoothing", type=share, default=0.0, help="share of the label given to all classes, 0 to 1")
     add("--schedule", choices=SCHEDULES, default="step", help="how the learning rate changes")
     add("--lr-step", type=count, default=20, help="epochs from step to step of --schedule step")
     add("--gamma", type=positive, help="factor of a step (default: 0.1) or of an epoch of --schedule exponential "
         "(default: 0.9656, which is 0.35 in 30 epochs)")  # fmt: skip
+    add("--warm-up", type=number(float, least=0), default=0.0, help="epochs in which the learning rate grows from 0")
+    add("--average", type=share, default=0.0, metavar="DECAY",
+        help="of a moving average of the weights, an iteration, which is then tested and kept; 0: none")  # fmt: skip
     add("--max-steps", type=count, help="stop after so many iterations")
     add("--seed", type=number(int, least=0, most=2**32 - 1), default=0, help="of weights, order and augmentation")
     add("--init", metavar="CKPT", help="start from these weights: to fine-tune, or to go on at another image size")
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on GPUs that have it")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where the device has it")
+    add("--compile", action="store_true", help="compile the network with torch.compile")
+    add("--capture", action="store_true", help="replay an iteration as one CUDA graph")
 
     add = parser.add_argument_group("what is written").add_argument
     add("--out", default="checkpoints", help="folder for last.pt, model.pt, history.jsonl, training_curves.png")
@@ -70,6 +82,7 @@ def parse_args(argv=None):
     add("--save-every", type=count, help="iterations from save to save (default: once a minute, at a line's end)")
     add("--resume", action="store_true", help="go on exactly where the run in --out was interrupted")
     add("--overwrite", action="store_true", help="replace the run in --out")
+    add("--test-flip", action="store_true", help="at the end, also test with each image and its mirror image together")
     add("--tensorboard", action="store_true", help="write event files too (needs the package tensorboard)")
 
     args = parser.parse_args(argv)
@@ -80,117 +93,79 @@ def parse_args(argv=None):
     return args
 
 
-def sums_of(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Of a batch with this mean loss: sum of losses, number of correct answers, number of images; (3,), no waiting."""
-    count = torch.full_like(loss, len(labels))
-    return torch.stack([loss * count, (logits.argmax(1) == labels).sum().to(loss.dtype), count]).detach()
+def load_data(args, device: torch.device) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], list[str]]:
+    """Training images and labels, test images and labels, uint8 on the device; and the classes' names."""
+    images, labels, classes = data.load(args.data, "train", args.root, args.image_size)
+    if args.hold_out:
+        if args.hold_out >= len(images):
+            raise data.DataError(f"--hold-out {args.hold_out} leaves none of {len(images)} training images: lower it")
+        training, test = data.hold_out(images, labels, args.hold_out)
+    else:
+        training, test = (images, labels), data.load(args.data, "test", args.root, args.image_size)[:2]
+    on_device = [tuple(values.to(device) for values in split) for split in (training, test)]
+    return *on_device, list(classes)
 
 
-def loss_and_accuracy(sums: Tensor) -> tuple[float, float]:
-    """Means from added `sums_of` batches; here the host waits for the device."""
-    loss, correct, images = sums.tolist()
-    return loss / max(images, 1), correct / max(images, 1)
-
-
-@torch.inference_mode()
-def evaluate(network: ResNet18, images: Tensor, labels: Tensor, preprocess, autocast) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy (0..1) over all images (N, 3, H, W) uint8, each counted once."""
-    network.eval()
-    sums = torch.zeros(3, device=images.device)
-    batch_size = max(1, EVALUATION_PIXELS // preprocess.image_size**2)
-    batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
-    for batch, target in tqdm(batches, "evaluation", leave=False, disable=None):
-        with autocast:
-            logits = network(preprocess(batch))
-        sums += sums_of(F.cross_entropy(logits.float(), target), logits, target)
-    network.train()
-    return loss_and_accuracy(sums)
-
-
-def starting_weights(network: ResNet18, path: str) -> None:
-    """Takes over a checkpoint's weights; not those of the last layer when it has another number of classes."""
-    weights = checkpoint.load_network(path)[0].state_dict()
-    if weights["fc.weight"].shape != network.fc.weight.shape:
-        print(f"{path} has {len(weights['fc.weight'])} classes, the data {network.fc.out_features}: a new last layer")
-        weights |= {f"fc.{name}": value for name, value in network.fc.state_dict().items()}
-    network.load_state_dict(weights)
-
-
-def train_step(network, optimizer, inputs: Tensor, target: Tensor, label_smoothing: float, autocast) -> Tensor:
-    """One iteration on normalised images (N, 3, H, W) and labels (N,); returns their `sums_of`."""
-    with autocast:
-        logits = network(inputs)
-    loss = F.cross_entropy(logits.float(), target, label_smoothing=label_smoothing)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return sums_of(loss, logits, target)
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """Makes of "auto" bf16 on GPUs that compute in it (from NVIDIA's Ampere on), and fp32 elsewhere."""
-    if name == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    return name
-
-
-def train(args) -> None:
+def train(args, processes: Processes) -> None:
     """One run, from the data to the finished model."""
-    device, out = pick_device(args.device), Path(args.out)
-    state = earlier_state(out, args.resume, args.overwrite, vars(args))
-    writer = event_writer(out / "tensorboard", state["step"] + 1 if state else None) if args.tensorboard else None
+    device, out = pick_device(args.device, processes.local_rank), Path(args.out)
+    state = processes.from_first(lambda: earlier_state(out, args.resume, args.overwrite, vars(args)))
+    if args.batch_size % processes.count or args.batch_size < 2 * processes.count > 2:
+        raise data.DataError(f"--batch-size {args.batch_size} is for all {processes.count} processes: pass a multiple")
 
     # data: uint8, on the device from here on
-    images, labels, classes = data.load(args.data, "train", args.root, args.image_size)
-    test_images, test_labels, _ = data.load(args.data, "test", args.root, args.image_size)
-    steps_per_epoch = len(images) // args.batch_size  # an incomplete last batch is left out
+    with processes.first_on_each_machine_first():
+        training, test, classes = load_data(args, device)
+    steps_per_epoch = len(training[0]) // args.batch_size  # an incomplete last batch is left out
     if steps_per_epoch == 0:
-        raise data.DataError(f"--batch-size {args.batch_size} is more than the {len(images)} training images: lower it")
+        count = len(training[0])
+        raise data.DataError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
     total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
-    mean, std = data.statistics(images)
+    mean, std = data.statistics(training[0])
     if state:
-        check_continues(state, list(classes), mean, std, steps_per_epoch, total_steps)
+        check_continues(state, classes, mean, std, steps_per_epoch, total_steps)
     preprocess = data.Preprocess(args.image_size, mean, std, device)
-    images, labels, test_images, test_labels = (x.to(device) for x in (images, labels, test_images, test_labels))
+    augmentation = (args.shift, args.flip, args.cutout) if args.augment else (0, False, 0)
+    batches = Batches(*training, preprocess, args.batch_size, args.seed, *augmentation)
 
     # network and optimizer
     torch.manual_seed(args.seed)
     network = ResNet18(len(classes))
     if args.init and not state:
-        starting_weights(network, args.init)
+        checkpoint.take_over(args.init, network)
     network.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(
-        network.parameters(), args.lr, args.momentum, weight_decay=args.weight_decay, fused=device.type != "mps"
-    )
+    average = Average(network, args.average) if args.average else None
+    optimizer = sgd(network, args.lr, args.momentum, args.weight_decay, args.decay_on)
     precision = pick_precision(args.precision, device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
     # the run, new or taken up again
-    facts = {"classes": list(classes), "mean": mean, "std": std, "image_size": args.image_size, "config": vars(args)}
-    run = Run(out, network, optimizer, steps_per_epoch, facts, writer)
+    facts = {"classes": classes, "mean": mean, "std": std, "image_size": args.image_size, "config": vars(args)}
+    writer = None
+    if args.tensorboard and processes.is_first:
+        writer = event_writer(out / "tensorboard", state["step"] + 1 if state else None)
+    run = Run(out, network, optimizer, steps_per_epoch, facts, average, processes, writer)
     run.begin(state)
     del state
     evaluations = math.ceil(total_steps / steps_per_epoch) - run.step // steps_per_epoch
-    progress = Progress(run.step, total_steps, args.epochs, args.batch_size, evaluations * len(test_images))
+    progress = Progress(run.step, total_steps, args.epochs, args.batch_size, evaluations, len(test[0]))
+    tests = lambda **how: evaluate(run.tested, *test, preprocess, precision, processes, **how)  # noqa: E731
 
-    with noted_signals() as signals, progress.bar, writer or nullcontext():
+    with noted_signals(processes.count == 1) as signals, progress.bar, writer or nullcontext():
         progress.say(
-            f"{len(images):,} training and {len(test_images):,} test images of {len(classes)} classes at "
-            f"{args.image_size}x{args.image_size}; {total_steps:,} iterations on {device}, {precision}"
+            f"{len(training[0]):,} training and {len(test[0]):,} test images of {len(classes)} classes at "
+            f"{args.image_size}x{args.image_size}; {total_steps:,} iterations on {processes}{device}, {precision}"
             + (f", from {run.step:,} on" if run.step else "")
         )
+        plan = batches.plan(run.step // steps_per_epoch)[:, processes.share(args.batch_size)]
+        step = TrainStep(processes.together(network), optimizer, batches, precision, args.label_smoothing, average)
+        step = accelerated(step, plan[0], args.compile, args.capture, progress.say)
         while run.step < total_steps:
             epoch, position = divmod(run.step, steps_per_epoch)
             if position == 0:
                 run.in_epoch.zero_()
-            if position == 0 or progress.step == progress.first:
-                order = data.epoch_order(len(images), args.seed, epoch).to(device)
-            chosen = order[position * args.batch_size : (position + 1) * args.batch_size]
-            batch, target = images[chosen], labels[chosen]
-            if args.augment:
-                batch = data.crop_and_flip(batch, args.seed, run.step)
-            optimizer.param_groups[0]["lr"] = learning_rate(run.step, total_steps, steps_per_epoch, args)
-            run.count(train_step(network, optimizer, preprocess(batch), target, args.label_smoothing, autocast))
+                plan = batches.plan(epoch)[:, processes.share(args.batch_size)]
+            run.set_rate(learning_rate(run.step, total_steps, steps_per_epoch, args))
+            run.count(step(plan[position]))
 
             if progress.advance():
                 progress.show(run.epoch, *loss_and_accuracy(run.since_line))
@@ -200,39 +175,40 @@ def train(args) -> None:
             if at_line:
                 end_line(run, progress)
             if at_epochs_end:
-                end_epoch(run, progress, test_images, test_labels, preprocess, autocast)
-            if signals:
+                end_epoch(run, progress, tests)
+            stop, save = run.agree(signals, args.save_every, may_save=at_line or at_epochs_end)
+            if stop:
                 break
-            run.save_if_due(args.save_every, may_save=at_line or at_epochs_end)
+            if save:
+                run.save()
         run.save()  # before the lines that are only there because the run ends here: a longer one has no such lines
         if run.step < total_steps:
             instead = " instead of --overwrite" if args.overwrite else ""
             print(f"stopped after iteration {run.step:,}; to go on: the same command with --resume{instead}")
-            sys.exit(128 + signals[0])
-        if run.since_line[2] > 0:
+            sys.exit(128 + stop)
+        if processes.add(run.since_line)[2] > 0:
             end_line(run, progress)
-        if run.step % steps_per_epoch != 0:
-            end_epoch(run, progress, test_images, test_labels, preprocess, autocast)
-    finish(run, out)
+        if run.step % steps_per_epoch:
+            end_epoch(run, progress, tests)
+    finish(run, tests(mirrored=True)[1] if args.test_flip else None)
 
 
 def end_line(run: Run, progress: Progress) -> None:
     """Records and prints the means since the last line."""
     run.check_finite()
-    loss, accuracy = loss_and_accuracy(run.since_line)
-    run.since_line.zero_()
+    loss, accuracy = run.since_last_line()
     entry = {"kind": "train", "epoch": run.epoch, "step": run.step, "loss": loss, "accuracy": accuracy}
-    entry["learning_rate"] = run.optimizer.param_groups[0]["lr"]
+    entry["learning_rate"] = run.rate
     entry["images_per_second"] = round(progress.images_per_second(), 1)
     run.record(entry)
     progress.train_line(entry)
 
 
-def end_epoch(run: Run, progress: Progress, images: Tensor, labels: Tensor, preprocess, autocast) -> None:
+def end_epoch(run: Run, progress: Progress, tests) -> None:
     """Records and prints the loss and accuracy on the test images."""
     run.check_finite()
-    with progress.evaluation(len(images)):
-        loss, accuracy = evaluate(run.network, images, labels, preprocess, autocast)
+    with progress.evaluation():
+        loss, accuracy = tests()
     if not math.isfinite(loss):
         raise FloatingPointError(f"the test loss is {loss} after iteration {run.step}: pass a lower --lr")
     entry = {"kind": "test", "epoch": run.epoch, "step": run.step, "loss": loss, "accuracy": accuracy}
@@ -240,9 +216,14 @@ def end_epoch(run: Run, progress: Progress, images: Tensor, labels: Tensor, prep
     progress.test_line(entry)
 
 
-def finish(run: Run, out) -> None:
-    """Writes model.pt and the curves, and says what came out, where it is, and what to do next."""
-    train_loss, train_accuracy = loss_and_accuracy(run.in_epoch)
+def finish(run: Run, flipped: float | None) -> None:
+    """Writes model.pt and the curves, and says what came out, where it is, and what to do next.
+
+    flipped: the accuracy when each test image is seen together with its mirror image, if that was asked for
+    """
+    train_loss, train_accuracy = loss_and_accuracy(run.processes.add(run.in_epoch))
+    if not run.processes.is_first:
+        return
     test = [entry for entry in run.history if entry["kind"] == "test"][-1]
     result = {
         "epoch": test["epoch"],
@@ -254,13 +235,21 @@ def finish(run: Run, out) -> None:
         "seconds": round(run.seconds, 1),
         "torch": str(torch.__version__),
     }
+    seen = f"test accuracy {test['accuracy']:.2%}"
+    if flipped is not None:
+        result["test_accuracy_flipped"] = flipped
+        seen += f" ({flipped:.2%} with mirror images)"
+    if torch.cuda.is_available():
+        result["peak_gpu_bytes"] = torch.cuda.max_memory_reserved()
+        seen += f", {result['peak_gpu_bytes'] / 1e9:.1f} GB of GPU memory"
+    folder = run.model.parent
     run.save_model(result)
-    with checkpoint.atomic_file(out / "training_curves.png") as file:
+    with checkpoint.atomic_file(folder / "training_curves.png") as file:
         figures.save(figures.training_curves(run.history), file)
     print(
-        f"train accuracy {train_accuracy:.2%} (mean over the last epoch, as trained), "
-        f"test accuracy {test['accuracy']:.2%}, in {duration(run.seconds)}\n"
-        f"{out}: model.pt, last.pt, history.jsonl, training_curves.png\n"
+        f"train accuracy {train_accuracy:.2%} (mean over the last epoch, as trained), {seen}, "
+        f"in {duration(run.seconds)}\n"
+        f"{folder}: model.pt, last.pt, history.jsonl, training_curves.png\n"
         f"next: python visualizer.py --ckpt {run.model}"
     )
 
@@ -268,9 +257,12 @@ def finish(run: Run, out) -> None:
 def main(argv=None):
     """The script."""
     args = parse_args(argv)
-    with one_line_errors(data.DataError, checkpoint.CheckpointError, FloatingPointError):
-        with locked(output_folder(args.out)):
-            train(args)
+    with (
+        one_line_errors(data.DataError, checkpoint.CheckpointError, FloatingPointError),
+        joined(args.device) as processes,
+        locked(output_folder(args.out)) if processes.is_first else nullcontext(),
+    ):
+        train(args, processes)
 
 
 if __name__ == "__main__":

@@ -82,7 +82,6 @@ def usual_script(args, device: torch.device, mean, std, workers: int):
         num_workers=workers,
         drop_last=True,
         pin_memory=device.type == "cuda",
-        persistent_workers=workers > 0,
     )
     network = torchvision.models.resnet18(num_classes=len(dataset.classes)).to(device).train()
     optimizer = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=5e-4)

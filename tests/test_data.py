@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 import data
+import folders
 import shapes
 
 
@@ -65,57 +66,18 @@ class TestResizeAndNormalise:
         assert (inputs.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
 
 
-class TestRandomness:
-    def test_an_epochs_order_is_a_permutation_that_follows_seed_and_epoch(self):
-        order = data.epoch_order(1000, seed=3, epoch=7)
-        assert torch.equal(order.sort().values, torch.arange(1000))
-        assert torch.equal(order, data.epoch_order(1000, seed=3, epoch=7))
-        assert not torch.equal(order, data.epoch_order(1000, seed=3, epoch=8))
-        assert not torch.equal(order, data.epoch_order(1000, seed=4, epoch=7))
+class TestHoldOut:
+    def test_every_image_is_in_one_of_the_two(self):
+        images, labels = pictures(40), torch.arange(40)
+        (kept, kept_labels), (held, held_labels) = data.hold_out(images, labels, 7)
+        assert len(held) == 7 and sorted([*kept_labels.tolist(), *held_labels.tolist()]) == list(range(40))
+        assert torch.equal(kept, images[kept_labels]) and torch.equal(held, images[held_labels])
 
-    @pytest.mark.parametrize("size", [(32, 32), (9, 14), (3, 3)])
-    def test_crop_and_flip_is_a_crop_of_the_mirrored_border(self, size):
-        """Every result is found among all crops of numpy's reflect padding, flipped or not."""
-        images = torch.from_numpy(np.random.RandomState(0).randint(0, 256, (40, 3, *size)).astype(np.uint8))
-        padding = min(4, *(side - 1 for side in size))
-        results = data.crop_and_flip(images, seed=1, step=2, padding=padding)
-        assert results.shape == images.shape and results.dtype == torch.uint8
-        found = set()
-        for image, result in zip(images.numpy(), results.numpy(), strict=True):
-            padded = np.pad(image, ((0, 0), (padding, padding), (padding, padding)), mode="reflect")
-            for top in range(2 * padding + 1):
-                for left in range(2 * padding + 1):
-                    crop = padded[:, top : top + size[0], left : left + size[1]]
-                    for flip, candidate in ((False, crop), (True, crop[:, :, ::-1])):
-                        if np.array_equal(candidate, result):
-                            found.add((top, left, flip))
-                            break
-                    else:
-                        continue
-                    break
-                else:
-                    continue
-                break
-            else:
-                pytest.fail("a result that is no crop of its image")
-        assert len({flip for *_, flip in found}) == 2 and len(found) > 10
-
-    def test_augmentation_follows_seed_and_step_alone(self):
-        images = pictures(40)
-        first = data.crop_and_flip(images, seed=1, step=2)
-        torch.manual_seed(99)
-        np.random.seed(99)
-        assert torch.equal(first, data.crop_and_flip(images, seed=1, step=2))
-        assert not torch.equal(first, data.crop_and_flip(images, seed=1, step=3))
-        assert not torch.equal(first, data.crop_and_flip(images, seed=2, step=2))
-
-    def test_shifts_and_flips_are_uniform(self):
-        ramp = torch.arange(32, dtype=torch.uint8).expand(4000, 3, 32, 32)  # a pixel tells its column
-        results = data.crop_and_flip(ramp, seed=0, step=0)[:, 0, 16, 16].long()
-        counts = results.bincount(minlength=32)
-        assert set(counts.nonzero().flatten().tolist()) == set(range(11, 21))  # 16 +- 4, or 15 +- 4 when flipped
-        expected = torch.tensor([1, *[2] * 8, 1]) / 18 * 4000
-        assert ((counts[11:21] - expected).abs() < 5 * expected.sqrt()).all()
+    def test_they_are_always_the_same(self):
+        images, labels = pictures(40), torch.arange(40)
+        first = data.hold_out(images, labels, 7)[1][1]
+        np.random.seed(5)
+        assert torch.equal(first, data.hold_out(images, labels, 7)[1][1])
 
 
 class TestShapes:
@@ -224,19 +186,19 @@ class TestFolder:
         array = np.random.RandomState(0).randint(0, 256, (20, 20)).astype(np.uint8)
         grey = Image.fromarray(array)
         grey.save(tmp_path / "grey.png")
-        image = data.read_image(tmp_path / "grey.png", 20)
+        image = folders.read_image(tmp_path / "grey.png", 20)
         assert torch.equal(image, torch.from_numpy(array).expand(3, 20, 20))
         exif = Image.Exif()
         exif[0x0112] = 6  # turned by 90 degrees, as phones save upright pictures
         grey.save(tmp_path / "turned.png", exif=exif)
-        assert torch.equal(data.read_image(tmp_path / "turned.png", 20), image.rot90(-1, (1, 2)))
+        assert torch.equal(folders.read_image(tmp_path / "turned.png", 20), image.rot90(-1, (1, 2)))
         deep = Image.fromarray(array.astype(np.uint16) * 257)
         deep.save(tmp_path / "deep.png")  # 16 bits
-        assert torch.equal(data.read_image(tmp_path / "deep.png", 20), image)
+        assert torch.equal(folders.read_image(tmp_path / "deep.png", 20), image)
         see_through = grey.convert("RGBA")
         see_through.putalpha(Image.fromarray(np.where(np.arange(20) < 10, 255, 0).astype(np.uint8)[None].repeat(20, 0)))
         see_through.save(tmp_path / "alpha.png")
-        alpha = data.read_image(tmp_path / "alpha.png", 20)
+        alpha = folders.read_image(tmp_path / "alpha.png", 20)
         assert torch.equal(alpha[:, :, :10], image[:, :, :10]) and (alpha[:, :, 10:] == 255).all()
 
     def test_other_files_are_passed_over(self, folder):
@@ -287,15 +249,15 @@ class TestBadFolder:
         self.refuses(folder, str(path), "cannot be read")
 
     def test_what_does_not_fit_is_refused_before_it_is_read(self, folder, monkeypatch):
-        monkeypatch.setattr(data, "available_memory", lambda: 100_000)
-        monkeypatch.setattr(data, "read_image", lambda *_: pytest.fail("it was read"))
+        monkeypatch.setattr(folders, "available_memory", lambda: 100_000)
+        monkeypatch.setattr(folders, "read_image", lambda *_: pytest.fail("it was read"))
         self.refuses(folder, "48 images of 32x32 need 0.0 GiB", "0.0 GiB are free")
 
     def test_both_figures_of_what_does_not_fit(self, folder, monkeypatch):
-        monkeypatch.setattr(data, "available_memory", lambda: 3 * 2**30)
+        monkeypatch.setattr(folders, "available_memory", lambda: 3 * 2**30)
         with pytest.raises(data.DataError, match=r"need 4\.5 GiB of memory, 3\.0 GiB are free"):
-            data._refuse_what_does_not_fit(int(4.5 * 2**30), "all of them")
-        data._refuse_what_does_not_fit(2 * 2**30, "half of them")
+            folders._refuse_what_does_not_fit(int(4.5 * 2**30), "all of them")
+        folders._refuse_what_does_not_fit(2 * 2**30, "half of them")
 
     def test_unknown_split(self):
         with pytest.raises(ValueError, match="unknown split 'valid'"):
@@ -303,7 +265,7 @@ class TestBadFolder:
 
 
 def test_available_memory_is_less_than_the_machine_has():
-    available = data.available_memory()
+    available = folders.available_memory()
     if available is None:
         pytest.skip("this system does not tell")
     assert 2**20 < available <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

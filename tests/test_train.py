@@ -10,9 +10,11 @@ import torch
 import checkpoint
 import data
 import train
+from evaluation import evaluate
 from network import ResNet18
 from progress import duration
 from schedule import SCHEDULES, learning_rate
+from step import TrainStep, pick_precision
 
 
 def options(*flags):
@@ -52,6 +54,10 @@ class TestLearningRate:
         assert ours == pytest.approx(expected, rel=1e-12)
         assert ours[0] == 0.2 and ours[-1] == pytest.approx(0.07)  # 0.1 -> 0.035 at epoch 30, for a rate of 0.1
 
+    def test_warm_up(self):
+        plain, warm = (self.ours(40, 4, "--warm-up", epochs) for epochs in ("0", "2.5"))
+        assert warm[:10] == pytest.approx([0.02 * step for step in range(1, 11)]) and warm[10:] == plain[10:]
+
     def test_cosine(self):
         optimizer = self.optimizer()
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 120)
@@ -75,45 +81,6 @@ class TestLearningRate:
     def test_the_shortest_runs(self, schedule, steps):
         rates = self.ours(steps, 1, "--schedule", schedule)
         assert all(0 < rate <= 0.2 for rate in rates)
-
-
-def test_one_step_is_sgd_on_the_cross_entropy():
-    """Against torchvision's and torch's own pieces put together, in float64."""
-    torch.manual_seed(0)
-    network, twin = ResNet18(4).double(), ResNet18(4).double()
-    twin.load_state_dict(network.state_dict())
-    inputs, labels = torch.randn(8, 3, 32, 32, dtype=torch.float64), torch.arange(8) % 4
-    optimizer = torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=1e-3)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=False)
-    sums = train.train_step(network, optimizer, inputs, labels, 0.1, autocast)
-
-    logits = twin(inputs)
-    targets = torch.full((8, 4), 0.1 / 4, dtype=torch.float64)
-    targets[torch.arange(8), labels] += 0.9
-    loss = -(targets * logits.log_softmax(1)).sum(1).mean()
-    gradients = torch.autograd.grad(loss, list(twin.parameters()))
-    # cross-entropy is taken in float32, as under autocast
-    assert sums[0].item() / 8 == pytest.approx(loss.item(), rel=1e-5) and sums[2] == 8
-    assert sums[1] == (logits.argmax(1) == labels).sum()
-    for (name, after), before, gradient in zip(network.named_parameters(), twin.parameters(), gradients, strict=True):
-        expected = before - 0.1 * (gradient + 1e-3 * before)
-        assert torch.allclose(after, expected, atol=1e-6), name
-
-
-def test_evaluation_counts_every_image_once(monkeypatch):
-    monkeypatch.setattr(train, "EVALUATION_PIXELS", 100 * 16 * 16)
-    torch.manual_seed(0)
-    network = ResNet18(10)
-    images = torch.randint(0, 256, (2 * 100 + 3, 3, 16, 16), dtype=torch.uint8)
-    labels = torch.arange(len(images)) % 10
-    preprocess = data.Preprocess(16, [0.5] * 3, [0.25] * 3)
-    loss, accuracy = train.evaluate(network, images, labels, preprocess, torch.autocast("cpu", enabled=False))
-    assert network.training  # put back
-    network.eval()
-    with torch.inference_mode():
-        logits = network(preprocess(images))
-    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
-    assert accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-6)
 
 
 class TestRun:
@@ -148,7 +115,8 @@ class TestRun:
         network, info = checkpoint.load_network(small_run / "model.pt")
         images, labels, _ = data.load(str(small_run.parent / "pictures"), "test")
         preprocess = data.Preprocess(32, info["mean"], info["std"])
-        loss, accuracy = train.evaluate(network, images, labels, preprocess, torch.autocast("cpu", enabled=False))
+        precision = pick_precision("auto", torch.device("cpu"))
+        loss, accuracy = evaluate(network, images, labels, preprocess, precision)
         assert loss == pytest.approx(result["test_loss"], rel=1e-5) and accuracy == result["test_accuracy"]
 
     def test_same_seed_same_run(self, small_run, tmp_path):
@@ -187,7 +155,7 @@ def interrupted(monkeypatch):
     """A run of two epochs that gets a signal in the iterations told, and is resumed after each."""
 
     def run(pictures, out, steps, number=signal.SIGTERM, resumes=None):
-        done, step_before = [0], train.train_step
+        done, step_before = [0], TrainStep.__call__
 
         def train_step(*args):
             done[0] += 1
@@ -195,7 +163,7 @@ def interrupted(monkeypatch):
                 os.kill(os.getpid(), number)
             return step_before(*args)
 
-        monkeypatch.setattr(train, "train_step", train_step)
+        monkeypatch.setattr(TrainStep, "__call__", train_step)
         before = signal.signal(number, signal.SIG_DFL)  # it is ignored where the tests run in the background
         codes = []
         for resume in [()] + [("--resume",)] * (len(steps) if resumes is None else resumes):
@@ -329,7 +297,7 @@ class TestInit:
     def test_other_classes_get_a_new_last_layer(self, small_run):
         network = ResNet18(5)
         last = network.fc.weight.clone()
-        train.starting_weights(network, str(small_run / "model.pt"))
+        checkpoint.take_over(small_run / "model.pt", network)
         assert torch.equal(network.fc.weight, last)
         assert torch.equal(network.conv1.weight, checkpoint.load(small_run / "model.pt")["model"]["conv1.weight"])
 

@@ -1,0 +1,177 @@
+"""One training iteration, and two ways to make it faster: compiled, and captured as one CUDA graph."""
+
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from batches import Batches
+from checkpoint import first_line
+
+REHEARSALS = 3  # iterations before a capture, in which libraries choose their algorithms and allocate memory
+
+
+def sgd(network: nn.Module, rate: float, momentum: float, weight_decay: float, decays: str) -> torch.optim.SGD:
+    """SGD whose learning rate is a tensor on the device and whose momentum is there from the start, as a capture needs.
+
+    decays  "all": the weight decay is on all parameters; "weights": not on biases and batch norms
+    """
+    parameters = list(network.parameters())
+    decayed = [value for value in parameters if value.ndim > 1 or decays == "all"]
+    others = [value for value in parameters if value.ndim == 1 and decays != "all"]
+    groups = [{"params": decayed}] + ([{"params": others, "weight_decay": 0.0}] if others else [])
+    device = parameters[0].device
+    optimizer = torch.optim.SGD(
+        groups, torch.tensor(rate, device=device), momentum, weight_decay=weight_decay, fused=device.type != "mps"
+    )
+    for value in parameters:
+        optimizer.state[value]["momentum_buffer"] = torch.zeros_like(value)
+    return optimizer
+
+
+class Average:
+    """The exponential moving average of a network's weights and statistics, as a network of its own."""
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network, self.decay = copy.deepcopy(network).eval(), decay
+        self.pairs = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))
+        self.averages, self.values = zip(*(pair for pair in self.pairs if pair[0].is_floating_point()), strict=True)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves a share 1 - decay of the way to the network as it is now."""
+        torch._foreach_lerp_(self.averages, self.values, 1 - self.decay)
+
+
+class TrainStep:
+    """One iteration: a batch, the loss, its gradient, the new weights. Of static shape, and the host waits for nothing.
+
+    network    what is called; may be wrapped or compiled, but its parameters are the optimizer's
+    batches    makes inputs and labels of the rows of a plan
+    precision  "fp32", or "bf16": autocast, with weights and optimizer in float32
+    average    of the weights, if one is kept
+    """
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, precision: str,
+                 label_smoothing: float = 0.0, average: Average | None = None):  # fmt: skip
+        self.network, self.optimizer, self.batches, self.average = network, optimizer, batches, average
+        self.precision, self.label_smoothing = precision, label_smoothing
+
+    def __call__(self, plan: Tensor) -> Tensor:
+        """Trains on the rows (B, 6) of `Batches.plan`; returns their `sums_of`."""
+        inputs, labels = self.batches(plan)
+        # each weight is cast once an iteration, so a cache of casts would only keep memory
+        with torch.autocast(inputs.device.type, torch.bfloat16, self.precision == "bf16", cache_enabled=False):
+            logits = self.network(inputs)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        if self.average:
+            self.average.update()
+        return sums_of(loss, logits, labels)
+
+    def state(self) -> list[Tensor]:
+        """Every tensor that an iteration changes."""
+        networks = [self.network] + ([self.average.network] if self.average else [])
+        momentum = [value["momentum_buffer"] for value in self.optimizer.state.values()]
+        return [value for network in networks for value in network.state_dict().values()] + momentum
+
+
+def sums_of(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Of a batch with this mean loss: sum of losses, number of correct answers, number of images; (3,), no waiting."""
+    count = torch.full_like(loss, len(labels))
+    return torch.stack([loss * count, (logits.argmax(1) == labels).sum().to(loss.dtype), count]).detach()
+
+
+def rehearse(step: TrainStep, plan: Tensor, times: int = REHEARSALS) -> None:
+    """Does iterations that leave no trace: weights, momentum, statistics and averages are put back."""
+    state = step.state()
+    before = [value.clone() for value in state]
+    try:
+        for _ in range(times):
+            step(plan)
+    finally:
+        with torch.no_grad():
+            for value, saved in zip(state, before, strict=True):
+                value.copy_(saved)
+
+
+def compiled(step: TrainStep, plan: Tensor) -> TrainStep:
+    """The step with its network compiled for batches like `plan`; where that fails, it is as before and this raises."""
+    eager = step.network
+    step.network = torch.compile(eager, dynamic=False)
+    try:
+        rehearse(step, plan, 1)
+    except Exception:
+        step.network = eager
+        raise
+    return step
+
+
+def captured(step: TrainStep, plan: Tensor) -> Callable[[Tensor], Tensor]:
+    """The step as one CUDA graph: a call launches all of its kernels at once, where the host would need milliseconds.
+
+    plan: rows as every call will bring them. What a call returns is overwritten by the next.
+    """
+    static = plan.clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        rehearse(step, static)
+    torch.cuda.current_stream().wait_stream(stream)
+    step.optimizer.zero_grad()  # so that the gradients are made anew in the graph's own memory
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        sums = step(static)
+
+    def replay(plan: Tensor) -> Tensor:
+        static.copy_(plan)
+        graph.replay()
+        return sums
+
+    return replay
+
+
+def accelerated(step: TrainStep, plan: Tensor, compiles: bool, captures: bool, say: Callable[[str], None]):
+    """The step compiled, captured or both, as asked for; `say` tells how long that took, or why it was not possible.
+
+    plan: rows as every call will bring them.
+    """
+    device, call = plan.device, step
+    if compiles:
+        call = _attempt(lambda: compiled(step, plan), step, "compiled", say)
+    if captures and device.type != "cuda":
+        say("not captured: that needs a CUDA GPU")
+    elif captures and isinstance(step.network, nn.parallel.DistributedDataParallel):
+        say("not captured: that is for a single process")
+    elif captures:
+        call = _attempt(lambda: captured(step, plan), step, "captured", say)
+    return call
+
+
+def _attempt(make: Callable, otherwise: Callable, done: str, say: Callable[[str], None]) -> Callable:
+    started = time.monotonic()
+    try:
+        made = make()
+    except Exception as error:  # compilers and drivers fail in many ways, and the run can do without
+        say(f"not {done}, going on without: {type(error).__name__}, {first_line(error)}")
+        return otherwise
+    say(f"{done} in {time.monotonic() - started:.0f} s")
+    return made
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """Makes of "auto" bf16 where the device multiplies it natively, and fp32 elsewhere.
+
+    That are NVIDIA's GPUs from Ampere on, and CPUs with AVX512-BF16 or AMX.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    known = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # not in older torch
+    return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"

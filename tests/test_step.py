@@ -1,0 +1,173 @@
+"""The training step against torch put together by hand, and its faster forms against itself."""
+
+import copy
+
+import pytest
+import torch
+
+from batches import Batches
+from data import Preprocess
+from network import ResNet18
+from step import Average, TrainStep, accelerated, captured, pick_precision, rehearse, sgd
+
+ITERATIONS = 6
+
+
+def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, decays="all", smoothing=0.0, precision="fp32"):
+    """A training step on noise, and the plan of its first epoch."""
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (8 * ITERATIONS, 3, 32, 32), dtype=torch.uint8, device=device)
+    labels = torch.arange(len(images), device=device) % 4
+    preprocess = Preprocess(image_size, [0.5] * 3, [0.25] * 3, device)
+    if dtype == torch.float64:
+        preprocess.mean, preprocess.std = preprocess.mean.double(), preprocess.std.double()
+    batches = Batches(images, labels, preprocess, 8, seed=0)
+    network = ResNet18(4).to(device, dtype, memory_format=torch.channels_last)
+    kept = Average(network, average) if average else None
+    optimizer = sgd(network, 0.05, 0.9, 1e-3, decays)
+    return TrainStep(network, optimizer, batches, precision, smoothing, kept), batches.plan(0)
+
+
+@pytest.mark.parametrize("decays", ["all", "weights"])
+def test_two_steps_are_sgd_on_the_cross_entropy(decays):
+    """In float64; the second has momentum, and another learning rate."""
+    step, plan = make(dtype=torch.float64, decays=decays, smoothing=0.1)
+    twin = copy.deepcopy(step.network)
+    velocity = [torch.zeros_like(value) for value in twin.parameters()]
+    for rate, rows in ((0.05, plan[0]), (0.01, plan[1])):
+        step.optimizer.param_groups[0]["lr"].fill_(rate)
+        sums = step(rows)
+
+        inputs, labels = step.batches(rows)
+        logits = twin(inputs)
+        targets = torch.full((8, 4), 0.1 / 4, dtype=torch.float64)
+        targets[torch.arange(8), labels] += 0.9
+        loss = -(targets * logits.log_softmax(1)).sum(1).mean()
+        gradients = torch.autograd.grad(loss, list(twin.parameters()))
+        # cross-entropy is taken in float32, as under autocast
+        assert sums[0].item() / 8 == pytest.approx(loss.item(), rel=1e-5) and sums[2] == 8
+        assert sums[1] == (logits.argmax(1) == labels).sum()
+        with torch.no_grad():
+            for n, (value, gradient) in enumerate(zip(twin.parameters(), gradients, strict=True)):
+                decay = 1e-3 if decays == "all" or value.ndim > 1 else 0.0
+                velocity[n] = 0.9 * velocity[n] + gradient + decay * value
+                value -= rate * velocity[n]
+    for (name, after), expected in zip(step.network.named_parameters(), twin.parameters(), strict=True):
+        assert torch.allclose(after, expected, atol=1e-6), name
+
+
+def test_the_average_is_torchs():
+    """torch.optim.swa_utils is the judge."""
+    step, plan = make(average=0.8)
+    theirs = torch.optim.swa_utils.AveragedModel(
+        step.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8), use_buffers=True
+    )
+    theirs.update_parameters(step.network)  # the first call copies
+    for rows in plan:
+        step(rows)
+        theirs.update_parameters(step.network)
+    expected = theirs.module.state_dict()
+    for name, value in step.average.network.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, expected[name], atol=1e-6), name
+    assert not torch.allclose(step.average.network.fc.weight, step.network.fc.weight, atol=1e-4)
+
+
+def losses(step, call, plan):
+    """Of an epoch with a learning rate that changes."""
+    found = []
+    for position, rows in enumerate(plan):
+        step.optimizer.param_groups[0]["lr"].fill_(0.05 / (position + 1))
+        found.append(call(rows).clone())
+    return torch.stack(found)
+
+
+def assert_same_state(first, second, **tolerance):
+    for a, b in zip(first.state(), second.state(), strict=True):
+        torch.testing.assert_close(a, b, **tolerance)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_rehearsal_leaves_no_trace(average):
+    """What a capture and a compilation begin with: after it, training is the same bit for bit."""
+    (plain, plan), (rehearsed, _) = make(average=average), make(average=average)
+    rehearse(rehearsed, plan[0])
+    assert_same_state(plain, rehearsed, rtol=0, atol=0)
+    assert torch.equal(losses(plain, plain, plan), losses(rehearsed, rehearsed, plan))
+    assert_same_state(plain, rehearsed, rtol=0, atol=0)
+
+
+def test_a_compiled_step_gives_the_same_losses():
+    """In float64, for training makes much of small differences."""
+    (plain, plan), (faster, _) = (make(average=0.9, dtype=torch.float64) for _ in range(2))
+    said = []
+    call = accelerated(faster, plan[0], compiles=True, captures=False, say=said.append)
+    if said[0].startswith("not compiled"):
+        pytest.skip(said[0])
+    assert "compiled in" in said[0] and isinstance(faster.network, torch._dynamo.OptimizedModule)
+    torch.testing.assert_close(losses(plain, plain, plan), losses(faster, call, plan), rtol=1e-5, atol=1e-5)
+    assert_same_state(plain, faster, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("dtype, precision", [(torch.float64, "fp32"), (torch.float32, "bf16")], ids=str)
+def test_a_captured_step_gives_the_same_losses(compiles, dtype, precision):
+    (plain, plan), (faster, _) = (make("cuda", dtype, 64, 0.9, precision=precision) for _ in range(2))
+    said = []
+    call = accelerated(faster, plan[0], compiles, captures=True, say=said.append)
+    assert all("in" in text and not text.startswith("not") for text in said), said
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if precision == "fp32" else {"rtol": 0.1, "atol": 0.3}
+    torch.testing.assert_close(losses(plain, plain, plan)[:, 0], losses(faster, call, plan)[:, 0], **tolerance)
+
+
+class TestWhatIsNotPossible:
+    def test_without_cuda_nothing_is_captured_and_it_says_so(self):
+        step, plan = make()
+        said = []
+        assert accelerated(step, plan[0], compiles=False, captures=True, say=said.append) is step
+        assert said == ["not captured: that needs a CUDA GPU"]
+
+    def test_without_a_compiler_the_run_goes_on(self, monkeypatch):
+        step, plan = make()
+        before = [value.clone() for value in step.state()]
+        monkeypatch.setattr(torch, "compile", without_compiler)
+        said = []
+        assert accelerated(step, plan[0], compiles=True, captures=False, say=said.append) is step
+        assert said == ["not compiled, going on without: OSError, no compiler here"]
+        assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
+        assert step(plan[0]).isfinite().all()
+
+    def test_a_capture_that_fails_leaves_no_trace(self, monkeypatch):
+        """On the CPU there is no stream to capture: the failure is real."""
+        step, plan = make()
+        before = [value.clone() for value in step.state()]
+        with pytest.raises((RuntimeError, AssertionError)):
+            captured(step, plan[0])
+        assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
+
+
+def without_compiler(network, **_):
+    """As torch.compile behaves: it fails when the network is first called."""
+
+    def fails(inputs):
+        raise OSError("no compiler here")
+
+    network = copy.copy(network)
+    network.forward = fails
+    return network
+
+
+class TestPrecision:
+    def test_what_is_asked_for_is_taken(self):
+        assert [pick_precision(name, torch.device("cpu")) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+
+    @pytest.mark.parametrize("known, expected", [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32")])
+    def test_auto_on_a_cpu(self, monkeypatch, known, expected):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+        assert pick_precision("auto", torch.device("cpu")) == expected
+
+    @pytest.mark.parametrize("capability, expected", [((9, 0), "bf16"), ((7, 5), "fp32")])
+    def test_auto_on_a_gpu(self, monkeypatch, capability, expected):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        assert pick_precision("auto", torch.device("cuda")) == expected
