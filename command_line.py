@@ -1,4 +1,4 @@
-"""What both scripts need at the command line: errors in one line, checked numbers, the device, the output folder."""
+"""What both scripts need at the command line: errors in one line, checked numbers, the output folder."""
 
 import argparse
 import math
@@ -69,24 +69,6 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         return
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
-
-
-def pick_device(name: str, gpu: int = 0) -> torch.device:
-    """A device by torch's name; "auto" is the CUDA GPU of this number, as is "cuda", or else the CPU.
-
-    Raises OSError when it is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{gpu}"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # every backend has its own way to fail
-        here = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
-        raise OSError(f"there is no device {name!r}: pass --device auto, or one of {', '.join(here)}") from error
-    return device
 
 
 def output_folder(path: str) -> Path:

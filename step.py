@@ -162,16 +162,3 @@ def _attempt(make: Callable, otherwise: Callable, done: str, say: Callable[[str]
         return otherwise
     say(f"{done} in {time.monotonic() - started:.0f} s")
     return made
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """Makes of "auto" bf16 where the device multiplies it natively, and fp32 elsewhere.
-
-    That are NVIDIA's GPUs from Ampere on, and CPUs with AVX512-BF16 or AMX.
-    """
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    known = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # not in older torch
-    return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"

@@ -13,7 +13,7 @@ import data
 import folders
 from activations import TopActivations, cut, mean_correlation, search, windows
 from checkpoint import CheckpointError, load_network
-from command_line import pick_device
+from machine import pick_device
 from reverse_network import ReverseResNet18, isolate
 from tiles import limit_of
 

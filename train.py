@@ -19,15 +19,16 @@ import checkpoint
 import data
 import figures
 from batches import Batches
-from command_line import ArgumentParser, number, one_line_errors, output_folder, pick_device
+from command_line import ArgumentParser, number, one_line_errors, output_folder
 from evaluation import evaluate, loss_and_accuracy
 from interruptions import locked, noted_signals
+from machine import keep_freed_memory, pick_device, pick_precision
 from network import ResNet18
 from processes import Processes, joined
 from progress import Progress, duration
 from run import Run, check_continues, earlier_state, event_writer
 from schedule import DEFAULT_GAMMA, SCHEDULES, learning_rate
-from step import Average, TrainStep, accelerated, pick_precision, sgd
+from step import Average, TrainStep, accelerated, sgd
 
 
 def parse_args(argv=None):
@@ -257,6 +258,7 @@ def finish(run: Run, flipped: float | None) -> None:
 def main(argv=None):
     """The script."""
     args = parse_args(argv)
+    keep_freed_memory()
     with (
         one_line_errors(data.DataError, checkpoint.CheckpointError, FloatingPointError),
         joined(args.device) as processes,

@@ -14,9 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 import checkpoint
+
+TRAIN = Path(__file__).parent.parent / "train.py"
 
 TRIALS = {
     "default": [],
@@ -54,7 +55,7 @@ def run(folder: Path, flags: list[str]) -> dict:
     """The result of a run of train.py, which is begun, taken up again, or only looked at."""
     if not (folder / "model.pt").exists():
         resume = ["--resume"] if (folder / "last.pt").exists() else ["--overwrite"]
-        command = [sys.executable, str(ROOT / "train.py"), "--out", str(folder), *flags, *resume]
+        command = [sys.executable, str(TRAIN), "--out", str(folder), *flags, *resume]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return checkpoint.load(folder / "model.pt")["result"]
 

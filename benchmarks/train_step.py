@@ -3,13 +3,18 @@
 python benchmarks/train_step.py --data FOLDER                     as both reports trained: 224x224, batch 32, 2 workers
 
 (a) is torchvision's resnet18 on an ImageFolder with PIL transforms and a DataLoader, in fp32, with `.item()` each step;
-(b) the same network, data, augmentation and optimizer settings through data.py and train.py. The share of the physical
-limit is that of the device's matrix-product rate, measured in the same run and precision, over the 3 x 3.55 GFLOP that
-an image costs forwards and backwards at 224x224. Of several (a), the fastest is what (b) is compared with.
+(b) the same network, data, augmentation and optimizer settings through batches.py and step.py, as train.py uses them.
+Each is a process of its own, timed while the others wait. Of several (a), the fastest is what (b) is compared with.
+
+Two physical limits are measured in the same run, too. The first is the rate of matrix products in the same precision,
+of which an image takes 3 x 3.55 GFLOP forwards and backwards at 224x224. The second counts memory traffic, too: kernels
+one after the other, each at the full rate of products or of copies.
 """
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import platform
 import statistics
 import sys
@@ -23,10 +28,14 @@ from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import data
-import train
+from batches import Batches
+from machine import keep_freed_memory, pick_precision
 from network import ResNet18
+from step import TrainStep, accelerated, sgd
 
 GFLOP_AT_224 = 10.65  # an image, forwards and backwards; grows with the number of pixels
+FORMS = {"eager": (False, False), "compiled": (True, False), "captured": (False, True), "both": (True, True)}
+WARM_UP = 6  # iterations, more than (a)'s workers have fetched ahead
 
 
 def parse_args(argv=None):
@@ -39,6 +48,9 @@ def parse_args(argv=None):
         "--workers", type=int, nargs="+", default=[2], help="of (a)'s DataLoader; several are tried in turn"
     )
     parser.add_argument("--precisions", nargs="+", choices=("auto", "fp32", "bf16"), default=["auto"], help="of (b)")
+    parser.add_argument(
+        "--forms", nargs="+", choices=FORMS, default=["eager"], help="of (b): --compile, --capture of train.py, or both"
+    )
     parser.add_argument("--steps", type=int, default=10, help="iterations timed a repetition (default: 10)")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -62,8 +74,8 @@ def timed(iterate, steps: int, device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def usual_script(args, device: torch.device, mean, std, workers: int):
-    """(a): returns a function that does one iteration."""
+def usual_script(args, device: torch.device, workers: int):
+    """(a): returns a function that makes one that does an iteration, with workers of its own."""
     transform = v2.Compose(
         [
             v2.RandomCrop(32, padding=4),
@@ -71,7 +83,7 @@ def usual_script(args, device: torch.device, mean, std, workers: int):
             v2.Resize(args.image_size),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(mean, std),
+            v2.Normalize([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]),
         ]
     )
     dataset = torchvision.datasets.ImageFolder(Path(args.data) / "train", transform)
@@ -86,47 +98,58 @@ def usual_script(args, device: torch.device, mean, std, workers: int):
     network = torchvision.models.resnet18(num_classes=len(dataset.classes)).to(device).train()
     optimizer = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=5e-4)
     criterion = torch.nn.CrossEntropyLoss()
-    batches = iter(())
     running = [0.0, 0]
 
-    def iterate():
-        nonlocal batches
-        try:
+    def make():
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
+
+        def iterate():
             images, labels = next(batches)
-        except StopIteration:
-            batches = iter(loader)
-            images, labels = next(batches)
-        images, labels = images.to(device), labels.to(device)
-        optimizer.zero_grad()
-        logits = network(images)
-        loss = criterion(logits, labels)
-        loss.backward()
-        optimizer.step()
-        running[0] += loss.item()
-        running[1] += (logits.argmax(1) == labels).sum().item()
+            images, labels = images.to(device), labels.to(device)
+            optimizer.zero_grad()
+            logits = network(images)
+            loss = criterion(logits, labels)
+            loss.backward()
+            optimizer.step()
+            running[0] += loss.item()
+            running[1] += (logits.argmax(1) == labels).sum().item()
 
-    return iterate
+        return iterate
+
+    return make
 
 
-def this_project(args, device: torch.device, images, labels, classes, mean, std, precision: str):
-    """(b): returns a function that does one iteration."""
+def this_project(args, device: torch.device, precision: str, form: str):
+    """(b): returns a function that returns one that does an iteration."""
+    keep_freed_memory()
+    images, labels, classes = data.load(args.data, "train", image_size=args.image_size)
+    preprocess = data.Preprocess(args.image_size, *data.statistics(images), device)
+    batches = Batches(images.to(device), labels.to(device), preprocess, args.batch_size, seed=0)
     network = ResNet18(len(classes)).to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=5e-4, fused=True)
-    preprocess = data.Preprocess(args.image_size, mean, std, device)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-    images, labels = images.to(device), labels.to(device)
-    order = data.epoch_order(len(images), 0, 0).to(device)
-    sums, step = torch.zeros(3, device=device), 0
+    step = TrainStep(network, sgd(network, 0.025, 0.9, 5e-4, "all"), batches, precision)
+    plan = batches.plan(0)
+    call = accelerated(step, plan[0], *FORMS[form], say=lambda text: print(f"(b) {precision}, {form}: {text}"))
+    sums, position = torch.zeros(3, device=device), 0
 
     def iterate():
-        nonlocal step
-        start = step * args.batch_size % (len(images) - args.batch_size)
-        chosen = order[start : start + args.batch_size]
-        batch = data.crop_and_flip(images[chosen], 0, step)
-        sums.add_(train.train_step(network, optimizer, preprocess(batch), labels[chosen], 0.0, autocast))
-        step += 1
+        nonlocal position
+        step.optimizer.param_groups[0]["lr"].fill_(0.025)
+        sums.add_(call(plan[position]))
+        position = (position + 1) % len(plan)
 
-    return iterate
+    return lambda: iterate
+
+
+def compete(connection, args, contestant, *setting) -> None:
+    """A process of its own for a contestant: sends its images per second whenever it gets true."""
+    device = torch.device(args.device)
+    make = contestant(args, device, *setting)
+    connection.send(None)
+    while connection.recv():
+        iterate = make()
+        timed(iterate, WARM_UP, device)
+        connection.send(args.steps * args.batch_size / timed(iterate, args.steps, device))
+        del iterate  # and (a)'s workers, which would fetch ahead while another is timed
 
 
 def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -146,33 +169,72 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
+def copy_rate(device: torch.device) -> float:
+    """The device's bytes per second, read and written, of copies of 1 GiB."""
+    source = torch.empty(2**30, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    timed(lambda: target.copy_(source), 3, device)
+    return max(5 * 2 * 2**30 / timed(lambda: target.copy_(source), 5, device) for _ in range(3))
+
+
+def traffic(image_size: int, precision: str) -> float:
+    """Bytes an image's iteration must move when every kernel reads and writes its maps once.
+
+    A convolution: forwards its input and output, backwards twice again (for the gradients of input and of weights). A
+    batch norm with its ReLU: forwards three times its map (statistics, then read and write), backwards five times.
+    """
+    elements = 0
+
+    def count(module, inputs, output):
+        nonlocal elements
+        if isinstance(module, torch.nn.Conv2d):
+            elements += 3 * (inputs[0].numel() + output.numel())
+        elif isinstance(module, torch.nn.BatchNorm2d):
+            elements += 8 * output.numel()
+
+    network = ResNet18(10).eval()
+    for module in network.modules():
+        module.register_forward_hook(count)
+    with torch.inference_mode():
+        network(torch.zeros(1, 3, image_size, image_size))
+    return elements * (2 if precision == "bf16" else 4)
+
+
 def main(argv=None):
     """The script."""
     args = parse_args(argv)
     device = torch.device(args.device)
-    images, labels, classes = data.load(args.data, "train", image_size=args.image_size)
-    mean, std = data.statistics(images)
-    contestants = {
-        f"(a) usual script, fp32, {n} workers": usual_script(args, device, mean, std, n) for n in args.workers
-    }
-    precision_of = dict.fromkeys(contestants, "fp32")
-    for precision in dict.fromkeys(train.pick_precision(name, device) for name in args.precisions):
-        name = f"(b) this project, {precision}"
-        contestants[name] = this_project(args, device, images, labels, classes, mean, std, precision)
-        precision_of[name] = precision
+    settings, precision_of = {}, {}
+    for workers in args.workers:
+        name = f"(a) usual script, fp32, {workers} workers"
+        settings[name], precision_of[name] = (usual_script, workers), "fp32"
+    for precision in dict.fromkeys(pick_precision(name, device) for name in args.precisions):
+        for form in args.forms:
+            name = f"(b) this project, {precision}" + (f", {form}" if form != "eager" else "")
+            settings[name], precision_of[name] = (this_project, precision, form), precision
 
-    for iterate in contestants.values():
-        timed(iterate, 3, device)  # warm up
-    speeds = {name: [] for name in contestants}
+    context, connections = multiprocessing.get_context("spawn"), {}
+    for name, setting in settings.items():
+        connections[name], theirs = context.Pipe()
+        context.Process(target=compete, args=(theirs, args, *setting)).start()
+        connections[name].recv()  # it is ready
+    speeds = {name: [] for name in settings}
     products = {precision: 0.0 for precision in precision_of.values()}  # FLOP/s
     for _ in range(args.repetitions):
-        for name, iterate in contestants.items():
-            speeds[name].append(args.steps * args.batch_size / timed(iterate, args.steps, device))
+        for name, connection in connections.items():
+            connection.send(True)
+            speeds[name].append(connection.recv())
+            time.sleep(1)
         for precision in products:
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             products[precision] = max(products[precision], matrix_product_rate(device, dtype))
+    for connection in connections.values():
+        connection.send(False)
+    copies = copy_rate(device)
 
     flop = GFLOP_AT_224 * 1e9 * (args.image_size / 224) ** 2  # an image
+    seconds = {precision: flop / rate for precision, rate in products.items()}  # an image, by its products alone
+    moved = {precision: traffic(args.image_size, precision) / copies for precision in products}
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     report = {
         "device": machine,
@@ -181,17 +243,24 @@ def main(argv=None):
         "image_size": args.image_size,
         "batch_size": args.batch_size,
         "matrix_products_gflops": {name: round(rate / 1e9, 1) for name, rate in products.items()},
+        "copies_gb_per_second": round(copies / 1e9, 1),
         "images_per_second": {name: [round(speed, 2) for speed in values] for name, values in speeds.items()},
     }
     print(f"{machine}, torch {torch.__version__}, {args.image_size}x{args.image_size}, batch {args.batch_size}")
     for precision, rate in products.items():
-        print(f"matrix products in {precision}: {rate / 1e9:.0f} GFLOP/s, that is {rate / flop:.1f} images/s")
-    print("\n| | images/s, median (range) | beside (a) | share of the limit |\n|---|---|---|---|")
+        print(
+            f"{precision}: matrix products at {rate / 1e9:.0f} GFLOP/s, that is {1 / seconds[precision]:.1f} images/s; "
+            f"with copies at {copies / 1e9:.0f} GB/s {1 / (seconds[precision] + moved[precision]):.1f} images/s"
+        )
+    print("\n| | images/s, median (range) | beside (a) | of the products' limit | of the limit with traffic |")
+    print("|---|---|---|---|---|")
     usual = max(statistics.median(values) for name, values in speeds.items() if name.startswith("(a)"))
     for name, values in speeds.items():
-        median, limit = statistics.median(values), products[precision_of[name]] / flop
-        span = f"{min(values):.1f} to {max(values):.1f}"
-        print(f"| {name} | {median:.1f} ({span}) | {median / usual:.2f} x | {median / limit:.0%} |")
+        median, precision = statistics.median(values), precision_of[name]
+        print(
+            f"| {name} | {median:.1f} ({min(values):.1f} to {max(values):.1f}) | {median / usual:.2f} x "
+            f"| {median * seconds[precision]:.0%} | {median * (seconds[precision] + moved[precision]):.0%} |"
+        )
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
 

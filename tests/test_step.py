@@ -7,8 +7,9 @@ import torch
 
 from batches import Batches
 from data import Preprocess
+from machine import pick_precision
 from network import ResNet18
-from step import Average, TrainStep, accelerated, captured, pick_precision, rehearse, sgd
+from step import Average, TrainStep, accelerated, captured, rehearse, sgd
 
 ITERATIONS = 6
 

@@ -11,10 +11,11 @@ import checkpoint
 import data
 import train
 from evaluation import evaluate
+from machine import pick_precision
 from network import ResNet18
 from progress import duration
 from schedule import SCHEDULES, learning_rate
-from step import TrainStep, pick_precision
+from step import TrainStep
 
 
 def options(*flags):

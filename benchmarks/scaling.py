@@ -1,0 +1,68 @@
+"""Images per second of training by 1, 2, ... processes: one GPU each, or shares of the CPU's cores.
+
+python benchmarks/scaling.py --data FOLDER --processes 1 2 4 8
+
+Each process has a batch of its own of --batch-size images, so the global batch grows with their number, as the learning
+rate then should. Runs torchrun on train.py, in turn, and reads what it wrote.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+TRAIN = Path(__file__).parent.parent / "train.py"
+
+
+def parse_args(argv=None):
+    """The flags of the command line; all others go to train.py."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="how many (default: 1 2)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images an iteration and process (default: 32)")
+    parser.add_argument("--steps", type=int, default=20, help="iterations a line (default: 20)")
+    parser.add_argument("--repetitions", type=int, default=3, help="runs of each (default: 3)")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
+    return parser.parse_known_args(argv)
+
+
+def images_per_second(count: int, args, settings: list[str]) -> float:
+    """The second and third lines' of a run by so many processes; the first has what happens once."""
+    threads = max(1, (os.cpu_count() or 1) // count)
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
+        command += [str(TRAIN), *settings, "--batch-size", str(count * args.batch_size), "--out", out]
+        command += ["--log-every", str(args.steps), "--max-steps", str(3 * args.steps), "--hold-out", "32"]
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        lines = [json.loads(line) for line in (Path(out) / "history.jsonl").read_text().splitlines()]
+    speeds = [line["images_per_second"] for line in lines if line["kind"] == "train"]
+    return statistics.mean(speeds[1:3])
+
+
+def main(argv=None):
+    """The script."""
+    args, settings = parse_args(argv)
+    speeds = {count: [] for count in args.processes}
+    for _ in range(args.repetitions):
+        for count, values in speeds.items():
+            values.append(images_per_second(count, args, settings))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {os.cpu_count()} cores"
+    if args.json:
+        report = {"device": device, "torch": str(torch.__version__), "settings": settings, "images_per_second": speeds}
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{device}, torch {torch.__version__}, batch {args.batch_size} a process, {' '.join(settings)}\n")
+    print("| processes | images/s, median (range) | beside one |\n|---|---|---|")
+    one = statistics.median(speeds[args.processes[0]]) / args.processes[0]
+    for count, values in speeds.items():
+        median = statistics.median(values)
+        print(f"| {count} | {median:.1f} ({min(values):.1f} to {max(values):.1f}) | {median / one:.2f} x |")
+
+
+if __name__ == "__main__":
+    main()
