@@ -4,12 +4,15 @@ python train.py                                           CIFAR-10 at 224x224, 5
 python train.py --data shapes --image-size 64 --epochs 4  a first try on a laptop, without a download
 python train.py --data FOLDER                             pictures in FOLDER/train/<class>/, FOLDER/test/<class>/
 python train.py --resume                                  go on with a run that was interrupted
+torchrun --nproc_per_node=2 train.py                      by two GPUs, each with half of every batch
 """
 
 import math
 import sys
 from argparse import BooleanOptionalAction
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -149,7 +152,7 @@ def train(args, processes: Processes) -> None:
     del state
     evaluations = math.ceil(total_steps / steps_per_epoch) - run.step // steps_per_epoch
     progress = Progress(run.step, total_steps, args.epochs, args.batch_size, evaluations, len(test[0]))
-    tests = lambda **how: evaluate(run.tested, *test, preprocess, precision, processes, **how)  # noqa: E731
+    measure = partial(evaluate, run.tested, *test, preprocess, precision, processes)
 
     with noted_signals(processes.count == 1) as signals, progress.bar, writer or nullcontext():
         progress.say(
@@ -176,7 +179,7 @@ def train(args, processes: Processes) -> None:
             if at_line:
                 end_line(run, progress)
             if at_epochs_end:
-                end_epoch(run, progress, tests)
+                end_epoch(run, progress, measure)
             stop, save = run.agree(signals, args.save_every, may_save=at_line or at_epochs_end)
             if stop:
                 break
@@ -190,8 +193,8 @@ def train(args, processes: Processes) -> None:
         if processes.add(run.since_line)[2] > 0:
             end_line(run, progress)
         if run.step % steps_per_epoch:
-            end_epoch(run, progress, tests)
-    finish(run, tests(mirrored=True)[1] if args.test_flip else None)
+            end_epoch(run, progress, measure)
+    finish(run, measure(mirrored=True)[1] if args.test_flip else None)
 
 
 def end_line(run: Run, progress: Progress) -> None:
@@ -205,11 +208,11 @@ def end_line(run: Run, progress: Progress) -> None:
     progress.train_line(entry)
 
 
-def end_epoch(run: Run, progress: Progress, tests) -> None:
+def end_epoch(run: Run, progress: Progress, measure: Callable[[], tuple[float, float]]) -> None:
     """Records and prints the loss and accuracy on the test images."""
     run.check_finite()
     with progress.evaluation():
-        loss, accuracy = tests()
+        loss, accuracy = measure()
     if not math.isfinite(loss):
         raise FloatingPointError(f"the test loss is {loss} after iteration {run.step}: pass a lower --lr")
     entry = {"kind": "test", "epoch": run.epoch, "step": run.step, "loss": loss, "accuracy": accuracy}

@@ -81,6 +81,12 @@ class TestUsage:
             ["--weight-decay", "-1"],
             ["--label-smoothing", "1.5"],
             ["--gamma", "nan"],
+            ["--shift", "-1"],
+            ["--cutout", "2.5"],
+            ["--hold-out", "-1"],
+            ["--warm-up", "-1"],
+            ["--average", "1"],
+            ["--decay-on", "biases"],
             ["--lr-step", "0"],
             ["--max-steps", "0"],
             ["--log-every", "0"],
@@ -158,6 +164,9 @@ class TestBadInputOfTrain:
 
     def test_fewer_images_than_a_batch(self, capsys, flags):
         ends(capsys, train.main, [*flags, "--batch-size", 49], 1, "--batch-size 49 is more than the 48")
+
+    def test_more_held_out_than_there_is(self, capsys, flags):
+        ends(capsys, train.main, [*flags, "--hold-out", 48], 1, "--hold-out 48 leaves none of 48")
 
     @pytest.mark.parametrize("name", ["cuda:99", "tpu", "nonsense"])
     def test_a_device_that_is_not_there(self, capsys, flags, name):

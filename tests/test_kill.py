@@ -31,6 +31,13 @@ def heed():
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
+def wait_for_a_save(file, process):
+    """Until the process has written the file, or has ended."""
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    while process.poll() is None and not (file.exists() and file.stat().st_mtime_ns > before):
+        time.sleep(0.005)
+
+
 def finish(process):
     """What a process still prints; it must end well."""
     with process:
@@ -47,12 +54,13 @@ def test_a_run_killed_at_random_moments(tmp_path):
     out, delays = tmp_path / "killed", random.Random(0)
     reached = []
     for _ in range(KILLS):
-        with start(pictures, out, "--resume" if (out / "last.pt").exists() else "--overwrite") as process:
-            process.stdout.readline()  # the first line: the run begins
-            time.sleep(delays.uniform(0.1, 1.5))
+        with start(pictures, out, *(["--resume"] if reached else [])) as process:
+            wait_for_a_save(out / "last.pt", process)  # so that each goes further than the one before
+            time.sleep(delays.uniform(0, 1))
             process.kill()
-        if (out / "last.pt").exists():
-            reached.append(checkpoint.load(out / "last.pt")["step"])
+        # killed between two renames, the last one's place is empty
+        last = out / "last.pt" if (out / "last.pt").exists() else out / "last.prev.pt"
+        reached.append(checkpoint.load(last)["step"])
     assert len(set(reached)) >= 3, f"the kills came too early or too late to tell anything: {reached}"
 
     finish(start(pictures, out, "--resume"))

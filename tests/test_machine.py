@@ -1,0 +1,45 @@
+import sys
+
+import pytest
+import torch
+
+from machine import keep_freed_memory, pick_device, pick_precision
+
+
+def test_auto_is_a_gpu_where_there_is_one():
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there(name):
+    with pytest.raises(OSError, match=f"there is no device '{name}': pass --device auto, or one of cpu"):
+        pick_device(name)
+
+
+class TestPrecision:
+    def test_what_is_asked_for_is_taken(self):
+        assert [pick_precision(name, torch.device("cpu")) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+
+    @pytest.mark.parametrize("known, expected", [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32")])
+    def test_auto_on_a_cpu(self, monkeypatch, known, expected):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+        assert pick_precision("auto", torch.device("cpu")) == expected
+
+    @pytest.mark.parametrize("capability, expected", [((9, 0), "bf16"), ((7, 5), "fp32")])
+    def test_auto_on_a_gpu(self, monkeypatch, capability, expected):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        assert pick_precision("auto", torch.device("cuda")) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_kept():
+    """A large block comes back without the system clearing its pages again."""
+    resource = pytest.importorskip("resource")
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(16 * 2**20)  # 64 MiB: 16,384 pages of 4 KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    assert min(faults() for _ in range(30)) < 1000
