@@ -44,45 +44,50 @@ class TopActivations:
 @torch.inference_mode()
 def search(
     network: ResNet18, batches: Iterable[Tensor], stages: Iterable[str], k: int = 9
-) -> dict[str, TopActivations]:
+) -> tuple[dict[str, TopActivations], Tensor | None]:
     """`TopActivations` of several stages in one pass over normalised batches (N, 3, H, W).
+
+    And the predicted class of every image, int64, if one of the stages is the last; otherwise None.
 
     Raises RuntimeError when the network is in training mode, in which looking at images would change it.
     """
     if network.training:
         raise RuntimeError("the search needs the network in evaluation mode: call network.eval() first")
     top = {stage: TopActivations(k) for stage in stages}
-    until = max(top, key=STAGES.index)
+    until, predicted = max(top, key=STAGES.index), []
     for batch in batches:
-        trace = network.trace(batch, until)
+        features = network.trace(batch, until).features
         for stage in top:
-            top[stage].update(trace.features[stage])
-    return top
+            top[stage].update(features[stage])
+        if until == STAGES[-1]:
+            predicted.append(network.classify(features[until]).argmax(1))
+    return top, torch.cat(predicted) if predicted else None
 
 
 def top_activations(
     network: ResNet18, batches: Iterable[Tensor], stage: str, k: int = 9
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each channel's k best images at a stage: scores, indices and positions, (C, k) each, as in `TopActivations`."""
-    top = search(network, batches, [stage], k)[stage]
+    top = search(network, batches, [stage], k)[0][stage]
     return top.scores, top.indices, top.positions
 
 
-def support(picture: Tensor) -> tuple[int, int, int, int] | None:
-    """The box (top, left, bottom, right) that holds ENERGY of a picture (3, H, W), None of a picture that is all zero.
+def supports(pictures: Tensor) -> list[tuple[int, int, int, int] | None]:
+    """The box (top, left, bottom, right) that holds ENERGY of each picture (N, 3, H, W); None of one that is all zero.
 
     At most a quarter of what is left out lies beyond each side.
     """
-    energy = picture.double().square().sum(0)
-    if energy.sum() == 0:
-        return None
+    energy = pictures.square().sum(1)  # (N, H, W)
     beyond = (1 - ENERGY) / 4
     ends = []
-    for across in (1, 0):
-        cumulative = energy.sum(across).cumsum(0) / energy.sum()
-        ends.append((int((cumulative > beyond).nonzero()[0]), int((cumulative >= 1 - beyond).nonzero()[0]) + 1))
-    (top, bottom), (left, right) = ends
-    return top, left, bottom, right
+    for across in (2, 1):
+        share = energy.sum(across, dtype=torch.float64).cumsum(1)
+        share = share / share[:, -1:]
+        ends += [(share > beyond).int().argmax(1), (share >= 1 - beyond).int().argmax(1) + 1]
+    top, bottom, left, right = (values.tolist() for values in ends)
+    empty = (energy.flatten(1).amax(1) == 0).tolist()
+    boxes = zip(top, left, bottom, right, strict=True)
+    return [None if nothing else box for nothing, box in zip(empty, boxes, strict=True)]
 
 
 def windows(pictures: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
@@ -94,8 +99,8 @@ def windows(pictures: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
     """
     height, width = pictures[0].shape[-2:]
     boxes = []
-    for n in range(len(pictures[0])):
-        found = [box for box in (support(rule[n]) for rule in pictures) if box]
+    for of_rules in zip(*map(supports, pictures), strict=True):
+        found = [box for box in of_rules if box]
         tops, lefts, bottoms, rights = zip(*found or [(height // 2, width // 2) * 2], strict=True)
         boxes.append((min(tops), min(lefts), max(bottoms), max(rights)))
     side = max(max(bottom - top, right - left) for top, left, bottom, right in boxes)

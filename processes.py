@@ -57,6 +57,10 @@ class Processes:
         dist.all_reduce(largest, dist.ReduceOp.MAX)
         return largest.tolist()
 
+    def agree_on(self, value: Any) -> bool:
+        """Whether all processes have the same value as the first."""
+        return self.largest(value != self.from_first(lambda: value)) == [0]
+
     def from_first(self, make: Callable[[], Any]) -> Any:
         """What `make` returns in the first process, in all of them."""
         if self.count == 1:
@@ -66,12 +70,13 @@ class Processes:
         return value[0]
 
     @contextmanager
-    def first_on_each_machine_first(self) -> Iterator[None]:
-        """The block, in one process of each machine before the others: a download happens once."""
-        if self.count > 1 and self.local_rank > 0:
+    def in_turns(self) -> Iterator[None]:
+        """The block, in the first process, then in one of each machine, then in the others: a download happens once."""
+        turn = 0 if self.is_first else 1 if self.local_rank == 0 else 2
+        for _ in range(turn):
             self.largest(0)
         yield
-        if self.count > 1 and self.local_rank == 0:
+        for _ in range(turn, 2):
             self.largest(0)
 
     def share_statistics(self, network: nn.Module) -> None:
@@ -84,7 +89,7 @@ class Processes:
         """The network with gradients that are the mean over all processes."""
         if self.count == 1:
             return network
-        device = network.fc.weight.device
+        device = next(network.parameters()).device
         return nn.parallel.DistributedDataParallel(
             network, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True
         )
@@ -105,8 +110,8 @@ def joined(device: str) -> Iterator[Processes]:
         return
     rank, count, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     uses_gpus = device != "cpu" and torch.cuda.is_available()
-    if uses_gpus:
-        torch.cuda.set_device(local_rank)
+    if ":" in device:
+        raise OSError(f"--device {device} is one device: leave the number out, and each process takes its own")
     dist.init_process_group("cpu:gloo,cuda:nccl" if uses_gpus else "gloo")
     try:
         with silence(rank > 0):
@@ -115,6 +120,9 @@ def joined(device: str) -> Iterator[Processes]:
         time.sleep(PATIENCE if rank > 0 else 0)
         if is_of_connection(error):
             raise ConnectionError("another process of this training has ended: see its error; then --resume") from error
+        raise
+    except SystemExit:  # as wanted
+        dist.destroy_process_group()
         raise
     else:
         dist.destroy_process_group()

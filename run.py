@@ -53,7 +53,8 @@ class Run:
         # sum of losses, number of correct answers, number of images: since the last line, and in this epoch;
         # what other processes counted is added where it is needed
         device = network.fc.weight.device
-        self.since_line, self.in_epoch = torch.zeros(3, device=device), torch.zeros(3, device=device)
+        exact = torch.float32 if device.type == "mps" else torch.float64  # in any order of adding
+        self.since_line, self.in_epoch = (torch.zeros(3, dtype=exact, device=device) for _ in range(2))
 
     def begin(self, state: dict | None) -> None:
         """Takes up a saved state, or starts anew.
@@ -176,7 +177,8 @@ class Run:
         Where iterations are short, they do not ask each other after every one.
         """
         gpu = self.since_line.device.type == "cuda"
-        if self.processes.count > 1 and gpu and not (may_save or self.step % (every or ASK_EVERY) == 0):
+        asks = may_save or self.step % ASK_EVERY == 0 or (every and self.step % every == 0)
+        if self.processes.count > 1 and gpu and not asks:
             return 0, False
         stop, save = self.processes.largest(signals[0] if signals else 0, self.is_due(every, may_save))
         return int(stop), bool(save)

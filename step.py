@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from batches import Batches
 from checkpoint import first_line
+from processes import ALONE, Processes
 
 REHEARSALS = 3  # iterations before a capture, in which libraries choose their algorithms and allocate memory
 
@@ -100,8 +101,8 @@ def rehearse(step: TrainStep, plan: Tensor, times: int = REHEARSALS) -> None:
                 value.copy_(saved)
 
 
-def compiled(step: TrainStep, plan: Tensor) -> TrainStep:
-    """The step with its network compiled for batches like `plan`; where that fails, it is as before and this raises."""
+def compiled(step: TrainStep, plan: Tensor) -> None:
+    """Compiles the step's network for batches like `plan`; where that fails, the step is as before and this raises."""
     eager = step.network
     step.network = torch.compile(eager, dynamic=False)
     try:
@@ -109,56 +110,66 @@ def compiled(step: TrainStep, plan: Tensor) -> TrainStep:
     except Exception:
         step.network = eager
         raise
-    return step
 
 
 def captured(step: TrainStep, plan: Tensor) -> Callable[[Tensor], Tensor]:
     """The step as one CUDA graph: a call launches all of its kernels at once, where the host would need milliseconds.
 
-    plan: rows as every call will bring them. What a call returns is overwritten by the next.
+    plan: rows as every call will bring them, on the current device. What a call returns is overwritten by the next.
     """
     static = plan.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        rehearse(step, static)
-    torch.cuda.current_stream().wait_stream(stream)
-    step.optimizer.zero_grad()  # so that the gradients are made anew in the graph's own memory
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        sums = step(static)
+    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(current)
+    try:
+        with torch.cuda.stream(stream):
+            rehearse(step, static)
+        current.wait_stream(stream)
+        step.optimizer.zero_grad()  # so that the gradients are made anew in the graph's own memory
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            sums = step(static)
+    except Exception:
+        torch.cuda.set_stream(current)  # which older versions leave at that of the capture
+        step.optimizer.zero_grad()
+        raise
 
     def replay(plan: Tensor) -> Tensor:
         static.copy_(plan)
         graph.replay()
         return sums
 
+    replay.step = step  # whose memory the graph works on
     return replay
 
 
-def accelerated(step: TrainStep, plan: Tensor, compiles: bool, captures: bool, say: Callable[[str], None]):
-    """The step compiled, captured or both, as asked for; `say` tells how long that took, or why it was not possible.
+def accelerated(step: TrainStep, plan: Tensor, compiles: bool, captures: bool, processes: Processes = ALONE,
+                say: Callable[[str], None] = print) -> Callable[[Tensor], Tensor]:  # fmt: skip
+    """The step of all processes together, compiled, captured or both, as asked for.
 
-    plan: rows as every call will bring them.
+    plan: rows as every call will bring them. `say` tells how long it took, or why it was not possible.
     """
-    device, call = plan.device, step
     if compiles:
-        call = _attempt(lambda: compiled(step, plan), step, "compiled", say)
-    if captures and device.type != "cuda":
+        eager = step.network  # compiled before the processes join, for then one may fail alone
+        worked = attempt(lambda: compiled(step, plan), "compiled", say)
+        if processes.largest(not worked)[0]:
+            step.network = eager
+    step.network = processes.together(step.network)
+    if captures and plan.device.type != "cuda":
         say("not captured: that needs a CUDA GPU")
-    elif captures and isinstance(step.network, nn.parallel.DistributedDataParallel):
+    elif captures and processes.count > 1:
         say("not captured: that is for a single process")
     elif captures:
-        call = _attempt(lambda: captured(step, plan), step, "captured", say)
-    return call
+        return attempt(lambda: captured(step, plan), "captured", say) or step
+    return step
 
 
-def _attempt(make: Callable, otherwise: Callable, done: str, say: Callable[[str], None]) -> Callable:
+def attempt(make: Callable, done: str, say: Callable[[str], None]):
+    """What `make` returns (or True), or None where it fails; as compilers and drivers do in many ways."""
     started = time.monotonic()
     try:
         made = make()
-    except Exception as error:  # compilers and drivers fail in many ways, and the run can do without
+    except Exception as error:
         say(f"not {done}, going on without: {type(error).__name__}, {first_line(error)}")
-        return otherwise
+        return None
     say(f"{done} in {time.monotonic() - started:.0f} s")
-    return made
+    return made or True

@@ -50,6 +50,7 @@ class Subject:
         self.preprocess = data.Preprocess(self.image_size, self.info["mean"], self.info["std"], self.device)
         self.mirrors = {rule: ReverseResNet18(self.network, rule, args.unpool) for rule in args.rules}
         self.entries: list[dict] = []  # of top9.json
+        self.predictions: dict[int, int] = {}  # of test images, as far as known
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
@@ -77,7 +78,9 @@ class Subject:
         images = self.test[0]
         parts = tqdm(self.searched.split(self.args.batch_size), "search", unit="batches", leave=False, disable=None)
         batches = (self.preprocess(images[part].to(self.device)) for part in parts)
-        top = search(self.network, batches, self.args.stages, self.args.top)
+        top, predicted = search(self.network, batches, self.args.stages, self.args.top)
+        if predicted is not None:
+            self.predictions = dict(zip(self.searched.tolist(), predicted.tolist(), strict=True))
         for stage, found in top.items():
             if not found.scores.isfinite().all():
                 raise CheckpointError(f"{self.args.ckpt}: activations of {stage} are not finite: pass other weights")
@@ -110,12 +113,20 @@ class Subject:
         return to_array(data.resize(picture.image[None], self.image_size)[0])
 
     @torch.inference_mode()
-    def reconstruct(self, images: Tensor, stage: str, channels, units) -> tuple[dict[str, Tensor], Tensor]:
-        """What a channel an image saw: rule -> (N, 3, S, S), and the logits, of (N, 3, H, W) uint8 images."""
-        trace = self.network.trace(self.preprocess(images.to(self.device)))
+    def predicted(self, indices: list[int]) -> list[str]:
+        """The class that the network sees in each of these test images."""
+        unknown = [index for index in indices if index not in self.predictions]
+        for part in torch.tensor(unknown, dtype=torch.int64).split(self.args.batch_size) if unknown else ():
+            logits = self.network(self.preprocess(self.test[0][part].to(self.device)))
+            self.predictions |= zip(part.tolist(), logits.argmax(1).tolist(), strict=True)
+        return [self.classes[self.predictions[index]] for index in indices]
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor, stage: str, channels, units) -> dict[str, Tensor]:
+        """What a channel an image saw: rule -> (N, 3, S, S), of (N, 3, H, W) uint8 images."""
+        trace = self.network.trace(self.preprocess(images.to(self.device)), stage)
         signal = isolate(trace.features[stage], channels, units)
-        drawn = {rule: mirror(signal, stage, trace).cpu() for rule, mirror in self.mirrors.items()}
-        return drawn, self.network.classify(trace.features["conv5_x"])
+        return {rule: mirror(signal, stage, trace).cpu() for rule, mirror in self.mirrors.items()}
 
     def channel(self, stage: str, channel: int) -> dict:
         """A channel's strongest images and their reconstructions, as figures.top9_channel draws them."""
@@ -123,8 +134,8 @@ class Subject:
         top = self.top[stage]
         positions, indices = top.positions[channel].cpu(), self.searched[top.indices[channel].cpu()]
         units = positions if self.args.units == "peak" else "map"
-        drawn, logits = self.reconstruct(images[indices], stage, channel, units)
-        predicted = logits.argmax(1).tolist()
+        drawn = self.reconstruct(images[indices], stage, channel, units)
+        predicted = self.predicted(indices.tolist())
         side, corners = windows(list(drawn.values()))
         patches = cut(data.resize(images[indices], self.image_size), side, corners, outside=0.5)
         pictures = {rule: to_array(cut(each, side, corners, outside=0.0)) for rule, each in drawn.items()}
@@ -141,7 +152,7 @@ class Subject:
                 "row": positions[rank].item() // width,
                 "column": positions[rank].item() % width,
                 "label": classes[labels[index]],
-                "predicted": self.classes[predicted[rank]],
+                "predicted": predicted[rank],
                 "file": str(self.files[index]) if self.files else None,
                 "scale": scale,
                 "correlation": correlation,

@@ -113,12 +113,14 @@ def load_data(args, device: torch.device) -> tuple[tuple[Tensor, Tensor], tuple[
 def train(args, processes: Processes) -> None:
     """One run, from the data to the finished model."""
     device, out = pick_device(args.device, processes.local_rank), Path(args.out)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     state = processes.from_first(lambda: earlier_state(out, args.resume, args.overwrite, vars(args)))
     if args.batch_size % processes.count or args.batch_size < 2 * processes.count > 2:
         raise data.DataError(f"--batch-size {args.batch_size} is for all {processes.count} processes: pass a multiple")
 
     # data: uint8, on the device from here on
-    with processes.first_on_each_machine_first():
+    with processes.in_turns():
         training, test, classes = load_data(args, device)
     steps_per_epoch = len(training[0]) // args.batch_size  # an incomplete last batch is left out
     if steps_per_epoch == 0:
@@ -126,6 +128,8 @@ def train(args, processes: Processes) -> None:
         raise data.DataError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
     total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
     mean, std = data.statistics(training[0])
+    if not processes.agree_on((classes, mean, std, len(training[0]), len(test[0]))):
+        raise data.DataError("the processes found different images: give every machine the same data")
     if state:
         check_continues(state, classes, mean, std, steps_per_epoch, total_steps)
     preprocess = data.Preprocess(args.image_size, mean, std, device)
@@ -136,7 +140,9 @@ def train(args, processes: Processes) -> None:
     torch.manual_seed(args.seed)
     network = ResNet18(len(classes))
     if args.init and not state:
-        checkpoint.take_over(args.init, network)
+        if processes.is_first:
+            checkpoint.take_over(args.init, network)
+        network.load_state_dict(processes.from_first(network.state_dict))
     network.to(device, memory_format=torch.channels_last).train()
     average = Average(network, args.average) if args.average else None
     optimizer = sgd(network, args.lr, args.momentum, args.weight_decay, args.decay_on)
@@ -161,8 +167,8 @@ def train(args, processes: Processes) -> None:
             + (f", from {run.step:,} on" if run.step else "")
         )
         plan = batches.plan(run.step // steps_per_epoch)[:, processes.share(args.batch_size)]
-        step = TrainStep(processes.together(network), optimizer, batches, precision, args.label_smoothing, average)
-        step = accelerated(step, plan[0], args.compile, args.capture, progress.say)
+        step = TrainStep(network, optimizer, batches, precision, args.label_smoothing, average)
+        step = accelerated(step, plan[0], args.compile, args.capture, processes, progress.say)
         while run.step < total_steps:
             epoch, position = divmod(run.step, steps_per_epoch)
             if position == 0:

@@ -19,6 +19,7 @@ import data
 import figures
 from activations import top_activations
 from command_line import ArgumentParser, number, one_line_errors, output_folder
+from machine import keep_freed_memory
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
 from subject import Subject, to_array
@@ -117,7 +118,7 @@ def draw_reconstructions(subject: Subject) -> Iterator[tuple[Path, Figure]]:
                 maps = subject.network.trace(subject.prepare(picture), stage).features[stage][0].cpu()
             channels = subject.args.channels or strongest(maps.amax((1, 2)))
             copies = picture.image.expand(len(channels), -1, -1, -1)
-            drawn, _ = subject.reconstruct(copies, stage, channels, "map")
+            drawn = subject.reconstruct(copies, stage, channels, "map")
             pictures = {rule: to_array(each) for rule, each in drawn.items()}
             which = "channels asked for" if subject.args.channels else "strongest channels"
             title = f"{stage} of {picture.title}: the {which}, reconstructed from their whole maps"
@@ -185,6 +186,7 @@ def visualize(args) -> None:
 def main(argv=None):
     """The script."""
     args = parse_args(argv)
+    keep_freed_memory()
     with one_line_errors(data.DataError, checkpoint.CheckpointError):
         visualize(args)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import checkpoint
+import train
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 
@@ -57,7 +58,12 @@ def run(folder: Path, flags: list[str]) -> dict:
         resume = ["--resume"] if (folder / "last.pt").exists() else ["--overwrite"]
         command = [sys.executable, str(TRAIN), "--out", str(folder), *flags, *resume]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return checkpoint.load(folder / "model.pt")["result"]
+    state = checkpoint.load(folder / "model.pt")
+    asked = vars(train.parse_args(flags))
+    of_run = set(asked) - {"out", "resume", "overwrite"}
+    if other := [name for name in of_run if state["config"].get(name) != asked[name]]:
+        sys.exit(f"{folder} is of a run with another {other[0]}: pass another --out")
+    return state["result"]
 
 
 def main(argv=None):

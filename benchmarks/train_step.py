@@ -8,7 +8,7 @@ Each is a process of its own, timed while the others wait. Of several (a), the f
 
 Two physical limits are measured in the same run, too. The first is the rate of matrix products in the same precision,
 of which an image takes 3 x 3.55 GFLOP forwards and backwards at 224x224. The second counts memory traffic, too: kernels
-one after the other, each at the full rate of products or of copies.
+one after the other, each at the full rate of products or of copies. On GPUs torch's fp32 convolutions use TF32.
 """
 
 import argparse
@@ -35,7 +35,6 @@ from step import TrainStep, accelerated, sgd
 
 GFLOP_AT_224 = 10.65  # an image, forwards and backwards; grows with the number of pixels
 FORMS = {"eager": (False, False), "compiled": (True, False), "captured": (False, True), "both": (True, True)}
-WARM_UP = 6  # iterations, more than (a)'s workers have fetched ahead
 
 
 def parse_args(argv=None):
@@ -51,7 +50,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--forms", nargs="+", choices=FORMS, default=["eager"], help="of (b): --compile, --capture of train.py, or both"
     )
-    parser.add_argument("--steps", type=int, default=10, help="iterations timed a repetition (default: 10)")
+    parser.add_argument("--steps", type=int, default=10, help="iterations timed a repetition, at least (default: 10)")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", metavar="FILE", help="also write the table there")
@@ -143,12 +142,16 @@ def this_project(args, device: torch.device, precision: str, form: str):
 def compete(connection, args, contestant, *setting) -> None:
     """A process of its own for a contestant: sends its images per second whenever it gets true."""
     device = torch.device(args.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     make = contestant(args, device, *setting)
+    warm_up = 2 * max(2, *args.workers) + 2  # iterations, more than (a)'s workers have fetched ahead
+    steps = max(args.steps, 2 * warm_up)
     connection.send(None)
     while connection.recv():
         iterate = make()
-        timed(iterate, WARM_UP, device)
-        connection.send(args.steps * args.batch_size / timed(iterate, args.steps, device))
+        timed(iterate, warm_up, device)
+        connection.send(steps * args.batch_size / timed(iterate, steps, device))
         del iterate  # and (a)'s workers, which would fetch ahead while another is timed
 
 

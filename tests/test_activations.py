@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from activations import cut, mean_correlation, search, support, windows
+from activations import cut, mean_correlation, search, supports, windows
 from network import CHANNELS, ResNet18
 from visualizer import top_activations
 
@@ -44,8 +44,10 @@ def test_all_stages_in_one_pass(network):
             passes.append(len(part))
             yield part
 
-    found = search(network, batches(), CHANNELS)
+    found, predicted = search(network, batches(), CHANNELS)
     assert passes == [5, 5, 2]
+    assert torch.equal(predicted, network(images).argmax(1))
+    assert search(network, batches(), ["conv1", "conv4_x"])[1] is None
     for stage, top in found.items():
         assert torch.equal(top.scores, top_activations(network, images.split(5), stage)[0])
         assert top.scores.shape == (CHANNELS[stage], 9)
@@ -63,8 +65,8 @@ def test_fewer_images_than_asked_for(network):
 
 
 def test_what_is_kept_does_not_grow_with_the_images(network):
-    few = search(network, torch.randn(20, 3, 32, 32).split(10), ["conv5_x"])["conv5_x"]
-    many = search(network, torch.randn(60, 3, 32, 32).split(10), ["conv5_x"])["conv5_x"]
+    few = search(network, torch.randn(20, 3, 32, 32).split(10), ["conv5_x"])[0]["conv5_x"]
+    many = search(network, torch.randn(60, 3, 32, 32).split(10), ["conv5_x"])[0]["conv5_x"]
     for name in ("scores", "indices", "positions"):
         assert getattr(few, name).untyped_storage().nbytes() == getattr(many, name).untyped_storage().nbytes()
 
@@ -81,7 +83,7 @@ def test_the_support_holds_95_percent_of_the_energy():
         blob = torch.exp(-((y - 20) ** 2 + (x - 50) ** 2) / (2 * width**2)) * torch.randn(
             3, 64, 80, generator=generator
         )
-        top, left, bottom, right = support(blob)
+        [(top, left, bottom, right)] = supports(blob[None])
         held = blob[:, top:bottom, left:right].square().sum() / blob.square().sum()
         assert held >= 0.95
         assert bottom - top < 6 * width + 3 and right - left < 6 * width + 3  # and little more than it must
@@ -113,7 +115,7 @@ def test_a_small_support_stays_in_the_middle_even_at_a_border():
 
 def test_windows_of_pictures_without_energy():
     nothing = torch.zeros(2, 3, 64, 64)
-    assert support(nothing[0]) is None
+    assert supports(nothing) == [None, None]
     something = nothing.clone()
     something[0, :, 0:5, 0:5] = 1
     assert windows([nothing])[0] == 32

@@ -1,0 +1,172 @@
+"""Top-9 search and reconstructions, in turn and in one run: (a) as one would otherwise write them, (b) this project.
+
+python benchmarks/reconstruct.py --ckpt checkpoints/model.pt --data FOLDER
+
+(a) opens, resizes and passes one picture at a time through torchvision's resnet18, whose hooks keep the stages'
+features, and reconstructs one unit at a time with Captum's Deconvolution and GuidedBackprop; (b) is what visualizer.py
+does for the same, windows and patches included. A reconstruction by one rule counts as one tile. The limit is the rate
+of matrix products, measured in the same run, over the 3.63 GFLOP of an image's way through the network at 224x224.
+Needs captum (requirements-dev.txt).
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torchvision
+from captum.attr import Deconvolution, GuidedBackprop
+from torchvision.transforms import v2
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from train_step import matrix_product_rate
+
+import visualizer
+from activations import search
+from checkpoint import load_network
+from machine import keep_freed_memory
+from subject import Subject
+
+GFLOP_AT_224 = 3.63  # an image, forwards; grows with the number of pixels
+STAGES = {"conv1": "relu", "conv5_x": "layer4"}  # stage -> where torchvision's network has it
+
+
+def parse_args(argv=None):
+    """The flags of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", required=True, help="a model.pt of train.py")
+    parser.add_argument("--data", required=True, help="a folder with test/<class>/*")
+    parser.add_argument("--images", type=int, default=192, help="to search in a repetition (default: 192)")
+    parser.add_argument("--channels", type=int, default=4, help="of each stage to reconstruct (default: 4)")
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--json", metavar="FILE", help="also write the table there")
+    return parser.parse_args(argv)
+
+
+class UsualScript:
+    """(a)."""
+
+    def __init__(self, args, info, weights, dataset):
+        self.network = torchvision.models.resnet18(num_classes=len(info["classes"])).eval()
+        self.network.load_state_dict(weights)
+        for module in self.network.modules():
+            if isinstance(module, torch.nn.ReLU):
+                module.inplace = False  # Captum's hooks need this
+        size = info["image_size"]
+        self.transform = v2.Compose(
+            [
+                v2.Resize(size),
+                v2.ToImage(),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(info["mean"], info["std"]),
+            ]
+        )
+        self.dataset = dataset
+
+    def input(self, index: int) -> torch.Tensor:
+        path, _ = self.dataset.samples[index]
+        return self.transform(self.dataset.loader(path))[None]
+
+    def search(self, indices: list[int]) -> None:
+        """The nine best images of every channel, with the place of the strongest unit."""
+        features, hooks = {}, []
+        for stage, name in STAGES.items():
+            hook = lambda module, inputs, output, stage=stage: features.update({stage: output})  # noqa: E731
+            hooks.append(self.network.get_submodule(name).register_forward_hook(hook))
+        found = {stage: [] for stage in STAGES}
+        with torch.no_grad():
+            for index in indices:
+                self.network(self.input(index))
+                for stage in STAGES:
+                    found[stage].append(features[stage][0].flatten(1).max(1))
+        for stage in STAGES:
+            torch.stack([peak.values for peak in found[stage]]).topk(9, 0)
+        for hook in hooks:
+            hook.remove()
+
+    def reconstruct(self, stage: str, tiles: list[tuple[int, int, int, int]]) -> None:
+        """Tiles of (image, channel, row, column), one at a time."""
+        children = list(self.network.named_children())
+        last = [name for name, _ in children].index(STAGES[stage])
+        part = torch.nn.Sequential(*(module for _, module in children[: last + 1]))
+        for attribution in (Deconvolution(part), GuidedBackprop(part)):
+            for index, channel, row, column in tiles:
+                attribution.attribute(self.input(index).requires_grad_(), target=(channel, row, column))
+
+
+def timed(action) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def main(argv=None):
+    """The script."""
+    args = parse_args(argv)
+    keep_freed_memory()
+    network, info = load_network(args.ckpt)
+    dataset = torchvision.datasets.ImageFolder(Path(args.data) / "test")
+    usual = UsualScript(args, info, network.state_dict(), dataset)
+    flags = ["--ckpt", args.ckpt, "--data", args.data, "--device", "cpu", "--limit", "1000"]
+    subject = Subject(visualizer.parse_args([*flags, "--stages", *STAGES]))
+    images = subject.test[0]
+    chosen = torch.linspace(0, len(images) - 1, args.images).long()
+    _ = subject.top
+
+    def ours() -> None:
+        batches = (subject.preprocess(images[part]) for part in chosen.split(subject.args.batch_size))
+        search(subject.network, batches, STAGES)
+
+    tiles = {}
+    for stage in STAGES:
+        top, channels = subject.top[stage], visualizer.strongest(subject.top[stage].scores[:, 0])[: args.channels]
+        tiles[stage] = [
+            (
+                int(subject.searched[top.indices[channel, n]]),
+                channel,
+                *divmod(int(top.positions[channel, n]), top.map_size[1]),
+            )
+            for channel in channels
+            for n in range(9)
+        ]
+    work = {"search, images": (len(chosen), lambda: usual.search(chosen.tolist()), ours)}
+    for stage, wanted in tiles.items():
+        channels = list(dict.fromkeys(channel for _, channel, *_ in wanted))
+        work[f"{stage}, tiles"] = (
+            2 * len(wanted),
+            lambda stage=stage, wanted=wanted: usual.reconstruct(stage, wanted),
+            lambda stage=stage, channels=channels: [subject.channel(stage, channel) for channel in channels],
+        )
+    speeds = {name: {"a": [], "b": []} for name in work}
+    products = 0.0
+    for repetition in range(args.repetitions + 1):
+        for name, (count, theirs, ours_) in work.items():
+            both = {"a": count / timed(theirs), "b": count / timed(ours_)}
+            if repetition > 0:  # the first is for warming up
+                for who, speed in both.items():
+                    speeds[name][who].append(speed)
+        products = max(products, matrix_product_rate(torch.device("cpu"), torch.float32))
+    limit = products / (GFLOP_AT_224 * 1e9 * (info["image_size"] / 224) ** 2)
+    machine = f"CPU, {torch.get_num_threads()} threads"
+    report = {"device": machine, "platform": platform.platform(), "torch": str(torch.__version__),
+              "image_size": info["image_size"], "matrix_products_gflops": round(products / 1e9, 1),
+              "per_second": speeds}  # fmt: skip
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+    print(f"{machine}, torch {torch.__version__}, {info['image_size']}x{info['image_size']}")
+    print(f"matrix products at {products / 1e9:.0f} GFLOP/s: {limit:.0f} images/s through the network\n")
+    print("| per second, median (range) | (a) | (b) | (b) / (a) | (b) of the limit |\n|---|---|---|---|---|")
+    for name, values in speeds.items():
+        a, b = (statistics.median(values[who]) for who in "ab")
+        spans = [f"{statistics.median(v):.1f} ({min(v):.1f} to {max(v):.1f})" for v in values.values()]
+        share = f"{b / limit:.0%}" if name.startswith("search") else ""
+        print(f"| {name} | {spans[0]} | {spans[1]} | {b / a:.2f} x | {share} |")
+
+
+if __name__ == "__main__":
+    main()
