@@ -47,21 +47,21 @@ def search(
 ) -> tuple[dict[str, TopActivations], Tensor | None]:
     """`TopActivations` of several stages in one pass over normalised batches (N, 3, H, W).
 
-    And the predicted class of every image, int64, if one of the stages is the last; otherwise None.
+    And the logits of every image, (all N, classes), if one of the stages is the last; otherwise None.
 
     Raises RuntimeError when the network is in training mode, in which looking at images would change it.
     """
     if network.training:
         raise RuntimeError("the search needs the network in evaluation mode: call network.eval() first")
     top = {stage: TopActivations(k) for stage in stages}
-    until, predicted = max(top, key=STAGES.index), []
+    until, logits = max(top, key=STAGES.index), []
     for batch in batches:
         features = network.trace(batch, until).features
         for stage in top:
             top[stage].update(features[stage])
         if until == STAGES[-1]:
-            predicted.append(network.classify(features[until]).argmax(1))
-    return top, torch.cat(predicted) if predicted else None
+            logits.append(network.classify(features[until]))
+    return top, torch.cat(logits) if logits else None
 
 
 def top_activations(
@@ -70,6 +70,11 @@ def top_activations(
     """Each channel's k best images at a stage: scores, indices and positions, (C, k) each, as in `TopActivations`."""
     top = search(network, batches, [stage], k)[0][stage]
     return top.scores, top.indices, top.positions
+
+
+def strongest(peaks: Tensor, count: int = 9) -> list[int]:
+    """The `count` channels with the highest peaks, (C,), in this order; of equals the lower number first."""
+    return peaks.sort(dim=0, descending=True, stable=True).indices[:count].tolist()
 
 
 def supports(pictures: Tensor) -> list[tuple[int, int, int, int] | None]:

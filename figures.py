@@ -1,91 +1,18 @@
-"""Numpy arrays -> matplotlib figures, sized for print: 7 inches wide, text of 6 points and more. Knows no torch.
+"""Numpy arrays -> matplotlib figures of what a network sees. Knows no torch.
 
 Pictures are (H, W, 3) float in 0..1; reconstructions are (H, W, 3) of any sign and drawn around grey, which is zero.
 """
 
 import math
 import textwrap
-import warnings
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.style import context
-from matplotlib.ticker import MaxNLocator
 
+from style import WIDTH, WRONG, heading, short, styled, two_digits
 from tiles import around_grey, beside, enlarge, limit_of, mosaic
-
-WIDTH = 7.0  # inches
-DPI = 300
-STYLE = {
-    "text.parse_math": False,  # a $ in the name of a file or class is a $
-    "font.size": 7,
-    "axes.titlesize": 7,
-    "axes.labelsize": 7,
-    "xtick.labelsize": 6,
-    "ytick.labelsize": 6,
-    "legend.fontsize": 7,
-    "figure.titlesize": 8,
-    "axes.linewidth": 0.5,
-    "xtick.major.width": 0.5,
-    "ytick.major.width": 0.5,
-    "xtick.major.size": 2,
-    "ytick.major.size": 2,
-}
-WRONG = "#b2182b"
-
-
-def styled(draw):
-    """A drawing function under this file's style, whatever the reader's matplotlibrc says."""
-
-    def drawn(*args, **kwargs):
-        with context(["default", STYLE]):
-            return draw(*args, **kwargs)
-
-    drawn.__name__, drawn.__doc__ = draw.__name__, draw.__doc__
-    return drawn
-
-
-@styled
-def save(figure: Figure, file) -> None:
-    """Writes a figure as PNG to a path or a binary file."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script the font lacks shows boxes
-        figure.savefig(file, format="png", dpi=DPI)
-
-
-@styled
-def training_curves(history: list[dict]) -> Figure:
-    """Loss and accuracy over the iterations, from the lines of history.jsonl, with their last values.
-
-    Dotted lines mark the steps of the learning rate: a constant that falls to less than two thirds.
-    """
-    figure = Figure((WIDTH, 2.6), layout="constrained")
-    for axes, name, factor, text in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("{} {:.3f}", "{} {:.2f} %"), strict=True
-    ):
-        train, test = ([entry for entry in history if entry["kind"] == kind] for kind in ("train", "test"))
-        for kind, lines, colour in (("train", train, "#2166ac"), ("test", test, WRONG)):
-            if lines:
-                values = [factor * entry[name] for entry in lines]
-                steps = [entry["step"] for entry in lines]
-                label = text.format(kind, values[-1])
-                style = "-" if kind == "train" and len(lines) >= 40 else ".-"
-                axes.plot(steps, values, style, color=colour, markersize=3, linewidth=1, label=label)
-        for earlier, before, after in zip(train, train[1:], train[2:], strict=False):
-            rates = [entry["learning_rate"] for entry in (earlier, before, after)]
-            if rates[0] == rates[1] > 1.5 * rates[2]:
-                axes.axvline(before["step"], color="0.5", linewidth=0.8, linestyle=":", zorder=0)
-        axes.set_xlabel("iteration")
-        axes.set_ylabel("loss (cross-entropy)" if name == "loss" else "accuracy (%)")
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(color="0.92", linewidth=0.5)
-        axes.set_axisbelow(True)
-        if axes.lines:
-            axes.legend(title="last values", title_fontsize=6, frameon=False)
-    return figure
 
 
 @styled
@@ -130,7 +57,7 @@ def input_image(
     colours = ["#2166ac" if label is None or names[n] == label else "0.7" for n in best]
     bars = right.barh(range(len(best)), probabilities[best] * 100, color=colours)
     right.bar_label(bars, [f"{100 * probabilities[n]:.1f}" for n in best], padding=2, fontsize=6)
-    right.set_yticks(range(len(best)), [_short(names[n], 30) for n in best])
+    right.set_yticks(range(len(best)), [short(names[n], 30) for n in best])
     right.invert_yaxis()
     right.set_xlim(0, 112)
     right.set_xlabel("predicted probability (%)")
@@ -148,7 +75,7 @@ def feature_maps(maps: np.ndarray, title: str) -> Figure:
     axes = figure.subplots()
     picture = _numbered_mosaic(axes, maps, columns, cmap="magma", vmin=0, vmax=limit, fill=np.nan)
     dead = int((maps.max((1, 2)) == 0).sum())
-    _title(
+    heading(
         figure,
         f"{title}: {len(maps)} maps of {maps.shape[1]}x{maps.shape[2]}, {dead} without any activation",
         "a channel's number is the number of its row + that of its column",
@@ -165,7 +92,7 @@ def reconstructions(image: np.ndarray, maps: np.ndarray, pictures: dict, channel
     tile = WIDTH * 0.84 / 3 / parts
     figure = Figure((WIDTH, 0.5 + rows * (tile + 0.22)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.02, hspace=0.02)
-    _title(
+    heading(
         figure,
         title,
         "map (0 to its peak) | " + " | ".join(pictures) + ", each on a scale of its own around grey",
@@ -190,8 +117,8 @@ def tile_caption(entry: dict) -> str:
     """Rank, activation, class, prediction and image index of one of the strongest images, in two lines."""
     if entry["activation"] <= 0:
         return f"{entry['rank']}: dead"
-    verdict = "" if entry["predicted"] == entry["label"] else f", seen as {_short(entry['predicted'], 17)}"
-    return f"{entry['rank']}: {entry['activation']:.2f}, image {entry['index']}\n{_short(entry['label'], 17)}{verdict}"
+    verdict = "" if entry["predicted"] == entry["label"] else f", seen as {short(entry['predicted'], 17)}"
+    return f"{entry['rank']}: {entry['activation']:.2f}, image {entry['index']}\n{short(entry['label'], 17)}{verdict}"
 
 
 @styled
@@ -208,10 +135,10 @@ def top9_channel(channel: dict, title: str) -> Figure:
     figure = Figure((WIDTH, 0.6 + rows * (WIDTH / columns / parts + 0.3)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.02)
     rules = [
-        f"{rule} (±{channel['scale'][rule]:.2g}, correlation {_number(channel['correlation'][rule])})"
+        f"{rule} (±{channel['scale'][rule]:.2g}, correlation {two_digits(channel['correlation'][rule])})"
         for rule in channel["pictures"]
     ]
-    _title(
+    heading(
         figure,
         title,
         "patch | " + " | ".join(rules),
@@ -237,7 +164,7 @@ def top9_overview(channels: list[dict], title: str) -> Figure:
     block = WIDTH / columns / (1 + len(rules))
     figure = Figure((WIDTH, 0.55 + rows * (block + 0.3)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.03)
-    _title(figure, title, "patches | " + " | ".join(rules) + "; grey: zero, or beyond the image")
+    heading(figure, title, "patches | " + " | ".join(rules) + "; grey: zero, or beyond the image")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()
@@ -247,22 +174,9 @@ def top9_overview(channels: list[dict], title: str) -> Figure:
         axes.imshow(beside([mosaic(tiles, side) for tiles in (channel["patches"], *drawn)]), interpolation="nearest")
         activations = [entry["activation"] for entry in channel["entries"]]
         state = f"activation {activations[0]:.2f} to {activations[-1]:.2f}" if activations[0] > 0 else "dead"
-        correlations = ", ".join(f"{rule} {_number(value)}" for rule, value in channel["correlation"].items())
+        correlations = ", ".join(f"{rule} {two_digits(value)}" for rule, value in channel["correlation"].items())
         axes.set_title(f"channel {channel['channel']}: {state}\ncorrelation {correlations}", loc="left")
     return figure
-
-
-def _title(figure: Figure, *lines: str) -> None:
-    """A title over the whole figure, whose long lines are broken before they leave it."""
-    figure.suptitle("\n".join(textwrap.fill(line, 105) for line in lines))
-
-
-def _short(name: str, most: int) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{round(value, 2) + 0.0:.2f}"  # -0.00 is 0.00
 
 
 def _numbered_mosaic(axes: Axes, tiles: np.ndarray, columns: int, fill: float = 1.0, **style):
@@ -278,3 +192,34 @@ def _numbered_mosaic(axes: Axes, tiles: np.ndarray, columns: int, fill: float = 
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return picture
+
+
+@styled
+def comparison(patches: np.ndarray, columns: dict[str, np.ndarray], captions: list[str], below: dict[str, list[str]],
+               *title: str, limits: np.ndarray | None = None) -> Figure:  # fmt: skip
+    """Rows of pictures: a patch (n, s, s, 3), then the same in every column, around grey.
+
+    captions  of the n rows; below: column -> n captions of its tiles
+    limits    half-widths of the rows' scales; without them each tile has a scale of its own
+    """
+    count, across = len(patches), 1 + len(columns)
+    tile = min((WIDTH - 0.8) / across, 1.2)
+    figure = Figure((0.8 + across * tile, 0.6 + count * (tile + 0.16)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    heading(figure, *title, width=int(15 * (0.8 + across * tile)))
+    grid = figure.subplots(count, across, squeeze=False)
+    for row, axes in enumerate(grid):
+        tiles = [patches[row]]
+        for each in columns.values():
+            tiles.append(around_grey(each[row], limit_of(each[row]) if limits is None else limits[row]))
+        for column, picture in zip(axes, tiles, strict=True):
+            column.imshow(picture, interpolation="nearest")
+            column.set_xticks([])
+            column.set_yticks([])
+            column.spines[:].set_visible(False)
+        axes[0].set_ylabel(captions[row], rotation=0, ha="right", va="center")
+        for column, name in zip(axes[1:], columns, strict=True):
+            column.set_xlabel(below[name][row], labelpad=2, fontsize=6)
+    for column, name in zip(grid[0], ["image", *columns], strict=True):
+        column.set_title(name)
+    return figure

@@ -21,6 +21,7 @@ from network import BLOCKS_PER_STAGE, STAGES, BasicBlock, ResNet18, Trace
 RULES = ("deconvnet", "guided", "gradient")
 UNPOOLINGS = ("sum", "overwrite")
 UNITS = ("peak", "map")
+BRANCHES = ("both", "residual", "shortcut")
 
 
 def rectify(signal: Tensor, output: Tensor, rule: str) -> Tensor:
@@ -64,11 +65,11 @@ class ReverseConv2d(nn.Module):
 
 
 class ReverseBlock(nn.Module):
-    """The mirror of a residual block: back through both branches, which meet in one sum."""
+    """The mirror of a residual block: back through both branches, which meet in one sum, or through one alone."""
 
-    def __init__(self, block: BasicBlock, rule: str):
+    def __init__(self, block: BasicBlock, rule: str, branches: str = "both"):
         super().__init__()
-        self.rule = rule
+        self.rule, self.branches = rule, branches
         self.conv2 = ReverseConv2d(block.conv2, block.bn2)
         self.conv1 = ReverseConv2d(block.conv1, block.bn1)
         self.downsample = None
@@ -81,7 +82,7 @@ class ReverseBlock(nn.Module):
         residual = rectify(self.conv2(signal, inner.shape[-2:]), inner, self.rule)
         residual = self.conv1(residual, size)
         shortcut = signal if self.downsample is None else self.downsample(signal, size)
-        return residual + shortcut
+        return {"both": residual + shortcut, "residual": residual, "shortcut": shortcut}[self.branches]
 
 
 class ReverseResNet18(nn.Module):
@@ -91,20 +92,24 @@ class ReverseResNet18(nn.Module):
     rule     one of RULES
     unpool   "sum", the exact adjoint of the overlapping 3x3 windows, or "overwrite", which is `F.max_unpool2d`: of the
              values that meet at a switch it keeps one, which one is undefined on CUDA (pytorch issue 80827)
+    branches "both" ways back through each block, or only its "residual" or its "shortcut", in every block. With the
+             rule "gradient" the picture is the sum over all 2^8 mixed ways, of which these are two.
 
-    Raises ValueError for any other rule or unpooling.
+    Raises ValueError for any other rule, unpooling or branches.
     """
 
-    def __init__(self, network: ResNet18, rule: str = "deconvnet", unpool: str = "sum"):
+    def __init__(self, network: ResNet18, rule: str = "deconvnet", unpool: str = "sum", branches: str = "both"):
         super().__init__()
         if rule not in RULES:
             raise ValueError(f"unknown rule {rule!r}: choose from {', '.join(RULES)}")
         if unpool not in UNPOOLINGS:
             raise ValueError(f"unknown unpooling {unpool!r}: choose from {', '.join(UNPOOLINGS)}")
+        if branches not in BRANCHES:
+            raise ValueError(f"unknown branches {branches!r}: choose from {', '.join(BRANCHES)}")
         self.rule, self.unpool = rule, unpool
         self.maxpool = network.maxpool
         self.conv1 = ReverseConv2d(network.conv1, network.bn1)
-        self.blocks = nn.ModuleList(ReverseBlock(block, rule) for layer in network.layers for block in layer)
+        self.blocks = nn.ModuleList(ReverseBlock(block, rule, branches) for layer in network.layers for block in layer)
 
     def forward(self, signal: Tensor, stage: str, trace: Trace) -> Tensor:
         """A signal (N, C, h, w) at `stage` -> (N, 3, H, W), in units of the normalised image.

@@ -11,9 +11,10 @@ from tqdm import tqdm
 
 import data
 import folders
-from activations import TopActivations, cut, mean_correlation, search, windows
+from activations import TopActivations, cut, mean_correlation, search, strongest, windows
 from checkpoint import CheckpointError, load_network
 from machine import pick_device
+from network import CHANNELS
 from reverse_network import ReverseResNet18, isolate
 from tiles import limit_of
 
@@ -50,7 +51,7 @@ class Subject:
         self.preprocess = data.Preprocess(self.image_size, self.info["mean"], self.info["std"], self.device)
         self.mirrors = {rule: ReverseResNet18(self.network, rule, args.unpool) for rule in args.rules}
         self.entries: list[dict] = []  # of top9.json
-        self.predictions: dict[int, int] = {}  # of test images, as far as known
+        self._logits: dict[int, Tensor] = {}  # of test images, as far as known
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
@@ -78,9 +79,9 @@ class Subject:
         images = self.test[0]
         parts = tqdm(self.searched.split(self.args.batch_size), "search", unit="batches", leave=False, disable=None)
         batches = (self.preprocess(images[part].to(self.device)) for part in parts)
-        top, predicted = search(self.network, batches, self.args.stages, self.args.top)
-        if predicted is not None:
-            self.predictions = dict(zip(self.searched.tolist(), predicted.tolist(), strict=True))
+        top, logits = search(self.network, batches, self.args.stages, self.args.top)
+        if logits is not None:
+            self._logits = dict(zip(self.searched.tolist(), logits.cpu(), strict=True))
         for stage, found in top.items():
             if not found.scores.isfinite().all():
                 raise CheckpointError(f"{self.args.ckpt}: activations of {stage} are not finite: pass other weights")
@@ -112,14 +113,21 @@ class Subject:
         """A picture as matplotlib takes it, of the network's size: (S, S, 3) in 0..1."""
         return to_array(data.resize(picture.image[None], self.image_size)[0])
 
+    def channels(self, stage: str) -> list[int]:
+        """The channels of a stage to draw: those asked for, or the ones with the highest peaks."""
+        if self.args.channels == "all":
+            return list(range(CHANNELS[stage]))
+        return self.args.channels or strongest(self.top[stage].scores[:, 0].cpu())
+
     @torch.inference_mode()
-    def predicted(self, indices: list[int]) -> list[str]:
-        """The class that the network sees in each of these test images."""
-        unknown = [index for index in indices if index not in self.predictions]
-        for part in torch.tensor(unknown, dtype=torch.int64).split(self.args.batch_size) if unknown else ():
+    def logits(self, indices: list[int]) -> Tensor:
+        """What the network says to test images: (n, classes)."""
+        unknown = torch.tensor([index for index in indices if index not in self._logits], dtype=torch.int64)
+        parts = unknown.split(self.args.batch_size) if len(unknown) else ()
+        for part in tqdm(parts, "predictions", unit="batches", leave=False, disable=None if len(parts) > 1 else True):
             logits = self.network(self.preprocess(self.test[0][part].to(self.device)))
-            self.predictions |= zip(part.tolist(), logits.argmax(1).tolist(), strict=True)
-        return [self.classes[self.predictions[index]] for index in indices]
+            self._logits |= zip(part.tolist(), logits.cpu(), strict=True)
+        return torch.stack([self._logits[index] for index in indices])
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor, stage: str, channels, units) -> dict[str, Tensor]:
@@ -135,7 +143,7 @@ class Subject:
         positions, indices = top.positions[channel].cpu(), self.searched[top.indices[channel].cpu()]
         units = positions if self.args.units == "peak" else "map"
         drawn = self.reconstruct(images[indices], stage, channel, units)
-        predicted = self.predicted(indices.tolist())
+        predicted = [self.classes[n] for n in self.logits(indices.tolist()).argmax(1)]
         side, corners = windows(list(drawn.values()))
         patches = cut(data.resize(images[indices], self.image_size), side, corners, outside=0.5)
         pictures = {rule: to_array(cut(each, side, corners, outside=0.0)) for rule, each in drawn.items()}

@@ -20,7 +20,8 @@ from torch import Tensor
 
 import checkpoint
 import data
-import figures
+import score_figures
+import style
 from batches import Batches
 from command_line import ArgumentParser, number, one_line_errors, output_folder
 from evaluation import evaluate, loss_and_accuracy
@@ -255,7 +256,7 @@ def finish(run: Run, flipped: float | None) -> None:
     folder = run.model.parent
     run.save_model(result)
     with checkpoint.atomic_file(folder / "training_curves.png") as file:
-        figures.save(figures.training_curves(run.history), file)
+        style.save(score_figures.training_curves(run.history), file)
     print(
         f"train accuracy {train_accuracy:.2%} (mean over the last epoch, as trained), {seen}, "
         f"in {duration(run.seconds)}\n"

@@ -12,21 +12,24 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 import checkpoint
 import data
 import figures
-from activations import top_activations
+import score_figures
+import style
+from activations import strongest, top_activations
 from command_line import ArgumentParser, number, one_line_errors, output_folder
+from comparisons import draw_branches, draw_rules, draw_sanity, draw_unpooling
 from machine import keep_freed_memory
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
+from scores import draw_confusion_matrix, draw_mistakes, summary
 from subject import Subject, to_array
 from tiles import limit_of
 
 __all__ = ["top_activations"]  # part of this module's interface, used by others
-STRONGEST = 9  # channels drawn where none are asked for
+A_PAGE = 18  # channels of an overview
 
 
 def parse_args(argv=None):
@@ -45,8 +48,8 @@ def parse_args(argv=None):
     add = parser.add_argument_group("what is drawn").add_argument
     add("--figures", nargs="+", choices=FIGURES, metavar="NAME", help=f"some of {', '.join(FIGURES)} (default: all)")
     add("--stages", nargs="+", choices=STAGES, default=["conv1", "conv5_x"], help="stages of the network")
-    add("--channels", nargs="+", type=number(int, least=0), metavar="N",
-        help=f"channels of every stage (default: the {STRONGEST} with the highest activation)")  # fmt: skip
+    add("--channels", nargs="+", type=channel_number, metavar="N",
+        help="channels of every stage, or all (default: the 9 with the highest activation)")  # fmt: skip
     add("--top", type=number(int, least=1, most=25), default=9, help="images a channel")
     add("--rules", nargs="+", choices=RULES, default=["deconvnet", "guided"], help="ways back through a ReLU")
     add("--unpool", choices=UNPOOLINGS, default="sum", help="sum is exact; overwrite is F.max_unpool2d")
@@ -58,13 +61,21 @@ def parse_args(argv=None):
     add("--out", default="plots", help="folder for the figures and top9.json")
 
     args = parser.parse_args(argv)
+    if "all" in (args.channels or []):
+        args.channels = "all"
     for name in ("stages", "channels", "rules", "figures"):
-        if getattr(args, name):
+        if isinstance(getattr(args, name), list):
             setattr(args, name, list(dict.fromkeys(getattr(args, name))))  # each once, in the order given
     for stage in args.stages:
-        if wrong := [channel for channel in args.channels or [] if channel >= CHANNELS[stage]]:
+        asked = [] if args.channels == "all" else args.channels or []
+        if wrong := [channel for channel in asked if channel >= CHANNELS[stage]]:
             parser.error(f"--channels {wrong[0]}: {stage} has the channels 0 to {CHANNELS[stage] - 1}")
     return args
+
+
+def channel_number(text: str) -> int | str:
+    """A channel's number, or "all", for argparse."""
+    return text if text == "all" else number(int, least=0)(text)
 
 
 # --- the figures: each yields (path without .png, Figure) -------------------------------------------------------------
@@ -73,7 +84,7 @@ def parse_args(argv=None):
 def draw_training_curves(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """Loss and accuracy while it was trained, where the checkpoint knows."""
     if subject.info["history"]:
-        yield Path("training_curves"), figures.training_curves(subject.info["history"])
+        yield Path("training_curves"), score_figures.training_curves(subject.info["history"])
     else:
         print("training_curves: left out, this checkpoint has no history")
 
@@ -116,11 +127,12 @@ def draw_reconstructions(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         for stage in subject.args.stages:
             with torch.inference_mode():
                 maps = subject.network.trace(subject.prepare(picture), stage).features[stage][0].cpu()
-            channels = subject.args.channels or strongest(maps.amax((1, 2)))
+            asked = isinstance(subject.args.channels, list)
+            channels = subject.args.channels if asked else strongest(maps.amax((1, 2)))
             copies = picture.image.expand(len(channels), -1, -1, -1)
             drawn = subject.reconstruct(copies, stage, channels, "map")
             pictures = {rule: to_array(each) for rule, each in drawn.items()}
-            which = "channels asked for" if subject.args.channels else "strongest channels"
+            which = "channels asked for" if asked else "strongest channels"
             title = f"{stage} of {picture.title}: the {which}, reconstructed from their whole maps"
             figure = figures.reconstructions(subject.shown(picture), maps[channels].numpy(), pictures, channels, title)
             yield Path(picture.folder, f"{stage}_reconstructions"), figure
@@ -132,20 +144,21 @@ def draw_top9(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     count = f"{min(subject.args.top, searched)} strongest of {searched:,} test images"
     units = "strongest unit" if subject.args.units == "peak" else "whole map"
     for stage in subject.args.stages:
-        numbers = subject.args.channels or strongest(subject.top[stage].scores[:, 0].cpu())
-        channels = []
-        for channel in numbers:
-            channels.append(subject.channel(stage, channel))
-            subject.entries += channels[-1]["entries"]
-            title = f"{stage}, channel {channel}: the {count}, reconstructed from the {units}"
-            yield Path(f"{stage}_top9_channel_{channel}"), figures.top9_channel(channels[-1], title)
         title = f"{stage}: the {count} for each channel, reconstructed from the {units}"
-        yield Path(f"{stage}_top9"), figures.top9_overview(channels, title)
-
-
-def strongest(peaks: Tensor) -> list[int]:
-    """The channels with the highest peaks, (C,), in this order."""
-    return peaks.sort(dim=0, descending=True, stable=True).indices[:STRONGEST].tolist()
+        alive = (subject.top[stage].scores[:, 0] > 0).tolist()
+        numbers = [channel for channel in subject.channels(stage) if alive[channel]]
+        if dead := [channel for channel in subject.channels(stage) if not alive[channel]]:
+            print(f"{stage}: no image excites {len(dead)} channels: {' '.join(map(str, dead))}")
+        pages = [numbers[n : n + A_PAGE] for n in range(0, len(numbers), A_PAGE)]
+        for page, on_page in enumerate(pages, 1):
+            channels = []
+            for channel in on_page:
+                channels.append(subject.channel(stage, channel))
+                subject.entries += channels[-1]["entries"]
+                of_one = f"{stage}, channel {channel}: the {count}, reconstructed from the {units}"
+                yield Path(f"{stage}_top9_channel_{channel}"), figures.top9_channel(channels[-1], of_one)
+            name = f"{stage}_top9" + (f"_page_{page}" if len(pages) > 1 else "")
+            yield Path(name), figures.top9_overview(channels, title)
 
 
 FIGURES = {
@@ -155,14 +168,21 @@ FIGURES = {
     "feature_maps": draw_feature_maps,
     "reconstructions": draw_reconstructions,
     "top9": draw_top9,
+    "rules": draw_rules,
+    "branches": draw_branches,
+    "unpooling": draw_unpooling,
+    "sanity": draw_sanity,
+    "confusion_matrix": draw_confusion_matrix,
+    "mistakes": draw_mistakes,
 }
+SEARCHING = ("top9", "rules", "branches", "unpooling", "sanity", "confusion_matrix", "mistakes")  # the test split
 
 
 def visualize(args) -> None:
     """Draws what was asked for, and says what was written."""
     torch.backends.cudnn.allow_tf32 = False  # pictures as exact as on a CPU
     subject = Subject(args)
-    names = args.figures or [name for name in FIGURES if not (name == "top9" and args.images)]
+    names = args.figures or [name for name in FIGURES if not (args.images and name in SEARCHING)]
     if {"input", "feature_maps", "reconstructions"} & set(names):
         _ = subject.pictures  # what cannot be read ends the script here, before anything is written
     if "top9" in names:
@@ -174,13 +194,20 @@ def visualize(args) -> None:
             file = folder / f"{path}.png"
             file.parent.mkdir(exist_ok=True)
             with checkpoint.atomic_file(file) as stream:
-                figures.save(figure, stream)
+                style.save(figure, stream)
             print(f"{file} ({time.monotonic() - started:.1f} s)", flush=True)
             started = time.monotonic()
     if subject.entries:
-        with checkpoint.atomic_file(folder / "top9.json") as stream:
-            stream.write(json.dumps(subject.entries, indent=1, allow_nan=False).encode())
-        print(folder / "top9.json")
+        write_json(folder / "top9.json", subject.entries)
+    if set(names) & set(SEARCHING):
+        write_json(folder / "summary.json", summary(subject))
+
+
+def write_json(file: Path, content) -> None:
+    """Writes a file whole or not at all, and says so."""
+    with checkpoint.atomic_file(file) as stream:
+        stream.write(json.dumps(content, indent=1, allow_nan=False).encode())
+    print(file)
 
 
 def main(argv=None):

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import figures
+import score_figures
+import style
 from tiles import around_grey, limit_of, mosaic
 
 RANDOM = np.random.RandomState(0)
@@ -68,14 +70,14 @@ class TestTrainingCurves:
     ]
 
     def test_the_lines_are_the_history(self):
-        losses, accuracies = figures.training_curves(self.history).get_axes()
+        losses, accuracies = score_figures.training_curves(self.history).get_axes()
         train, test = (line.get_xydata().tolist() for line in losses.lines[:2])
         assert train == [[300, 2.0], [600, 1.5], [900, 1.0]] and test == [[700, 1.4], [1400, 1.2]]
         assert accuracies.lines[1].get_ydata().tolist() == pytest.approx([55, 62.5])
 
     def test_last_values_and_steps_of_the_learning_rate(self):
         for axes, labels in zip(
-            figures.training_curves(self.history).get_axes(),
+            score_figures.training_curves(self.history).get_axes(),
             (["train 1.000", "test 1.200"], ["train 70.00 %", "test 62.50 %"]),
             strict=True,
         ):
@@ -85,11 +87,11 @@ class TestTrainingCurves:
     def test_a_smooth_schedule_has_no_steps(self):
         rates = [0.1 * 0.5**n for n in range(8)]
         history = [self.history[0] | {"step": n, "learning_rate": rate} for n, rate in enumerate(rates)]
-        assert len(figures.training_curves(history).get_axes()[0].lines) == 1
+        assert len(score_figures.training_curves(history).get_axes()[0].lines) == 1
 
     @pytest.mark.parametrize("count", [0, 1, 3])
     def test_short_histories(self, count):
-        figures.training_curves(self.history[:count]).draw_without_rendering()
+        score_figures.training_curves(self.history[:count]).draw_without_rendering()
 
 
 def test_filters_are_drawn_once_each_on_its_own_scale():
@@ -211,7 +213,7 @@ def test_a_figure_does_not_depend_on_the_readers_settings_nor_change_them():
 
 def test_names_with_dollars_are_shown_as_they_are():
     figure = figures.input_image(RANDOM.rand(8, 8, 3), "cost_$5_^$x.png", ["a$b$", "c"], np.array([0.5, 0.5]), None)
-    figures.save(figure, io.BytesIO())
+    style.save(figure, io.BytesIO())
 
 
 def test_long_class_names_stay_within_their_column():
@@ -241,7 +243,7 @@ def test_an_undefined_correlation_is_a_dash():
         figures.feature_maps(RANDOM.rand(512, 2, 2), "conv5_x of a picture"),
         figures.filters(RANDOM.randn(64, 3, 7, 7)),
         figures.filter_channel(RANDOM.randn(64, 7, 7), "red", 3.0),
-        figures.training_curves(TestTrainingCurves.history),
+        score_figures.training_curves(TestTrainingCurves.history),
         figures.input_image(
             RANDOM.rand(9, 9, 3), "a title", ["a_long_class_name_" * 8] * 2, np.ones(2), "a_long_class"
         ),

@@ -229,6 +229,41 @@ class TestIsolate:
             isolate(self.features, 0, torch.tensor([4, 0]))
 
 
+class OneBranch(torch.nn.Module):
+    """A block's forward pass in which nothing flows back through the other branch, for an oracle to look at."""
+
+    def __init__(self, block, branches):
+        super().__init__()
+        self.block, self.branches = block, branches
+
+    def trace(self, x):
+        block = self.block
+        through = {"residual": (x, x.detach()), "shortcut": (x.detach(), x)}[self.branches]
+        inner = block.relu1(block.bn1(block.conv1(through[0])))
+        return inner, block.relu2(block.bn2(block.conv2(inner)) + block.downsample(through[1]))
+
+
+@pytest.mark.filterwarnings("ignore:Setting backward hooks on ReLU activations")
+@pytest.mark.parametrize("branches", ["residual", "shortcut"])
+@pytest.mark.parametrize("rule", RULES)
+def test_one_branch_alone_is_what_flows_when_the_other_is_cut(random_network, rule, branches):
+    images = images_of((64, 64))
+    trace = random_network.trace(images)
+    features = trace.features["conv5_x"].detach()
+    signal = isolate(features, strongest_channels(features))
+    with torch.inference_mode():
+        picture = ReverseResNet18(random_network, rule, branches=branches)(signal, "conv5_x", trace)
+    cut = copy.deepcopy(random_network)
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        setattr(cut, name, torch.nn.Sequential(*(OneBranch(block, branches) for block in getattr(cut, name))))
+    assert relative_error(picture, oracle(cut, rule, "conv5_x", signal, images)) < 1e-12
+
+
+def test_other_branches_are_refused(random_network):
+    with pytest.raises(ValueError, match="unknown branches 'left'"):
+        ReverseResNet18(random_network, branches="left")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("rule", RULES)
 def test_a_gpu_draws_the_same_picture(random_network, rule):

@@ -27,6 +27,12 @@ FIXED_NAMES = {
     "conv5_x_reconstructions",
     "conv1_top9",
     "conv5_x_top9",
+    "rules",
+    "branches",
+    "unpooling",
+    "sanity",
+    "confusion_matrix",
+    "mistakes",
 }
 
 
@@ -94,7 +100,8 @@ class TestDefaults:
     def test_the_same_bytes_again(self, plots, small_run, tmp_path):
         visualize(small_run, tmp_path)
         for path in plots.iterdir():
-            assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+            if path.name != "summary.json":  # which names its folder
+                assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
 
     def test_the_reconstructions_shown_are_the_mirrors(self, small_run):
         subject = visualizer.Subject(visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--device", "cpu"]))
@@ -119,17 +126,41 @@ class TestFlags:
         drawn = {path.stem for path in tmp_path.glob("*.png")}
         assert drawn and {stem for stem in drawn if "_channel_" not in stem} <= FIXED_NAMES
         assert (tmp_path / "top9.json").exists() == (name == "top9")
+        assert (tmp_path / "summary.json").exists() == (name in visualizer.SEARCHING)
 
     def test_stages_channels_top_rules_and_units(self, small_run, tmp_path):
         flags = "--figures top9 --stages conv3_x --channels 5 100 --top 4 --rules gradient --unpool overwrite"
         visualize(small_run, tmp_path, *flags.split(), "--units", "map", "--batch-size", "5")
         names = {path.name for path in tmp_path.iterdir()}
-        assert names == {"conv3_x_top9.png", "conv3_x_top9_channel_5.png", "conv3_x_top9_channel_100.png", "top9.json"}
+        assert names == {"conv3_x_top9.png", "conv3_x_top9_channel_5.png", "conv3_x_top9_channel_100.png", "top9.json",
+                         "summary.json"}  # fmt: skip
         entries = json.loads((tmp_path / "top9.json").read_text())
         assert [(entry["channel"], entry["rank"]) for entry in entries] == [
             (c, n) for c in (5, 100) for n in (1, 2, 3, 4)
         ]
         assert entries[0]["scale"].keys() == {"gradient"}
+
+    def test_all_channels_on_several_pages(self, small_run, tmp_path):
+        visualize(small_run, tmp_path, *"--figures top9 --stages conv1 --channels all --top 1 --rules guided".split())
+        drawn = {int(path.stem.rsplit("_", 1)[1]) for path in tmp_path.glob("conv1_top9_channel_*.png")}
+        summary = json.loads((tmp_path / "summary.json").read_text())
+        assert drawn | set(summary["dead_channels"]["conv1"]) == set(range(64))
+        assert len(list(tmp_path.glob("conv1_top9_page_*.png"))) == -(-len(drawn) // visualizer.A_PAGE)
+
+    def test_dead_channels_are_named_and_not_drawn(self, small_run, tmp_path, capsys):
+        state = checkpoint.load(small_run / "model.pt")
+        for name in ("weight", "bias"):
+            state["model"][f"bn1.{name}"][5] = 0
+        torch.save(state, tmp_path / "model.pt")
+        visualize(tmp_path, tmp_path / "plots", *"--figures top9 --stages conv1 --channels 5 6".split())
+        assert "conv1: no image excites 1 channels: 5" in capsys.readouterr().out
+        assert not (tmp_path / "plots" / "conv1_top9_channel_5.png").exists()
+        summary = json.loads((tmp_path / "plots" / "summary.json").read_text())
+        assert 5 in summary["dead_channels"]["conv1"]
+
+    def test_comparisons_need_a_stage_above_the_pooling(self, small_run, tmp_path, capsys):
+        visualize(small_run, tmp_path, *"--figures rules branches unpooling sanity --stages conv1".split())
+        assert capsys.readouterr().out.count("left out, it needs one of the --stages conv2_x") == 4
 
     def test_nothing_twice(self, small_run, tmp_path):
         flags = "--figures top9 top9 --stages conv1 conv1 --channels 3 3 --rules guided guided --top 20 --limit 5"

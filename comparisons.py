@@ -1,0 +1,178 @@
+"""Figures that put the mirror beside what it is not: other rules, one branch, another unpooling, random weights."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import data
+import figures
+from activations import cut, windows
+from network import STAGES, ResNet18
+from reverse_network import BRANCHES, RULES, UNPOOLINGS, ReverseResNet18, isolate
+from subject import Subject, to_array
+
+CHANNELS = 6  # rows of a comparison
+PARTS = dict(zip(STAGES, (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)), strict=True))
+
+
+class Case:
+    """The strongest unit of each of a stage's strongest channels, in its strongest image: one row each."""
+
+    def __init__(self, subject: Subject, stage: str):
+        self.subject, self.stage = subject, stage
+        top = subject.top[stage]
+        self.channels = subject.channels(stage)[:CHANNELS]
+        self.positions = top.positions[self.channels, 0]
+        indices = subject.searched[top.indices[self.channels, 0].cpu()]
+        self.images = subject.test[0][indices]
+        scores = top.scores[self.channels, 0].tolist()
+        self.captions = [
+            f"channel {channel}\nimage {index}\nactivation {score:.2f}"
+            for channel, index, score in zip(self.channels, indices.tolist(), scores, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def reconstruct(self, mirror: ReverseResNet18) -> Tensor:
+        """(rows, 3, S, S)."""
+        trace = self.subject.network.trace(self.subject.preprocess(self.images.to(self.subject.device)), self.stage)
+        return mirror(isolate(trace.features[self.stage], self.channels, self.positions), self.stage, trace).cpu()
+
+    def cut(self, columns: dict[str, Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The patches and every column's pictures, all cut to the same windows."""
+        side, corners = windows(list(columns.values()))
+        patches = cut(data.resize(self.images, self.subject.image_size), side, corners, outside=0.5)
+        return to_array(patches), {name: to_array(cut(each, side, corners, 0.0)) for name, each in columns.items()}
+
+
+def above_the_pooling(subject: Subject, name: str) -> Case | None:
+    """The case of the highest stage asked for; None, and a word about it, when that is conv1, where nothing differs."""
+    stage = max(subject.args.stages, key=STAGES.index)
+    if stage == STAGES[0]:
+        print(f"{name}: left out, it needs one of the --stages {' '.join(STAGES[1:])}")
+        return None
+    return Case(subject, stage)
+
+
+def draw_rules(subject: Subject) -> Iterator[tuple[Path, Figure]]:
+    """The same units by all three rules."""
+    if case := above_the_pooling(subject, "rules"):
+        pictures = {
+            rule: case.reconstruct(ReverseResNet18(subject.network, rule, subject.args.unpool))
+            for rule in reversed(RULES)
+        }
+        patches, columns = case.cut(pictures)
+        title = f"{case.stage}: one unit, three ways back through a ReLU, each on a scale of its own around grey"
+        yield Path("rules"), figures.comparison(patches, columns, case.captions, scales_below(columns), title)
+
+
+def draw_branches(subject: Subject) -> Iterator[tuple[Path, Figure]]:
+    """The same units through both branches of every block, through the residual alone, through the shortcut alone."""
+    if case := above_the_pooling(subject, "branches"):
+        rule = subject.args.rules[0]
+        pictures = {
+            branches: case.reconstruct(ReverseResNet18(subject.network, rule, subject.args.unpool, branches))
+            for branches in BRANCHES
+        }
+        patches, columns = case.cut(pictures)
+        title = f"{case.stage}, {rule}: one unit, through both branches of every block or one of them alone"
+        note = (
+            "each on a scale of its own around grey; the last two do not add up to the first, which has all mixed ways"
+        )
+        yield Path("branches"), figures.comparison(patches, columns, case.captions, scales_below(columns), title, note)
+
+
+def draw_unpooling(subject: Subject) -> Iterator[tuple[Path, Figure]]:
+    """The exact adjoint of the overlapping pooling beside the unpooling that overwrites."""
+    if case := above_the_pooling(subject, "unpooling"):
+        rule = subject.args.rules[0]
+        pictures = {how: case.reconstruct(ReverseResNet18(subject.network, rule, how)) for how in UNPOOLINGS}
+        pictures["difference"] = pictures["overwrite"] - pictures["sum"]
+        norms = {name: each.flatten(1).norm(dim=1) for name, each in pictures.items()}
+        errors = (norms["difference"] / norms["sum"]).tolist()
+        patches, columns = case.cut(pictures)
+        limits = np.abs(columns["sum"]).max((1, 2, 3), initial=0)
+        below = {name: [f"±{limit:.2g}" for limit in limits] for name in columns}
+        below["difference"] = [f"error {error:.0%}" for error in errors]
+        title = f"{case.stage}, {rule}: unpooling that sums what meets, and one that overwrites it (F.max_unpool2d)"
+        note = f"mean error {np.mean(errors):.0%} of the norm; each row on one scale around grey"
+        figure = figures.comparison(patches, columns, case.captions, below, title, note, limits=limits)
+        yield Path("unpooling"), figure
+
+
+def draw_sanity(subject: Subject) -> Iterator[tuple[Path, Figure]]:
+    """What is left of a picture when the weights are replaced by random ones from the top down (arXiv:1810.03292)."""
+    if case := above_the_pooling(subject, "sanity"):
+        rows = range(2)
+        case.channels, images = case.channels[: len(rows)], case.images[: len(rows)]
+        columns: dict[str, list[np.ndarray]] = {}
+        for name, network in randomised(subject.network, case.stage).items():
+            with torch.inference_mode():
+                trace = network.trace(subject.preprocess(images.to(subject.device)), case.stage)
+                signal = isolate(trace.features[case.stage], case.channels)
+                for rule in reversed(RULES):
+                    drawn = ReverseResNet18(network, rule, subject.args.unpool)(signal, case.stage, trace)
+                    columns.setdefault(name, []).extend(to_array(drawn.cpu().contiguous()))
+        shown = data.resize(images, subject.image_size)
+        columns["edges"] = [edge for _ in RULES for edge in to_array(edges(shown))]
+        below = {
+            name: [
+                f"{rank_correlation(strength(a), strength(b)):.2f}"
+                for a, b in zip(columns["trained"], each, strict=True)
+            ]
+            for name, each in columns.items()
+        }
+        captions = [f"{rule}\nchannel {case.channels[row]}" for rule in reversed(RULES) for row in rows]
+        patches = np.concatenate([to_array(shown)] * len(RULES))
+        title = f"{case.stage}, whole maps: weights made random from the top down, and a Sobel filter's edges"
+        note = "below: Spearman's rank correlation of the absolute values with those of the trained network"
+        arrays = {name: np.stack(each) for name, each in columns.items()}
+        yield Path("sanity"), figures.comparison(patches, arrays, captions, below, title, note)
+
+
+def randomised(network: ResNet18, stage: str) -> dict[str, ResNet18]:
+    """The network as trained, and with each further stage, from `stage` down, as it was before any training."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        fresh = ResNet18(network.fc.out_features)
+    networks, current = {"trained": network}, network
+    for below in reversed(STAGES[: STAGES.index(stage) + 1]):
+        current = copy.deepcopy(current)
+        for part in PARTS[below]:
+            getattr(current, part).load_state_dict(getattr(fresh, part).state_dict())
+        networks[f"{below} random" if len(networks) == 1 else f"+ {below}"] = current
+    return networks
+
+
+def edges(images: Tensor) -> Tensor:
+    """Sobel's edges of the grey image: (N, 3, H, W) in 0..1 -> the same shape, three equal channels."""
+    across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 4
+    kernels = torch.stack([across, across.T])[:, None]
+    grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(grey, kernels).norm(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+
+
+def strength(picture: np.ndarray) -> np.ndarray:
+    """How much a picture (H, W, 3) has at each pixel: the sum of its absolute values over the colours."""
+    return np.abs(picture).sum(-1)
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation of two arrays of a size; of equals each has their mean rank. Nan when one is flat."""
+    ranks = []
+    for values in (a, b):
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((counts.cumsum() - (counts - 1) / 2)[place.reshape(-1)])
+    if any(np.ptp(rank) == 0 for rank in ranks):
+        return float("nan")
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def scales_below(columns: dict[str, np.ndarray]) -> dict[str, list[str]]:
+    """The half-width of each tile's own scale, as its caption."""
+    return {name: [f"±{np.abs(tile).max(initial=0):.2g}" for tile in each] for name, each in columns.items()}

@@ -1,0 +1,88 @@
+"""Lists of numbers -> matplotlib figures of how well a network does. Knows no torch."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from style import WIDTH, WRONG, heading, short, styled
+
+
+@styled
+def training_curves(history: list[dict]) -> Figure:
+    """Loss and accuracy over the iterations, from the lines of history.jsonl, with their last values.
+
+    Dotted lines mark the steps of the learning rate: a constant that falls to less than two thirds.
+    """
+    figure = Figure((WIDTH, 2.6), layout="constrained")
+    for axes, name, factor, text in zip(
+        figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("{} {:.3f}", "{} {:.2f} %"), strict=True
+    ):
+        train, test = ([entry for entry in history if entry["kind"] == kind] for kind in ("train", "test"))
+        for kind, lines, colour in (("train", train, "#2166ac"), ("test", test, WRONG)):
+            if lines:
+                values = [factor * entry[name] for entry in lines]
+                steps = [entry["step"] for entry in lines]
+                label = text.format(kind, values[-1])
+                style = "-" if kind == "train" and len(lines) >= 40 else ".-"
+                axes.plot(steps, values, style, color=colour, markersize=3, linewidth=1, label=label)
+        for earlier, before, after in zip(train, train[1:], train[2:], strict=False):
+            rates = [entry["learning_rate"] for entry in (earlier, before, after)]
+            if rates[0] == rates[1] > 1.5 * rates[2]:
+                axes.axvline(before["step"], color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("loss (cross-entropy)" if name == "loss" else "accuracy (%)")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color="0.92", linewidth=0.5)
+        axes.set_axisbelow(True)
+        if axes.lines:
+            axes.legend(title="last values", title_fontsize=6, frameon=False)
+    return figure
+
+
+@styled
+def confusion_matrix(counts: np.ndarray, names: list[str], title: str) -> Figure:
+    """How often each class (row) is seen as each (column): (n, n) counts, shown as shares of the row in percent.
+
+    With more than 20 classes the numbers are left out.
+    """
+    count = len(names)
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure = Figure((WIDTH * 0.75, WIDTH * 0.66), layout="compressed")
+    axes = figure.subplots()
+    wrong = np.where(np.eye(count, dtype=bool), 0, shares)
+    true, seen = np.unravel_index(wrong.argmax(), wrong.shape)
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    if count <= 20:
+        labels = [short(name, 14) for name in names]
+        axes.set_xticks(range(count), labels, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(
+            range(count), [f"{label} ({total})" for label, total in zip(labels, counts.sum(1), strict=True)]
+        )
+        for row, column in np.ndindex(counts.shape):
+            if counts[row, column]:
+                colour = "white" if shares[row, column] > 55 else "black"
+                axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=6)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class (its images)")
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class (%)")
+    heading(figure, title, f"most often mistaken: {wrong.max():.1f} % of {names[true]} seen as {names[seen]}")
+    return figure
+
+
+@styled
+def mistakes(pictures: np.ndarray, captions: list[str], title: str) -> Figure:
+    """Misclassified images (n, H, W, 3) in rows of six, each under what it was taken for."""
+    columns, count = 6, len(captions)
+    rows = max(1, -(-count // columns))
+    figure = Figure((WIDTH, 0.35 + rows * (WIDTH / columns + 0.25)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, picture, caption in zip(grid, pictures, captions, strict=False):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(caption, fontsize=6)
+    heading(figure, title)
+    return figure

@@ -1,0 +1,85 @@
+"""How well a network does on its test images, in figures and in plots/summary.json."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import data
+import score_figures
+from subject import Subject, to_array
+
+SHOWN = 24  # mistakes
+MOST_CLASSES = 60  # that a confusion matrix is legible for
+
+
+def draw_confusion_matrix(subject: Subject) -> Iterator[tuple[Path, Figure]]:
+    """Which classes are taken for which."""
+    if not comparable(subject) or len(subject.classes) > MOST_CLASSES:
+        print(f"confusion_matrix: left out, it needs test images of the network's classes, {MOST_CLASSES} at most")
+        return
+    labels, predicted = labels_and_predictions(subject)
+    title = f"accuracy {(labels == predicted).mean():.2%} on {len(labels):,} test images"
+    counts = confusion(labels, predicted, len(subject.classes))
+    yield Path("confusion_matrix"), score_figures.confusion_matrix(counts, subject.classes, title)
+
+
+def draw_mistakes(subject: Subject) -> Iterator[tuple[Path, Figure]]:
+    """The misclassified images that the network is most certain of."""
+    if not comparable(subject):
+        print("mistakes: left out, they need test images of the network's classes")
+        return
+    labels, predicted = labels_and_predictions(subject)
+    confidence = subject.logits(subject.searched.tolist()).softmax(1).amax(1).numpy()
+    wrong = np.flatnonzero(labels != predicted)
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
+    indices = subject.searched[worst]
+    captions = [
+        f"{subject.classes[labels[n]]}, image {index}\nas {subject.classes[predicted[n]]}, {confidence[n]:.1%}"
+        for n, index in zip(worst, indices.tolist(), strict=True)
+    ]
+    pictures = to_array(data.resize(subject.test[0][indices], subject.image_size))
+    title = f"the {len(worst)} of {len(wrong):,} mistakes on {len(labels):,} test images that the network is surest of"
+    yield Path("mistakes"), score_figures.mistakes(pictures, captions, title)
+
+
+def comparable(subject: Subject) -> bool:
+    """Whether the labels of the test images are those the network knows."""
+    return list(subject.test[2]) == subject.classes
+
+
+def labels_and_predictions(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
+    """Of the searched test images, (n,) int64 each."""
+    predicted = subject.logits(subject.searched.tolist()).argmax(1)
+    return subject.test[1][subject.searched].numpy(), predicted.numpy()
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, count: int) -> np.ndarray:
+    """How often each class (row) is taken for each (column): (count, count) int64."""
+    return np.bincount(labels * count + predicted, minlength=count**2).reshape(count, count)
+
+
+def summary(subject: Subject) -> dict:
+    """What plots/summary.json holds: accuracy, accuracy by class, dead channels by stage, and the settings used.
+
+    A channel is dead when it is zero in every image that was searched.
+    """
+    found = {
+        "checkpoint": str(subject.args.ckpt),
+        "result": subject.info["result"],
+        "settings": vars(subject.args),
+        "images_searched": len(subject.searched),
+        "dead_channels": {
+            stage: (top.scores[:, 0] <= 0).nonzero().flatten().tolist() for stage, top in subject.top.items()
+        },
+    }
+    if comparable(subject):
+        labels, predicted = labels_and_predictions(subject)
+        counts = confusion(labels, predicted, len(subject.classes))
+        totals = counts.sum(1)
+        found["accuracy"] = float((labels == predicted).mean())
+        found["accuracy_by_class"] = {
+            name: counts[n, n] / totals[n] if totals[n] else None for n, name in enumerate(subject.classes)
+        }
+    return found

@@ -1,0 +1,95 @@
+"""The numbers under the comparisons, against autograd, brute force and what must hold."""
+
+import numpy as np
+import pytest
+import torch
+
+import comparisons
+import visualizer
+from network import STAGES, ResNet18
+from subject import Subject
+
+
+@pytest.fixture
+def subject(small_run):
+    return Subject(visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--device", "cpu"]))
+
+
+def ranks(values):
+    """By definition: how many are smaller, and half of those that are equal."""
+    return [
+        (sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2) for value in values
+    ]
+
+
+class TestRankCorrelation:
+    def test_by_definition(self):
+        random = np.random.RandomState(0)
+        a, b = random.randint(0, 9, (2, 5, 8))  # with many equals
+        expected = np.corrcoef(ranks(a.flatten()), ranks(b.flatten()))[0, 1]
+        assert comparisons.rank_correlation(a, b) == pytest.approx(expected, abs=1e-12)
+
+    def test_it_sees_the_order_alone(self):
+        a = np.random.RandomState(0).rand(6, 7)
+        assert comparisons.rank_correlation(a, np.exp(5 * a)) == pytest.approx(1)
+        assert comparisons.rank_correlation(a, -(a**3)) == pytest.approx(-1)
+        assert np.isnan(comparisons.rank_correlation(a, np.zeros_like(a)))
+
+
+def test_edges_are_where_grey_changes():
+    images = torch.zeros(1, 3, 8, 10)
+    images[..., 5:] = 1
+    found = comparisons.edges(images)
+    assert found.shape == images.shape and torch.equal(found[0, 0], found[0, 2])
+    assert set(found[0, 0].amax(0).nonzero().flatten().tolist()) == {4, 5}
+    assert torch.allclose(found[0, 0, :, 4], torch.ones(8))  # a step of 1
+    assert not comparisons.edges(torch.full((1, 3, 8, 8), 0.7)).abs().gt(1e-6).any()
+
+
+def test_weights_become_random_from_the_top_down():
+    torch.manual_seed(1)
+    network = ResNet18(4).eval()
+    for value in network.parameters():
+        torch.nn.init.normal_(value)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    networks = comparisons.randomised(network, "conv4_x")
+    assert list(networks) == ["trained", "conv4_x random", "+ conv3_x", "+ conv2_x", "+ conv1"]
+    parts = {stage: comparisons.PARTS[stage] for stage in STAGES}
+    for count, found in enumerate(networks.values()):
+        changed = {
+            name.split(".")[0] for name, value in found.state_dict().items() if not torch.equal(value, before[name])
+        }
+        random = [part for stage in ("conv4_x", "conv3_x", "conv2_x", "conv1")[:count] for part in parts[stage]]
+        assert changed == set(random) and not found.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_case_is_of_the_strongest_units(subject):
+    case = comparisons.Case(subject, "conv5_x")
+    assert len(case.channels) == len(case.images) == len(case.captions) == comparisons.CHANNELS
+    features = subject.network.trace(subject.preprocess(subject.test[0])).features["conv5_x"]
+    for channel, position, caption in zip(case.channels, case.positions, case.captions, strict=True):
+        peak, image = features[:, channel].flatten(1).max(1).values.max(0)
+        assert features[image, channel].flatten()[position].item() == pytest.approx(peak.item(), rel=1e-5)
+        assert caption.startswith(f"channel {channel}\nimage {image}\nactivation {peak:.2f}")
+
+
+def test_the_unpoolings_error_is_that_of_the_whole_pictures(subject):
+    ((_, figure),) = comparisons.draw_unpooling(subject)
+    case = comparisons.Case(subject, "conv5_x")
+    exact, other = (
+        case.reconstruct(comparisons.ReverseResNet18(subject.network, "deconvnet", how)) for how in ("sum", "overwrite")
+    )
+    errors = ((exact - other).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).tolist()
+    labels = [axes.get_xlabel() for axes in figure.get_axes() if axes.get_xlabel().startswith("error")]
+    assert labels == [f"error {error:.0%}" for error in errors]
+    assert f"mean error {np.mean(errors):.0%}" in figure.get_suptitle()
+    assert min(errors) > 0.05  # there is something to show
+
+
+def test_a_trained_networks_picture_is_like_itself(subject):
+    ((_, figure),) = comparisons.draw_sanity(subject)
+    axes = figure.get_axes()
+    columns = [column.get_title() for column in axes[:8]]
+    assert columns == ["image", "trained", "conv5_x random", "+ conv4_x", "+ conv3_x", "+ conv2_x", "+ conv1", "edges"]
+    assert {axes[1 + 8 * row].get_xlabel() for row in range(6)} <= {"1.00", "nan"}
