@@ -16,6 +16,8 @@ from torchvision.models import ResNet18_Weights
 
 from network import ResNet18
 
+SNAPSHOT = "snapshot_{}.pt"  # of an epoch
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used or written; the message says what to do."""
@@ -69,6 +71,12 @@ def save(state: dict[str, Any], path: str | Path, keep_previous: bool = False) -
 def previous(path: Path) -> Path:
     """Where the checkpoint before the one at `path` is kept: last.pt -> last.prev.pt."""
     return path.with_suffix(f".prev{path.suffix}")
+
+
+def snapshots(folder: Path) -> dict[int, Path]:
+    """The epochs of which a folder keeps the weights, in order, and their files."""
+    found = {file.stem.partition("_")[2]: file for file in folder.glob(SNAPSHOT.format("*"))}
+    return {int(epoch): found[epoch] for epoch in sorted((name for name in found if name.isdecimal()), key=int)}
 
 
 def load(path: str | Path) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+import checkpoint
 import data
 import figures
-from activations import cut, windows
+from activations import cut, search, windows
 from network import STAGES, ResNet18
 from reverse_network import BRANCHES, RULES, UNPOOLINGS, ReverseResNet18, isolate
 from subject import Subject, to_array
@@ -103,6 +104,38 @@ def draw_unpooling(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         note = f"mean error {np.mean(errors):.0%} of the norm; each row on one scale around grey"
         figure = figures.comparison(patches, columns, case.captions, below, title, note, limits=limits)
         yield Path("unpooling"), figure
+
+
+def draw_evolution(subject: Subject) -> Iterator[tuple[Path, Figure]]:
+    """A few channels' strongest reconstructions over the epochs (Zeiler and Fergus' figure 4)."""
+    stage, rule = max(subject.args.stages, key=STAGES.index), subject.args.rules[0]
+    folder = Path(subject.args.ckpt)
+    kept = checkpoint.snapshots(folder if folder.is_dir() else folder.parent)
+    if not kept:
+        print("evolution: left out, it needs a run of train.py --snapshots 1 2 5 10 20 40")
+        return
+    channels = subject.channels(stage)[:CHANNELS]
+    pictures, patches, below = {}, None, {}
+    for name, network in {
+        **{f"epoch {epoch}": checkpoint.load_network(file)[0] for epoch, file in kept.items()},
+        "now": subject.network,
+    }.items():
+        network.to(subject.device, memory_format=torch.channels_last)
+        top = search(network, subject.batches(f"search, {name}"), [stage], 1)[0][stage]
+        indices = subject.searched[top.indices[channels, 0].cpu()]
+        patches = subject.test[0][indices]
+        with torch.inference_mode():
+            trace = network.trace(subject.preprocess(patches.to(subject.device)), stage)
+            signal = isolate(trace.features[stage], channels, top.positions[channels, 0])
+            pictures[name] = ReverseResNet18(network, rule, subject.args.unpool)(signal, stage, trace).cpu()
+        scores = top.scores[channels, 0].tolist()
+        below[name] = [f"image {n}, {score:.2f}" for n, score in zip(indices.tolist(), scores, strict=True)]
+    arrays = {name: to_array(each) for name, each in pictures.items()}
+    shown = to_array(data.resize(patches, subject.image_size))
+    title = f"{stage}, {rule}: the strongest unit of a channel over {len(subject.searched):,} test images, by epoch"
+    note = "below: its image and activation; each tile on a scale of its own around grey; left: the image of the last"
+    captions = [f"channel {channel}" for channel in channels]
+    yield Path("evolution"), figures.comparison(shown, arrays, captions, below, title, note)
 
 
 def draw_sanity(subject: Subject) -> Iterator[tuple[Path, Figure]]:

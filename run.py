@@ -19,7 +19,7 @@ from step import Average
 # The settings that may differ between a run and its continuation; any other would make it another run. The length of
 # the run may, too, unless the learning rate follows it.
 MAY_CHANGE = {"root", "device", "out", "init", "resume", "overwrite", "tensorboard", "log_every", "save_every",
-              "compile", "capture", "test_flip"}  # fmt: skip
+              "compile", "capture", "test_flip", "snapshots"}  # fmt: skip
 LENGTH = {"epochs", "max_steps"}
 SAVE_EVERY = 60  # seconds
 ASK_EVERY = 30  # iterations on GPUs, after which several processes agree whether to stop
@@ -162,10 +162,8 @@ class Run:
             progress["average"] = self.average.network.state_dict()
         state = {"model": self.network.state_dict(), **self.facts, "result": {}, "history": self.history}
         checkpoint.save(state | progress, self.last, keep_previous=self.last_is_good)
-        if self.is_new:
-            checkpoint.previous(self.last).unlink(missing_ok=True)
-            self.model.unlink(missing_ok=True)
-        self.is_new, self.last_is_good = False, True
+        self._forget_old_run()
+        self.last_is_good = True
 
     def is_due(self, every: int | None, may_save: bool) -> bool:
         """Whether to save now: each `every` iterations; when that is None, at the first chance SAVE_EVERY after."""
@@ -185,8 +183,24 @@ class Run:
 
     def save_model(self, result: dict) -> None:
         """Writes model.pt, which has no more than visualizer.py needs."""
-        state = {"model": self.tested.state_dict(), **self.facts, "result": result, "history": self.history}
-        checkpoint.save(state, self.model)
+        checkpoint.save(self._for_visualizer(result), self.model)
+
+    def save_snapshot(self) -> None:
+        """Keeps what model.pt would be now under the epoch's name."""
+        if self.processes.is_first:
+            self._forget_old_run()
+            checkpoint.save(self._for_visualizer({}), self.last.parent / checkpoint.SNAPSHOT.format(self.epoch))
+
+    def _forget_old_run(self) -> None:
+        """Removes what an overwritten run has left, now that this one has something to show."""
+        if self.is_new:
+            folder = self.last.parent
+            for file in (self.model, checkpoint.previous(self.last), *checkpoint.snapshots(folder).values()):
+                file.unlink(missing_ok=True)
+        self.is_new = False
+
+    def _for_visualizer(self, result: dict) -> dict:
+        return {"model": self.tested.state_dict(), **self.facts, "result": result, "history": self.history}
 
 
 def earlier_state(folder: Path, resume: bool, overwrite: bool, config: dict) -> dict | None:

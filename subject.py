@@ -1,5 +1,6 @@
 """What the figures are about: a network, its test images, and what its channels make of them."""
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -73,13 +74,16 @@ class Subject:
         limit = min(self.args.limit or count, count)
         return torch.arange(limit) * count // limit
 
+    def batches(self, title: str) -> Iterator[Tensor]:
+        """The searched images as the network takes them, with a progress bar on a terminal."""
+        images = self.test[0]
+        parts = tqdm(self.searched.split(self.args.batch_size), title, unit="batches", leave=False, disable=None)
+        return (self.preprocess(images[part].to(self.device)) for part in parts)
+
     @cached_property
     def top(self) -> dict[str, TopActivations]:
         """The strongest images of every channel of every stage asked for, in one pass."""
-        images = self.test[0]
-        parts = tqdm(self.searched.split(self.args.batch_size), "search", unit="batches", leave=False, disable=None)
-        batches = (self.preprocess(images[part].to(self.device)) for part in parts)
-        top, logits = search(self.network, batches, self.args.stages, self.args.top)
+        top, logits = search(self.network, self.batches("search"), self.args.stages, self.args.top)
         if logits is not None:
             self._logits = dict(zip(self.searched.tolist(), logits.cpu(), strict=True))
         for stage, found in top.items():

@@ -85,6 +85,8 @@ def parse_args(argv=None):
     add("--out", default="checkpoints", help="folder for last.pt, model.pt, history.jsonl, training_curves.png")
     add("--log-every", type=count, default=300, help="iterations from line to line")
     add("--save-every", type=count, help="iterations from save to save (default: once a minute, at a line's end)")
+    add("--snapshots", type=count, nargs="+", default=[], metavar="EPOCH",
+        help="epochs of which the weights are kept, for the visualizer's evolution.png")  # fmt: skip
     add("--resume", action="store_true", help="go on exactly where the run in --out was interrupted")
     add("--overwrite", action="store_true", help="replace the run in --out")
     add("--test-flip", action="store_true", help="at the end, also test with each image and its mirror image together")
@@ -187,6 +189,8 @@ def train(args, processes: Processes) -> None:
                 end_line(run, progress)
             if at_epochs_end:
                 end_epoch(run, progress, measure)
+                if run.epoch in args.snapshots:
+                    run.save_snapshot()
             stop, save = run.agree(signals, args.save_every, may_save=at_line or at_epochs_end)
             if stop:
                 break

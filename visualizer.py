@@ -20,7 +20,7 @@ import score_figures
 import style
 from activations import strongest, top_activations
 from command_line import ArgumentParser, number, one_line_errors, output_folder
-from comparisons import draw_branches, draw_rules, draw_sanity, draw_unpooling
+from comparisons import draw_branches, draw_evolution, draw_rules, draw_sanity, draw_unpooling
 from machine import keep_freed_memory
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
@@ -172,10 +172,20 @@ FIGURES = {
     "branches": draw_branches,
     "unpooling": draw_unpooling,
     "sanity": draw_sanity,
+    "evolution": draw_evolution,
     "confusion_matrix": draw_confusion_matrix,
     "mistakes": draw_mistakes,
 }
-SEARCHING = ("top9", "rules", "branches", "unpooling", "sanity", "confusion_matrix", "mistakes")  # the test split
+SEARCHING = (
+    "top9",
+    "rules",
+    "branches",
+    "unpooling",
+    "sanity",
+    "evolution",
+    "confusion_matrix",
+    "mistakes",
+)  # the test split
 
 
 def visualize(args) -> None:

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+import checkpoint
 import comparisons
+import train
 import visualizer
 from network import STAGES, ResNet18
 from subject import Subject
@@ -93,3 +95,33 @@ def test_a_trained_networks_picture_is_like_itself(subject):
     columns = [column.get_title() for column in axes[:8]]
     assert columns == ["image", "trained", "conv5_x random", "+ conv4_x", "+ conv3_x", "+ conv2_x", "+ conv1", "edges"]
     assert {axes[1 + 8 * row].get_xlabel() for row in range(6)} <= {"1.00", "nan"}
+
+
+class TestEvolution:
+    def test_it_needs_snapshots(self, subject, capsys):
+        assert not list(comparisons.draw_evolution(subject))
+        assert "train.py --snapshots" in capsys.readouterr().out
+
+    def test_each_column_is_its_epochs_network(self, small_run, tmp_path):
+        pictures = small_run.parent / "pictures"
+        flags = "--image-size 32 --batch-size 16 --epochs 3 --snapshots 1 2 --device cpu".split()
+        train.main(["--data", str(pictures), "--out", str(tmp_path), *flags])
+        assert list(checkpoint.snapshots(tmp_path)) == [1, 2]
+        flags = ["--ckpt", str(tmp_path / "model.pt"), "--device", "cpu", "--rules", "guided"]
+        subject = Subject(visualizer.parse_args(flags))
+        ((_, figure),) = comparisons.draw_evolution(subject)
+        axes = figure.get_axes()
+        assert [column.get_title() for column in axes[:4]] == ["image", "epoch 1", "epoch 2", "now"]
+        channel = int(axes[0].get_ylabel().split()[1])
+        for place, file in ((1, "snapshot_1.pt"), (2, "snapshot_2.pt"), (3, "model.pt")):
+            network, info = checkpoint.load_network(tmp_path / file)
+            with torch.inference_mode():
+                features = network.trace(subject.preprocess(subject.test[0])).features["conv5_x"][:, channel]
+            score, image = features.flatten(1).max(1).values.max(0)
+            assert axes[place].get_xlabel() == f"image {image}, {score:.2f}"
+
+    def test_a_new_run_has_nothing_of_an_old_ones(self, small_run, tmp_path):
+        flags = ["--data", str(small_run.parent / "pictures"), "--out", str(tmp_path), "--image-size", "32"]
+        train.main([*flags, "--epochs", "1", "--snapshots", "1"])
+        train.main([*flags, "--epochs", "1", "--overwrite"])
+        assert not checkpoint.snapshots(tmp_path)
