@@ -21,6 +21,7 @@ import style
 from activations import strongest, top_activations
 from command_line import ArgumentParser, number, one_line_errors, output_folder
 from comparisons import draw_branches, draw_evolution, draw_rules, draw_sanity, draw_unpooling
+from gallery import write_gallery
 from machine import keep_freed_memory
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
@@ -54,6 +55,9 @@ def parse_args(argv=None):
     add("--rules", nargs="+", choices=RULES, default=["deconvnet", "guided"], help="ways back through a ReLU")
     add("--unpool", choices=UNPOOLINGS, default="sum", help="sum is exact; overwrite is F.max_unpool2d")
     add("--units", choices=UNITS, default="peak", help="top 9: reconstruct the strongest unit or the whole map")
+
+    add("--format", choices=("png", "pdf"), default="png", help="of the figures; pdf for LaTeX")
+    add("--gallery", action="store_true", help="also a page of all channels, or those asked for: index.html in --out")
 
     add = parser.add_argument_group("machine and output").add_argument
     add("--batch-size", type=number(int, least=1, most=10**6), default=64, help="images at once in the search")
@@ -201,15 +205,17 @@ def visualize(args) -> None:
     for name in names:
         started = time.monotonic()
         for path, figure in FIGURES[name](subject):
-            file = folder / f"{path}.png"
+            file = folder / f"{path}.{args.format}"
             file.parent.mkdir(exist_ok=True)
             with checkpoint.atomic_file(file) as stream:
-                style.save(figure, stream)
+                style.save(figure, stream, args.format)
             print(f"{file} ({time.monotonic() - started:.1f} s)", flush=True)
             started = time.monotonic()
+    if args.gallery:
+        print(write_gallery(subject, folder))
     if subject.entries:
         write_json(folder / "top9.json", subject.entries)
-    if set(names) & set(SEARCHING):
+    if args.gallery or set(names) & set(SEARCHING):
         write_json(folder / "summary.json", summary(subject))
 
 

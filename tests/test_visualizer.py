@@ -141,6 +141,15 @@ class TestFlags:
         ]
         assert entries[0]["scale"].keys() == {"gradient"}
 
+    def test_pdf_for_latex(self, small_run, tmp_path):
+        for out in (tmp_path / "a", tmp_path / "b"):
+            visualize(small_run, out, "--format", "pdf", "--figures", "filters", "confusion_matrix")
+        files = sorted(path.name for path in (tmp_path / "a").glob("*.pdf"))
+        assert files == ["confusion_matrix.pdf", *(f"conv1_filters{c}.pdf" for c in ("", "_blue", "_green", "_red"))]
+        for name in files:
+            content = (tmp_path / "a" / name).read_bytes()
+            assert content.startswith(b"%PDF-") and content == (tmp_path / "b" / name).read_bytes()
+
     def test_all_channels_on_several_pages(self, small_run, tmp_path):
         visualize(small_run, tmp_path, *"--figures top9 --stages conv1 --channels all --top 1 --rules guided".split())
         drawn = {int(path.stem.rsplit("_", 1)[1]) for path in tmp_path.glob("conv1_top9_channel_*.png")}
