@@ -16,6 +16,7 @@ import figures
 from activations import cut, search, windows
 from network import STAGES, ResNet18
 from reverse_network import BRANCHES, RULES, UNPOOLINGS, ReverseResNet18, isolate
+from style import two_digits
 from subject import Subject, to_array
 
 CHANNELS = 6  # rows of a comparison
@@ -28,7 +29,7 @@ class Case:
     def __init__(self, subject: Subject, stage: str):
         self.subject, self.stage = subject, stage
         top = subject.top[stage]
-        self.channels = subject.channels(stage)[:CHANNELS]
+        self.channels = [channel for channel in subject.chosen(stage) if top.scores[channel, 0] > 0][:CHANNELS]
         self.positions = top.positions[self.channels, 0]
         indices = subject.searched[top.indices[self.channels, 0].cpu()]
         self.images = subject.test[0][indices]
@@ -57,7 +58,11 @@ def above_the_pooling(subject: Subject, name: str) -> Case | None:
     if stage == STAGES[0]:
         print(f"{name}: left out, it needs one of the --stages {' '.join(STAGES[1:])}")
         return None
-    return Case(subject, stage)
+    case = Case(subject, stage)
+    if not case.channels:
+        print(f"{name}: left out, no image excites the channels asked for")
+        return None
+    return case
 
 
 def draw_rules(subject: Subject) -> Iterator[tuple[Path, Figure]]:
@@ -114,7 +119,7 @@ def draw_evolution(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     if not kept:
         print("evolution: left out, it needs a run of train.py --snapshots 1 2 5 10 20 40")
         return
-    channels = subject.channels(stage)[:CHANNELS]
+    channels = subject.chosen(stage)[:CHANNELS]
     pictures, patches, below = {}, None, {}
     for name, network in {
         **{f"epoch {epoch}": checkpoint.load_network(file)[0] for epoch, file in kept.items()},
@@ -141,8 +146,7 @@ def draw_evolution(subject: Subject) -> Iterator[tuple[Path, Figure]]:
 def draw_sanity(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """What is left of a picture when the weights are replaced by random ones from the top down (arXiv:1810.03292)."""
     if case := above_the_pooling(subject, "sanity"):
-        rows = range(2)
-        case.channels, images = case.channels[: len(rows)], case.images[: len(rows)]
+        case.channels, images = case.channels[:2], case.images[:2]
         columns: dict[str, list[np.ndarray]] = {}
         for name, network in randomised(subject.network, case.stage).items():
             with torch.inference_mode():
@@ -155,12 +159,12 @@ def draw_sanity(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         columns["edges"] = [edge for _ in RULES for edge in to_array(edges(shown))]
         below = {
             name: [
-                f"{rank_correlation(strength(a), strength(b)):.2f}"
+                two_digits(rank_correlation(strength(a), strength(b)))
                 for a, b in zip(columns["trained"], each, strict=True)
             ]
             for name, each in columns.items()
         }
-        captions = [f"{rule}\nchannel {case.channels[row]}" for rule in reversed(RULES) for row in rows]
+        captions = [f"{rule}\nchannel {channel}" for rule in reversed(RULES) for channel in case.channels]
         patches = np.concatenate([to_array(shown)] * len(RULES))
         title = f"{case.stage}, whole maps: weights made random from the top down, and a Sobel filter's edges"
         note = "below: Spearman's rank correlation of the absolute values with those of the trained network"
@@ -195,14 +199,14 @@ def strength(picture: np.ndarray) -> np.ndarray:
     return np.abs(picture).sum(-1)
 
 
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation of two arrays of a size; of equals each has their mean rank. Nan when one is flat."""
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Spearman's rank correlation of two arrays of a size, equals sharing their mean rank; None when one is flat."""
     ranks = []
     for values in (a, b):
         _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
         ranks.append((counts.cumsum() - (counts - 1) / 2)[place.reshape(-1)])
     if any(np.ptp(rank) == 0 for rank in ranks):
-        return float("nan")
+        return None
     return float(np.corrcoef(ranks)[0, 1])
 
 

@@ -25,16 +25,10 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Makes of "auto" bf16 where the device multiplies it natively, and fp32 elsewhere.
-
-    That are NVIDIA's GPUs from Ampere on, and CPUs with AVX512-BF16 or AMX.
-    """
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
-    known = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}  # not in older torch
-    return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else "fp32"
+    """Makes of "auto" bf16 on GPUs that multiply it natively (NVIDIA's from Ampere on), and fp32 elsewhere."""
+    if name == "auto":
+        return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    return name
 
 
 def keep_freed_memory() -> None:

@@ -67,7 +67,8 @@ def confusion_matrix(counts: np.ndarray, names: list[str], title: str) -> Figure
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class (its images)")
     figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class (%)")
-    heading(figure, title, f"most often mistaken: {wrong.max():.1f} % of {names[true]} seen as {names[seen]}")
+    most = f"most often mistaken: {wrong.max():.1f} % of {names[true]} seen as {names[seen]}"
+    heading(figure, title, most if wrong.any() else "no mistakes")
     return figure
 
 

@@ -33,6 +33,9 @@ def draw_mistakes(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     labels, predicted = labels_and_predictions(subject)
     confidence = subject.logits(subject.searched.tolist()).softmax(1).amax(1).numpy()
     wrong = np.flatnonzero(labels != predicted)
+    if not len(wrong):
+        print(f"mistakes: left out, there are none in {len(labels):,} test images")
+        return
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
     indices = subject.searched[worst]
     captions = [

@@ -119,9 +119,12 @@ class Subject:
 
     def channels(self, stage: str) -> list[int]:
         """The channels of a stage to draw: those asked for, or the ones with the highest peaks."""
-        if self.args.channels == "all":
-            return list(range(CHANNELS[stage]))
-        return self.args.channels or strongest(self.top[stage].scores[:, 0].cpu())
+        return list(range(CHANNELS[stage])) if self.args.channels == "all" else self.chosen(stage)
+
+    def chosen(self, stage: str) -> list[int]:
+        """The same for figures that have room for a few: where all are asked for, the ones with the highest peaks."""
+        asked = isinstance(self.args.channels, list)
+        return self.args.channels if asked else strongest(self.top[stage].scores[:, 0].cpu())
 
     @torch.inference_mode()
     def logits(self, indices: list[int]) -> Tensor:

@@ -77,7 +77,7 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where the device has it")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on GPUs that have it")
     add("--compile", action="store_true", help="compile the network with torch.compile")
     add("--capture", action="store_true", help="replay an iteration as one CUDA graph")
 

@@ -35,7 +35,7 @@ class TestRankCorrelation:
         a = np.random.RandomState(0).rand(6, 7)
         assert comparisons.rank_correlation(a, np.exp(5 * a)) == pytest.approx(1)
         assert comparisons.rank_correlation(a, -(a**3)) == pytest.approx(-1)
-        assert np.isnan(comparisons.rank_correlation(a, np.zeros_like(a)))
+        assert comparisons.rank_correlation(a, np.zeros_like(a)) is None
 
 
 def test_edges_are_where_grey_changes():
@@ -94,7 +94,18 @@ def test_a_trained_networks_picture_is_like_itself(subject):
     axes = figure.get_axes()
     columns = [column.get_title() for column in axes[:8]]
     assert columns == ["image", "trained", "conv5_x random", "+ conv4_x", "+ conv3_x", "+ conv2_x", "+ conv1", "edges"]
-    assert {axes[1 + 8 * row].get_xlabel() for row in range(6)} <= {"1.00", "nan"}
+    assert {axes[1 + 8 * row].get_xlabel() for row in range(6)} <= {"1.00", "–"}
+
+
+@pytest.mark.parametrize(
+    "flags", ["--channels {alive}", "--channels all", "--limit 1", "--top 1", "--limit 3 --top 25"]
+)
+def test_odd_but_legal(subject, small_run, tmp_path, flags):
+    """One channel, all of them, fewer images than rows or tiles."""
+    flags = flags.format(alive=subject.chosen("conv5_x")[0])
+    flags = f"--figures rules unpooling sanity confusion_matrix mistakes --device cpu --stages conv5_x {flags}".split()
+    visualizer.main(["--ckpt", str(small_run / "model.pt"), "--out", str(tmp_path), *flags])
+    assert {"rules.png", "sanity.png", "unpooling.png", "summary.json"} <= {file.name for file in tmp_path.iterdir()}
 
 
 class TestEvolution:

@@ -20,10 +20,8 @@ class TestPrecision:
     def test_what_is_asked_for_is_taken(self):
         assert [pick_precision(name, torch.device("cpu")) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
 
-    @pytest.mark.parametrize("known, expected", [({"avx512_bf16": True}, "bf16"), ({"avx2": True}, "fp32")])
-    def test_auto_on_a_cpu(self, monkeypatch, known, expected):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-        assert pick_precision("auto", torch.device("cpu")) == expected
+    def test_auto_on_a_cpu(self):
+        assert pick_precision("auto", torch.device("cpu")) == "fp32"
 
     @pytest.mark.parametrize("capability, expected", [((9, 0), "bf16"), ((7, 5), "fp32")])
     def test_auto_on_a_gpu(self, monkeypatch, capability, expected):
