@@ -60,7 +60,7 @@ def parse_args(argv=None):
     add("--gallery", action="store_true", help="also a page of all channels, or those asked for: index.html in --out")
 
     add = parser.add_argument_group("machine and output").add_argument
-    add("--batch-size", type=number(int, least=1, most=10**6), default=64, help="images at once in the search")
+    add("--batch-size", type=number(int, least=1, most=10**6), default=32, help="images at once in the search")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--out", default="plots", help="folder for the figures and top9.json")
 

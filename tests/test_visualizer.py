@@ -130,14 +130,16 @@ class TestFlags:
         assert (tmp_path / "summary.json").exists() == (name in visualizer.SEARCHING)
 
     def test_stages_channels_top_rules_and_units(self, small_run, tmp_path):
-        flags = "--figures top9 --stages conv3_x --channels 5 100 --top 4 --rules gradient --unpool overwrite"
+        args = visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--stages", "conv3_x"])
+        a, b = visualizer.Subject(args).chosen("conv3_x")[3:5]  # two that are alive
+        flags = f"--figures top9 --stages conv3_x --channels {a} {b} --top 4 --rules gradient --unpool overwrite"
         visualize(small_run, tmp_path, *flags.split(), "--units", "map", "--batch-size", "5")
         names = {path.name for path in tmp_path.iterdir()}
-        assert names == {"conv3_x_top9.png", "conv3_x_top9_channel_5.png", "conv3_x_top9_channel_100.png", "top9.json",
-                         "summary.json"}  # fmt: skip
+        pictures = {f"conv3_x_{name}.png" for name in ("top9", f"top9_channel_{a}", f"top9_channel_{b}")}
+        assert names == pictures | {"top9.json", "summary.json"}
         entries = json.loads((tmp_path / "top9.json").read_text())
         assert [(entry["channel"], entry["rank"]) for entry in entries] == [
-            (c, n) for c in (5, 100) for n in (1, 2, 3, 4)
+            (c, n) for c in (a, b) for n in (1, 2, 3, 4)
         ]
         assert entries[0]["scale"].keys() == {"gradient"}
 
@@ -158,11 +160,13 @@ class TestFlags:
         assert len(list(tmp_path.glob("conv1_top9_page_*.png"))) == -(-len(drawn) // visualizer.A_PAGE)
 
     def test_dead_channels_are_named_and_not_drawn(self, small_run, tmp_path, capsys):
+        args = visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--stages", "conv1"])
+        alive = next(channel for channel in visualizer.Subject(args).chosen("conv1") if channel != 5)
         state = checkpoint.load(small_run / "model.pt")
         for name in ("weight", "bias"):
             state["model"][f"bn1.{name}"][5] = 0
         torch.save(state, tmp_path / "model.pt")
-        visualize(tmp_path, tmp_path / "plots", *"--figures top9 --stages conv1 --channels 5 6".split())
+        visualize(tmp_path, tmp_path / "plots", *f"--figures top9 --stages conv1 --channels 5 {alive}".split())
         assert "conv1: no image excites 1 channels: 5" in capsys.readouterr().out
         assert not (tmp_path / "plots" / "conv1_top9_channel_5.png").exists()
         summary = json.loads((tmp_path / "plots" / "summary.json").read_text())
