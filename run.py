@@ -186,9 +186,9 @@ class Run:
         checkpoint.save(self._for_visualizer(result), self.model)
 
     def save_snapshot(self) -> None:
-        """Keeps what model.pt would be now under the epoch's name."""
+        """Keeps what model.pt would be now under the epoch's name, after a `save`: never beside an old run."""
+        self.save()
         if self.processes.is_first:
-            self._forget_old_run()
             checkpoint.save(self._for_visualizer({}), self.last.parent / checkpoint.SNAPSHOT.format(self.epoch))
 
     def _forget_old_run(self) -> None:
