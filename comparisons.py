@@ -29,7 +29,7 @@ class Case:
     def __init__(self, subject: Subject, stage: str):
         self.subject, self.stage = subject, stage
         top = subject.top[stage]
-        self.channels = [channel for channel in subject.chosen(stage) if top.scores[channel, 0] > 0][:CHANNELS]
+        self.channels = subject.alive_and_dead(stage, subject.chosen(stage))[0][:CHANNELS]
         self.positions = top.positions[self.channels, 0]
         indices = subject.searched[top.indices[self.channels, 0].cpu()]
         self.images = subject.test[0][indices]
@@ -121,12 +121,11 @@ def draw_evolution(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         return
     channels = subject.chosen(stage)[:CHANNELS]
     pictures, patches, below = {}, None, {}
-    for name, network in {
-        **{f"epoch {epoch}": checkpoint.load_network(file)[0] for epoch, file in kept.items()},
-        "now": subject.network,
-    }.items():
-        network.to(subject.device, memory_format=torch.channels_last)
-        top = search(network, subject.batches(f"search, {name}"), [stage], 1)[0][stage]
+    for name, file in {**{f"epoch {epoch}": file for epoch, file in kept.items()}, "now": None}.items():
+        network, top = subject.network, subject.top[stage]
+        if file:
+            network = checkpoint.load_network(file)[0].to(subject.device, memory_format=torch.channels_last)
+            top = search(network, subject.batches(f"search, {name}"), [stage], 1)[0][stage]
         indices = subject.searched[top.indices[channels, 0].cpu()]
         patches = subject.test[0][indices]
         with torch.inference_mode():

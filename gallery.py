@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from checkpoint import atomic_file
 from network import CHANNELS
+from style import two_digits
 from subject import Subject
 from tiles import around_grey, beside, mosaic
 
@@ -27,16 +28,15 @@ def write_gallery(subject: Subject, folder: Path) -> Path:
     sections = []
     for stage in subject.args.stages:
         asked = subject.args.channels if isinstance(subject.args.channels, list) else range(CHANNELS[stage])
-        alive = (subject.top[stage].scores[:, 0] > 0).tolist()
+        alive, dead = subject.alive_and_dead(stage, asked)
         articles = []
-        for number in tqdm([n for n in asked if alive[n]], f"gallery, {stage}", leave=False, disable=None):
+        for number in tqdm(alive, f"gallery, {stage}", leave=False, disable=None):
             channel = subject.channel(stage, number)
             name = f"gallery/{stage}-{number}.jpg"
             picture = composed(channel)
             with atomic_file(folder / name) as file:
                 file.write(as_jpeg(picture))
             articles.append(article(stage, channel, name, picture.shape))
-        dead = [str(n) for n in asked if not alive[n]]
         sections.append(section(stage, articles, dead))
     page = folder / "index.html"
     with atomic_file(page) as file:
@@ -70,8 +70,7 @@ def article(stage: str, channel: dict, image: str, shape: tuple[int, ...]) -> st
     """A channel: its picture, a link to itself, and a table of its images."""
     number, entries = channel["channel"], channel["entries"]
     rules = ", ".join(
-        f"{escape(rule)} ±{channel['scale'][rule]:.2g}, correlation "
-        + ("–" if value is None else f"{round(value, 2) + 0.0:.2f}")
+        f"{escape(rule)} ±{channel['scale'][rule]:.2g}, correlation {two_digits(value)}"
         for rule, value in channel["correlation"].items()
     )
     rows = "".join(
@@ -93,9 +92,9 @@ def article(stage: str, channel: dict, image: str, shape: tuple[int, ...]) -> st
     )
 
 
-def section(stage: str, articles: list[str], dead: list[str]) -> str:
+def section(stage: str, articles: list[str], dead: list[int]) -> str:
     """A stage, with the channels that no image excites named."""
-    silent = f"<p>No image excites channel {', '.join(dead)}.</p>" if dead else ""
+    silent = f"<p>No image excites channel {', '.join(map(str, dead))}.</p>" if dead else ""
     return f'<section><h2 id="{stage}">{stage}: {len(articles)} channels</h2>{silent}\n{"".join(articles)}</section>\n'
 
 

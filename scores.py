@@ -54,6 +54,7 @@ def comparable(subject: Subject) -> bool:
 
 def labels_and_predictions(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
     """Of the searched test images, (n,) int64 each."""
+    _ = subject.top  # the search, which is wanted for the summary anyway, mostly finds the logits, too
     predicted = subject.logits(subject.searched.tolist()).argmax(1)
     return subject.test[1][subject.searched].numpy(), predicted.numpy()
 

@@ -38,8 +38,8 @@ class Average:
 
     def __init__(self, network: nn.Module, decay: float):
         self.network, self.decay = copy.deepcopy(network).eval(), decay
-        self.pairs = list(zip(self.network.state_dict().values(), network.state_dict().values(), strict=True))
-        self.averages, self.values = zip(*(pair for pair in self.pairs if pair[0].is_floating_point()), strict=True)
+        pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
+        self.averages, self.values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -1,6 +1,6 @@
 """What the figures are about: a network, its test images, and what its channels make of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -125,6 +125,14 @@ class Subject:
         """The same for figures that have room for a few: where all are asked for, the ones with the highest peaks."""
         asked = isinstance(self.args.channels, list)
         return self.args.channels if asked else strongest(self.top[stage].scores[:, 0].cpu())
+
+    def alive_and_dead(self, stage: str, channels: Iterable[int]) -> tuple[list[int], list[int]]:
+        """Those of the channels that some searched image excites, and the others."""
+        excited = (self.top[stage].scores[:, 0] > 0).tolist()
+        parts = [], []
+        for channel in channels:
+            parts[not excited[channel]].append(channel)
+        return parts
 
     @torch.inference_mode()
     def logits(self, indices: list[int]) -> Tensor:

@@ -149,9 +149,8 @@ def draw_top9(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     units = "strongest unit" if subject.args.units == "peak" else "whole map"
     for stage in subject.args.stages:
         title = f"{stage}: the {count} for each channel, reconstructed from the {units}"
-        alive = (subject.top[stage].scores[:, 0] > 0).tolist()
-        numbers = [channel for channel in subject.channels(stage) if alive[channel]]
-        if dead := [channel for channel in subject.channels(stage) if not alive[channel]]:
+        numbers, dead = subject.alive_and_dead(stage, subject.channels(stage))
+        if dead:
             print(f"{stage}: no image excites {len(dead)} channels: {' '.join(map(str, dead))}")
         pages = [numbers[n : n + A_PAGE] for n in range(0, len(numbers), A_PAGE)]
         for page, on_page in enumerate(pages, 1):
