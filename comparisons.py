@@ -20,29 +20,35 @@ from style import two_digits
 from subject import Subject, to_array
 
 CHANNELS = 6  # rows of a comparison
+GREY = "grey: zero, or beyond the image"
 PARTS = dict(zip(STAGES, (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)), strict=True))
 
 
 class Case:
-    """The strongest unit of each of a stage's strongest channels, in its strongest image: one row each."""
+    """The strongest unit of each of a stage's strongest channels, in its strongest image: one row each.
 
-    def __init__(self, subject: Subject, stage: str):
-        self.subject, self.stage = subject, stage
+    Of the subject's network, or of another, searched by itself, for the same channels.
+    """
+
+    def __init__(self, subject: Subject, stage: str, network: ResNet18 | None = None):
+        self.subject, self.stage, self.network = subject, stage, network or subject.network
         top = subject.top[stage]
         self.channels = subject.alive_and_dead(stage, subject.chosen(stage))[0][:CHANNELS]
+        if network:
+            top = search(network, subject.batches("search"), [stage], 1)[0][stage]
         self.positions = top.positions[self.channels, 0]
         indices = subject.searched[top.indices[self.channels, 0].cpu()]
         self.images = subject.test[0][indices]
-        scores = top.scores[self.channels, 0].tolist()
+        self.numbers = list(zip(indices.tolist(), top.scores[self.channels, 0].tolist(), strict=True))
         self.captions = [
             f"channel {channel}\nimage {index}\nactivation {score:.2f}"
-            for channel, index, score in zip(self.channels, indices.tolist(), scores, strict=True)
+            for channel, (index, score) in zip(self.channels, self.numbers, strict=True)
         ]
 
     @torch.inference_mode()
     def reconstruct(self, mirror: ReverseResNet18) -> Tensor:
         """(rows, 3, S, S)."""
-        trace = self.subject.network.trace(self.subject.preprocess(self.images.to(self.subject.device)), self.stage)
+        trace = self.network.trace(self.subject.preprocess(self.images.to(self.subject.device)), self.stage)
         return mirror(isolate(trace.features[self.stage], self.channels, self.positions), self.stage, trace).cpu()
 
     def cut(self, columns: dict[str, Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -58,11 +64,15 @@ def above_the_pooling(subject: Subject, name: str) -> Case | None:
     if stage == STAGES[0]:
         print(f"{name}: left out, it needs one of the --stages {' '.join(STAGES[1:])}")
         return None
-    case = Case(subject, stage)
-    if not case.channels:
-        print(f"{name}: left out, no image excites the channels asked for")
-        return None
-    return case
+    return excited(Case(subject, stage), name)
+
+
+def excited(case: Case, name: str) -> Case | None:
+    """The case; None, and a word about it, when it has no rows."""
+    if case.channels:
+        return case
+    print(f"{name}: left out, no image excites the channels asked for")
+    return None
 
 
 def draw_rules(subject: Subject) -> Iterator[tuple[Path, Figure]]:
@@ -73,8 +83,9 @@ def draw_rules(subject: Subject) -> Iterator[tuple[Path, Figure]]:
             for rule in reversed(RULES)
         }
         patches, columns = case.cut(pictures)
-        title = f"{case.stage}: one unit, three ways back through a ReLU, each on a scale of its own around grey"
-        yield Path("rules"), figures.comparison(patches, columns, case.captions, scales_below(columns), title)
+        title = f"{case.stage}: one unit, three ways back through a ReLU"
+        note = f"below: each tile's own scale; {GREY}"
+        yield Path("rules"), figures.comparison(patches, columns, case.captions, scales_below(columns), title, note)
 
 
 def draw_branches(subject: Subject) -> Iterator[tuple[Path, Figure]]:
@@ -86,11 +97,17 @@ def draw_branches(subject: Subject) -> Iterator[tuple[Path, Figure]]:
             for branches in BRANCHES
         }
         patches, columns = case.cut(pictures)
+        norms = {name: each.flatten(1).norm(dim=1) for name, each in pictures.items()}
+        below = scales_below(columns)
+        for name in list(columns)[1:]:
+            shares = (norms[name] / norms["both"]).tolist()
+            below[name] = [f"{text}, norm {share:.1%}" for text, share in zip(below[name], shares, strict=True)]
         title = f"{case.stage}, {rule}: one unit, through both branches of every block or one of them alone"
         note = (
-            "each on a scale of its own around grey; the last two do not add up to the first, which has all mixed ways"
+            "below: each tile's own scale, and its norm as a share of that of both, which also has the ways through "
+            f"some of each and is thus not the sum of the others; {GREY}"
         )
-        yield Path("branches"), figures.comparison(patches, columns, case.captions, scales_below(columns), title, note)
+        yield Path("branches"), figures.comparison(patches, columns, case.captions, below, title, note)
 
 
 def draw_unpooling(subject: Subject) -> Iterator[tuple[Path, Figure]]:
@@ -106,7 +123,7 @@ def draw_unpooling(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         below = {name: [f"±{limit:.2g}" for limit in limits] for name in columns}
         below["difference"] = [f"error {error:.0%}" for error in errors]
         title = f"{case.stage}, {rule}: unpooling that sums what meets, and one that overwrites it (F.max_unpool2d)"
-        note = f"mean error {np.mean(errors):.0%} of the norm; each row on one scale around grey"
+        note = f"mean error {np.mean(errors):.0%} of the norm; each row on one scale; {GREY}"
         figure = figures.comparison(patches, columns, case.captions, below, title, note, limits=limits)
         yield Path("unpooling"), figure
 
@@ -114,32 +131,27 @@ def draw_unpooling(subject: Subject) -> Iterator[tuple[Path, Figure]]:
 def draw_evolution(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """A few channels' strongest reconstructions over the epochs (Zeiler and Fergus' figure 4)."""
     stage, rule = max(subject.args.stages, key=STAGES.index), subject.args.rules[0]
-    folder = Path(subject.args.ckpt)
-    kept = checkpoint.snapshots(folder if folder.is_dir() else folder.parent)
-    if not kept:
+    path = Path(subject.args.ckpt)
+    folder = path.parent if path.name in ("model.pt", "last.pt") else path
+    if not (kept := checkpoint.snapshots(folder)):
         print("evolution: left out, it needs a run of train.py --snapshots 1 2 5 10 20 40")
         return
-    channels = subject.chosen(stage)[:CHANNELS]
-    pictures, patches, below = {}, None, {}
+    if not (now := excited(Case(subject, stage), "evolution")):
+        return
+    pictures, below = {}, {}
     for name, file in {**{f"epoch {epoch}": file for epoch, file in kept.items()}, "now": None}.items():
-        network, top = subject.network, subject.top[stage]
+        case = now
         if file:
             network = checkpoint.load_network(file)[0].to(subject.device, memory_format=torch.channels_last)
-            top = search(network, subject.batches(f"search, {name}"), [stage], 1)[0][stage]
-        indices = subject.searched[top.indices[channels, 0].cpu()]
-        patches = subject.test[0][indices]
-        with torch.inference_mode():
-            trace = network.trace(subject.preprocess(patches.to(subject.device)), stage)
-            signal = isolate(trace.features[stage], channels, top.positions[channels, 0])
-            pictures[name] = ReverseResNet18(network, rule, subject.args.unpool)(signal, stage, trace).cpu()
-        scores = top.scores[channels, 0].tolist()
-        below[name] = [f"image {n}, {score:.2f}" for n, score in zip(indices.tolist(), scores, strict=True)]
-    arrays = {name: to_array(each) for name, each in pictures.items()}
-    shown = to_array(data.resize(patches, subject.image_size))
+            case = Case(subject, stage, network)
+        drawn = case.reconstruct(ReverseResNet18(case.network, rule, subject.args.unpool))
+        pictures[name] = to_array(drawn)
+        below[name] = [f"image {index}\n{score:.2f}" for index, score in case.numbers]
+    shown = to_array(data.resize(now.images, subject.image_size))
     title = f"{stage}, {rule}: the strongest unit of a channel over {len(subject.searched):,} test images, by epoch"
     note = "below: its image and activation; each tile on a scale of its own around grey; left: the image of the last"
-    captions = [f"channel {channel}" for channel in channels]
-    yield Path("evolution"), figures.comparison(shown, arrays, captions, below, title, note)
+    captions = [f"channel {channel}" for channel in now.channels]
+    yield Path("evolution"), figures.comparison(shown, pictures, captions, below, title, note)
 
 
 def draw_sanity(subject: Subject) -> Iterator[tuple[Path, Figure]]:

@@ -117,7 +117,7 @@ def tile_caption(entry: dict) -> str:
     """Rank, activation, class, prediction and image index of one of the strongest images, in two lines."""
     if entry["activation"] <= 0:
         return f"{entry['rank']}: dead"
-    verdict = "" if entry["predicted"] == entry["label"] else f", seen as {short(entry['predicted'], 17)}"
+    verdict = "" if entry["correct"] else f", seen as {short(entry['predicted'], 17)}"
     return f"{entry['rank']}: {entry['activation']:.2f}, image {entry['index']}\n{short(entry['label'], 17)}{verdict}"
 
 
@@ -150,7 +150,7 @@ def top9_channel(channel: dict, title: str) -> Figure:
     for n, (axes, entry) in enumerate(zip(grid, channel["entries"], strict=False)):
         drawn = [around_grey(each[n], channel["scale"][rule]) for rule, each in channel["pictures"].items()]
         axes.imshow(beside([channel["patches"][n], *drawn]), interpolation="nearest")
-        wrong = entry["activation"] > 0 and entry["predicted"] != entry["label"]
+        wrong = entry["activation"] > 0 and entry["correct"] is False  # None: a class the network does not know
         axes.set_title(tile_caption(entry), loc="left", color=WRONG if wrong else "black")
     return figure
 
@@ -204,7 +204,8 @@ def comparison(patches: np.ndarray, columns: dict[str, np.ndarray], captions: li
     """
     count, across = len(patches), 1 + len(columns)
     tile = min((WIDTH - 0.8) / across, 1.2)
-    figure = Figure((0.8 + across * tile, 0.6 + count * (tile + 0.16)), layout="constrained")
+    lines = 1 + max(text.count("\n") for texts in below.values() for text in texts)
+    figure = Figure((0.8 + across * tile, 0.6 + count * (tile + 0.06 + 0.1 * lines)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     heading(figure, *title, width=int(15 * (0.8 + across * tile)))
     grid = figure.subplots(count, across, squeeze=False)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from checkpoint import atomic_file
 from network import CHANNELS
+from scores import accuracy
 from style import two_digits
 from subject import Subject
 from tiles import around_grey, beside, mosaic
@@ -40,7 +41,7 @@ def write_gallery(subject: Subject, folder: Path) -> Path:
         sections.append(section(stage, articles, dead))
     page = folder / "index.html"
     with atomic_file(page) as file:
-        file.write(whole_page(subject, sections).encode())
+        file.write(whole_page(subject, sections).encode(errors="replace"))  # a folder's name may be no text
     return page
 
 
@@ -73,20 +74,22 @@ def article(stage: str, channel: dict, image: str, shape: tuple[int, ...]) -> st
         f"{escape(rule)} ±{channel['scale'][rule]:.2g}, correlation {two_digits(value)}"
         for rule, value in channel["correlation"].items()
     )
+    excited = [entry for entry in entries if entry["activation"] > 0]  # fewer where few images excite the channel
     rows = "".join(
-        f"<tr{' class=wrong' if entry['predicted'] != entry['label'] else ''}><td>{entry['rank']}"
+        f"<tr{' class=wrong' if entry['correct'] is False else ''}><td>{entry['rank']}"
         f"<td>{entry['activation']:.2f}<td>{entry['index']}<td>{escape(entry['label'])}<td>{escape(entry['predicted'])}"
-        for entry in entries
+        for entry in excited
     )
-    names = list(dict.fromkeys(entry["label"] for entry in entries))
+    names = list(dict.fromkeys(entry["label"] for entry in excited))
     classes = ", ".join(escape(name) for name in names)
     words = escape(f"{stage} {' '.join(names)}".lower())
     peak = entries[0]["activation"]
     return (
-        f'<article id="{stage}-{number}" tabindex=0 data-words="{words}" data-channel={number} data-peak={peak:.4f}>'
+        f'<article id="{stage}-{number}" tabindex=-1 aria-label="{stage}, channel {number}" data-words="{words}" '
+        f"data-channel={number} data-peak={peak:.4f}>"
         f'<h3><a href="#{stage}-{number}">{stage} {number}</a> <small>{peak:.2f} · {classes}</small></h3>'
-        f'<img loading=lazy src="{image}" width={shape[1]} height={shape[0]} alt="{stage}, channel {number}: the '
-        f'strongest images ({classes}) beside their reconstructions">'
+        f'<a href="{image}" tabindex=-1><img loading=lazy src="{image}" width={shape[1]} height={shape[0]} '
+        f'alt="{stage}, channel {number}: the strongest images ({classes}) beside their reconstructions"></a>'
         f"<p>{rules}</p><details><summary>images</summary><table><tr><th>rank<th>activation<th>image<th>class<th>"
         f"prediction{rows}</table></details></article>\n"
     )
@@ -100,11 +103,11 @@ def section(stage: str, articles: list[str], dead: list[int]) -> str:
 
 def whole_page(subject: Subject, sections: list[str]) -> str:
     """The page; what it is of stands at its top."""
-    accuracy = subject.info["result"].get("test_accuracy")
-    reached = f", test accuracy {accuracy:.2%}" if accuracy is not None else ""
+    found = accuracy(subject)
+    reached = f", accuracy on these images {found:.2%}" if found is not None else ""
     links = " ".join(f'<a href="#{stage}">{stage}</a>' for stage in subject.args.stages)
     rules = " | ".join(("images", *subject.args.rules))
-    what = f"the {subject.args.top} strongest of {len(subject.searched):,} test images of each channel: {rules}"
+    what = f"the {subject.count} of each channel: {rules}"
     return PAGE.format(
         what=escape(what), checkpoint=escape(str(subject.args.ckpt)), reached=reached, links=links,
         sections="".join(sections),
@@ -127,11 +130,13 @@ section > h2, section > p {{ grid-column: 1 / -1; margin: 16px 0 0 }}
 article {{ border: 1px solid color-mix(in srgb, GrayText 40%, transparent); border-radius: 6px; padding: 8px;
   scroll-margin-top: 9em }}
 article:target, article:focus {{ outline: 3px solid #2166ac }}
-article img {{ width: 100%; height: auto; display: block; background: #8884; margin: 4px 0 }}
+article img {{ max-width: 100%; height: auto; display: block; background: #8884; margin: 4px 0 }}
 article p {{ margin: 2px 0; font-size: .85em }} table {{ font-size: .85em; border-spacing: 8px 0; text-align: left }}
-@media (max-width: 700px) {{ header {{ position: static }} form > span {{ display: none }}
-  h2, article {{ scroll-margin-top: 0 }} }}
-.wrong td:last-child {{ color: #b2182b; font-weight: 600 }} [hidden] {{ display: none !important }}
+@media (max-width: 1000px) {{ header {{ position: static }} h2, article {{ scroll-margin-top: 8px }} }}
+@media (max-width: 700px) {{ form > span {{ display: none }} }}
+.wrong td:last-child {{ color: #b2182b; font-weight: 600 }}
+@media (prefers-color-scheme: dark) {{ .wrong td:last-child {{ color: #f4a582 }} }}
+[hidden] {{ display: none !important }}
 </style>
 <header><h1>What every channel looks for</h1><div>{what}; {checkpoint}{reached}. Grey is zero. {links}</div>
 <form role=search><label>search <input id=words type=search placeholder="channel, class" autocomplete=off></label>
@@ -146,7 +151,7 @@ function filter() {{
   let count = 0;
   for (const article of articles) {{
     const own = article.dataset.words.split(" ");
-    const fits = words.every(word => /^\\d+$/.test(word) ? article.dataset.channel === word
+    const fits = words.every(word => /^\\d+$/.test(word) ? article.dataset.channel === word || own.includes(word)
       : own.some(part => part.startsWith(word))) && +article.dataset.peak >= from;
     article.hidden = !fits;
     count += fits;
@@ -158,7 +163,8 @@ function filter() {{
 function share() {{
   const query = new URLSearchParams();
   for (const id of ["words", "from"]) if (field(id).value) query.set(id, field(id).value);
-  try {{ history.replaceState(null, "", (query.size ? "?" + query : location.pathname) + location.hash); }} catch {{ }}
+  const search = `${{query}}` ? `?${{query}}` : location.pathname;
+  try {{ history.replaceState(null, "", search + location.hash); }} catch {{ }}
 }}
 for (const [id, value] of new URLSearchParams(location.search)) if (field(id)) field(id).value = value;
 document.querySelector("form").addEventListener("input", () => {{ filter(); share(); }});

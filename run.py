@@ -77,8 +77,8 @@ class Run:
                 self.in_epoch.copy_(state["in_epoch"])
         if not self.processes.is_first:
             return
-        for file in (self.last, self.model, self.log):
-            for leftover in file.parent.glob(f".{file.name}.*.tmp"):  # of a process that was killed while it wrote
+        for name in (self.last.name, self.model.name, self.log.name, checkpoint.SNAPSHOT.format("*")):
+            for leftover in self.last.parent.glob(f".{name}.*.tmp"):  # of a process that was killed while it wrote
                 leftover.unlink()
         with checkpoint.atomic_file(self.log) as file:  # lines after the saved state will come again
             file.writelines(json.dumps(entry).encode() + b"\n" for entry in self.history)

@@ -44,31 +44,29 @@ def training_curves(history: list[dict]) -> Figure:
 def confusion_matrix(counts: np.ndarray, names: list[str], title: str) -> Figure:
     """How often each class (row) is seen as each (column): (n, n) counts, shown as shares of the row in percent.
 
-    With more than 20 classes the numbers are left out.
+    With more than 20 classes the figure grows to the width of the page and leaves out the numbers.
     """
     count = len(names)
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure((WIDTH * 0.75, WIDTH * 0.66), layout="compressed")
+    width = WIDTH * 0.75 if count <= 20 else WIDTH
+    figure = Figure((width, width * 0.88), layout="compressed")
     axes = figure.subplots()
     wrong = np.where(np.eye(count, dtype=bool), 0, shares)
     true, seen = np.unravel_index(wrong.argmax(), wrong.shape)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    if count <= 20:
-        labels = [short(name, 14) for name in names]
-        axes.set_xticks(range(count), labels, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(
-            range(count), [f"{label} ({total})" for label, total in zip(labels, counts.sum(1), strict=True)]
-        )
-        for row, column in np.ndindex(counts.shape):
-            if counts[row, column]:
-                colour = "white" if shares[row, column] > 55 else "black"
-                axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=6)
+    labels = [short(name, 14) for name in names]
+    tilt = 45 if count <= 20 else 90
+    axes.set_xticks(range(count), labels, rotation=tilt, ha="right", va="center", rotation_mode="anchor")
+    axes.set_yticks(range(count), [f"{label} ({total})" for label, total in zip(labels, counts.sum(1), strict=True)])
+    for row, column in np.argwhere(counts) if count <= 20 else ():
+        colour = "white" if shares[row, column] > 55 else "black"
+        axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=6)
     axes.tick_params(length=0)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class (its images)")
     figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class (%)")
-    most = f"most often mistaken: {wrong.max():.1f} % of {names[true]} seen as {names[seen]}"
-    heading(figure, title, most if wrong.any() else "no mistakes")
+    most = f"most often mistaken: {wrong.max():.1f} % of {labels[true]} seen as {labels[seen]}"
+    heading(figure, title, most if wrong.any() else "no mistakes", width=80)
     return figure
 
 

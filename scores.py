@@ -8,15 +8,16 @@ from matplotlib.figure import Figure
 
 import data
 import score_figures
+from style import short
 from subject import Subject, to_array
 
 SHOWN = 24  # mistakes
-MOST_CLASSES = 60  # that a confusion matrix is legible for
+MOST_CLASSES = 50  # that a confusion matrix is legible for
 
 
 def draw_confusion_matrix(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """Which classes are taken for which."""
-    if not comparable(subject) or len(subject.classes) > MOST_CLASSES:
+    if not subject.comparable or len(subject.classes) > MOST_CLASSES:
         print(f"confusion_matrix: left out, it needs test images of the network's classes, {MOST_CLASSES} at most")
         return
     labels, predicted = labels_and_predictions(subject)
@@ -27,7 +28,7 @@ def draw_confusion_matrix(subject: Subject) -> Iterator[tuple[Path, Figure]]:
 
 def draw_mistakes(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """The misclassified images that the network is most certain of."""
-    if not comparable(subject):
+    if not subject.comparable:
         print("mistakes: left out, they need test images of the network's classes")
         return
     labels, predicted = labels_and_predictions(subject)
@@ -39,7 +40,8 @@ def draw_mistakes(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
     indices = subject.searched[worst]
     captions = [
-        f"{subject.classes[labels[n]]}, image {index}\nas {subject.classes[predicted[n]]}, {confidence[n]:.1%}"
+        f"{short(subject.classes[labels[n]], 12)}, image {index}\n"
+        f"as {short(subject.classes[predicted[n]], 14)}, {confidence[n]:.1%}"
         for n, index in zip(worst, indices.tolist(), strict=True)
     ]
     pictures = to_array(data.resize(subject.test[0][indices], subject.image_size))
@@ -47,16 +49,19 @@ def draw_mistakes(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     yield Path("mistakes"), score_figures.mistakes(pictures, captions, title)
 
 
-def comparable(subject: Subject) -> bool:
-    """Whether the labels of the test images are those the network knows."""
-    return list(subject.test[2]) == subject.classes
-
-
 def labels_and_predictions(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
     """Of the searched test images, (n,) int64 each."""
     _ = subject.top  # the search, which is wanted for the summary anyway, mostly finds the logits, too
     predicted = subject.logits(subject.searched.tolist()).argmax(1)
     return subject.test[1][subject.searched].numpy(), predicted.numpy()
+
+
+def accuracy(subject: Subject) -> float | None:
+    """On the searched test images; None where their classes are not the network's."""
+    if not subject.comparable:
+        return None
+    labels, predicted = labels_and_predictions(subject)
+    return float((labels == predicted).mean())
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, count: int) -> np.ndarray:
@@ -78,11 +83,11 @@ def summary(subject: Subject) -> dict:
             stage: (top.scores[:, 0] <= 0).nonzero().flatten().tolist() for stage, top in subject.top.items()
         },
     }
-    if comparable(subject):
+    if subject.comparable:
         labels, predicted = labels_and_predictions(subject)
         counts = confusion(labels, predicted, len(subject.classes))
         totals = counts.sum(1)
-        found["accuracy"] = float((labels == predicted).mean())
+        found["accuracy"] = accuracy(subject)
         found["accuracy_by_class"] = {
             name: counts[n, n] / totals[n] if totals[n] else None for n, name in enumerate(subject.classes)
         }

@@ -62,6 +62,11 @@ class Subject:
             print(f"note: the classes of {self.source} are not those the network was trained on")
         return images, labels, classes
 
+    @property
+    def comparable(self) -> bool:
+        """Whether the labels of the test images are those the network knows."""
+        return list(self.test[2]) == self.classes
+
     @cached_property
     def files(self) -> list[Path] | None:
         """Where the test images come from; None for a named data set."""
@@ -73,6 +78,12 @@ class Subject:
         count = len(self.test[0])
         limit = min(self.args.limit or count, count)
         return torch.arange(limit) * count // limit
+
+    @property
+    def count(self) -> str:
+        """What is shown of a channel, for titles."""
+        searched = len(self.searched)
+        return f"{min(self.args.top, searched)} strongest of {searched:,} test images"
 
     def batches(self, title: str) -> Iterator[Tensor]:
         """The searched images as the network takes them, with a progress bar on a terminal."""
@@ -151,6 +162,13 @@ class Subject:
         signal = isolate(trace.features[stage], channels, units)
         return {rule: mirror(signal, stage, trace).cpu() for rule, mirror in self.mirrors.items()}
 
+    def reconstruct_maps(self, picture: Picture, stage: str, channels: list[int]) -> dict[str, np.ndarray]:
+        """What the whole map of each channel saw in a picture: rule -> (channels, S, S, 3); some channels at a time."""
+        size = self.args.batch_size
+        parts = [channels[n : n + size] for n in range(0, len(channels), size)]
+        drawn = [self.reconstruct(picture.image.expand(len(part), -1, -1, -1), stage, part, "map") for part in parts]
+        return {rule: to_array(torch.cat([part[rule] for part in drawn])) for rule in self.mirrors}
+
     def channel(self, stage: str, channel: int) -> dict:
         """A channel's strongest images and their reconstructions, as figures.top9_channel draws them."""
         images, labels, classes = self.test
@@ -159,6 +177,7 @@ class Subject:
         units = positions if self.args.units == "peak" else "map"
         drawn = self.reconstruct(images[indices], stage, channel, units)
         predicted = [self.classes[n] for n in self.logits(indices.tolist()).argmax(1)]
+        truth = [classes[n] for n in labels[indices]]
         side, corners = windows(list(drawn.values()))
         patches = cut(data.resize(images[indices], self.image_size), side, corners, outside=0.5)
         pictures = {rule: to_array(cut(each, side, corners, outside=0.0)) for rule, each in drawn.items()}
@@ -174,8 +193,9 @@ class Subject:
                 "activation": top.scores[channel, rank].item(),
                 "row": positions[rank].item() // width,
                 "column": positions[rank].item() % width,
-                "label": classes[labels[index]],
+                "label": truth[rank],
                 "predicted": predicted[rank],
+                "correct": predicted[rank] == truth[rank] if truth[rank] in self.classes else None,
                 "file": str(self.files[index]) if self.files else None,
                 "scale": scale,
                 "correlation": correlation,

@@ -26,7 +26,7 @@ from machine import keep_freed_memory
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
 from scores import draw_confusion_matrix, draw_mistakes, summary
-from subject import Subject, to_array
+from subject import Subject
 from tiles import limit_of
 
 __all__ = ["top_activations"]  # part of this module's interface, used by others
@@ -133,9 +133,7 @@ def draw_reconstructions(subject: Subject) -> Iterator[tuple[Path, Figure]]:
                 maps = subject.network.trace(subject.prepare(picture), stage).features[stage][0].cpu()
             asked = isinstance(subject.args.channels, list)
             channels = subject.args.channels if asked else strongest(maps.amax((1, 2)))
-            copies = picture.image.expand(len(channels), -1, -1, -1)
-            drawn = subject.reconstruct(copies, stage, channels, "map")
-            pictures = {rule: to_array(each) for rule, each in drawn.items()}
+            pictures = subject.reconstruct_maps(picture, stage, channels)
             which = "channels asked for" if asked else "strongest channels"
             title = f"{stage} of {picture.title}: the {which}, reconstructed from their whole maps"
             figure = figures.reconstructions(subject.shown(picture), maps[channels].numpy(), pictures, channels, title)
@@ -144,11 +142,9 @@ def draw_reconstructions(subject: Subject) -> Iterator[tuple[Path, Figure]]:
 
 def draw_top9(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """The strongest test images of some channels: each channel large, then all; leaves top9.json its entries."""
-    searched = len(subject.searched)
-    count = f"{min(subject.args.top, searched)} strongest of {searched:,} test images"
     units = "strongest unit" if subject.args.units == "peak" else "whole map"
     for stage in subject.args.stages:
-        title = f"{stage}: the {count} for each channel, reconstructed from the {units}"
+        title = f"{stage}: the {subject.count} for each channel, reconstructed from the {units}"
         numbers, dead = subject.alive_and_dead(stage, subject.channels(stage))
         if dead:
             print(f"{stage}: no image excites {len(dead)} channels: {' '.join(map(str, dead))}")
@@ -158,18 +154,14 @@ def draw_top9(subject: Subject) -> Iterator[tuple[Path, Figure]]:
             for channel in on_page:
                 channels.append(subject.channel(stage, channel))
                 subject.entries += channels[-1]["entries"]
-                of_one = f"{stage}, channel {channel}: the {count}, reconstructed from the {units}"
+                of_one = f"{stage}, channel {channel}: the {subject.count}, reconstructed from the {units}"
                 yield Path(f"{stage}_top9_channel_{channel}"), figures.top9_channel(channels[-1], of_one)
             name = f"{stage}_top9" + (f"_page_{page}" if len(pages) > 1 else "")
             yield Path(name), figures.top9_overview(channels, title)
 
 
-FIGURES = {
-    "training_curves": draw_training_curves,
-    "filters": draw_filters,
-    "input": draw_input,
-    "feature_maps": draw_feature_maps,
-    "reconstructions": draw_reconstructions,
+OF_PICTURES = {"input": draw_input, "feature_maps": draw_feature_maps, "reconstructions": draw_reconstructions}
+OF_THE_TEST_SPLIT = {
     "top9": draw_top9,
     "rules": draw_rules,
     "branches": draw_branches,
@@ -179,27 +171,14 @@ FIGURES = {
     "confusion_matrix": draw_confusion_matrix,
     "mistakes": draw_mistakes,
 }
-SEARCHING = (
-    "top9",
-    "rules",
-    "branches",
-    "unpooling",
-    "sanity",
-    "evolution",
-    "confusion_matrix",
-    "mistakes",
-)  # the test split
+FIGURES = {"training_curves": draw_training_curves, "filters": draw_filters, **OF_PICTURES, **OF_THE_TEST_SPLIT}
 
 
 def visualize(args) -> None:
     """Draws what was asked for, and says what was written."""
     torch.backends.cudnn.allow_tf32 = False  # pictures as exact as on a CPU
     subject = Subject(args)
-    names = args.figures or [name for name in FIGURES if not (args.images and name in SEARCHING)]
-    if {"input", "feature_maps", "reconstructions"} & set(names):
-        _ = subject.pictures  # what cannot be read ends the script here, before anything is written
-    if "top9" in names:
-        _ = subject.test
+    names = what_to_draw(subject)
     folder = output_folder(args.out)
     for name in names:
         started = time.monotonic()
@@ -214,8 +193,29 @@ def visualize(args) -> None:
         print(write_gallery(subject, folder))
     if subject.entries:
         write_json(folder / "top9.json", subject.entries)
-    if args.gallery or set(names) & set(SEARCHING):
+    if args.gallery or OF_THE_TEST_SPLIT.keys() & names:
         write_json(folder / "summary.json", summary(subject))
+
+
+def what_to_draw(subject: Subject) -> list[str]:
+    """The figures asked for, or all that go with --images, once it is known that their images can be read.
+
+    Where nothing was asked for that needs test images, and they are not there, their figures are left out, with a word.
+    """
+    args = subject.args
+    names = args.figures or [name for name in FIGURES if not (args.images and name in OF_THE_TEST_SPLIT)]
+    try:
+        if args.gallery or OF_THE_TEST_SPLIT.keys() & names:
+            _ = subject.test
+        if OF_PICTURES.keys() & names:
+            _ = subject.pictures
+    except data.DataError as error:
+        if args.images or args.data or args.root or args.figures or args.gallery:
+            raise
+        without = [name for name in names if name in OF_PICTURES or name in OF_THE_TEST_SPLIT]
+        print(f"left out, they need the test images: {', '.join(without)}\n{error}")
+        return [name for name in names if name not in without]
+    return names
 
 
 def write_json(file: Path, content) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torchvision
 
+import checkpoint
 import train
 import visualizer
 from network import ResNet18
@@ -259,6 +260,14 @@ class TestBadInputOfVisualizer:
     def test_data_that_are_gone(self, capsys, tmp_path, small_run):
         flags = ["--ckpt", small_run / "model.pt", "--data", tmp_path / "gone", "--out", tmp_path / "plots"]
         ends(capsys, visualizer.main, flags, 1, "gone is no folder")
+
+    def test_data_that_a_gallery_needs(self, capsys, tmp_path, small_run):
+        state = checkpoint.load(small_run / "model.pt")
+        state["config"] = state["config"] | {"data": str(tmp_path / "gone")}
+        torch.save(state, tmp_path / "model.pt")
+        flags = ["--ckpt", tmp_path / "model.pt", "--gallery", "--out", tmp_path / "plots"]
+        ends(capsys, visualizer.main, flags, 1, "gone is no folder")
+        assert not (tmp_path / "plots").exists()
 
     def test_an_output_path_that_is_a_file(self, capsys, tmp_path, small_run):
         (tmp_path / "file").write_text("mine")

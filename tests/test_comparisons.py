@@ -1,5 +1,7 @@
 """The numbers under the comparisons, against autograd, brute force and what must hold."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import comparisons
 import train
 import visualizer
 from network import STAGES, ResNet18
+from reverse_network import ReverseResNet18
 from subject import Subject
 
 
@@ -76,11 +79,50 @@ def test_a_case_is_of_the_strongest_units(subject):
         assert caption.startswith(f"channel {channel}\nimage {image}\nactivation {peak:.2f}")
 
 
+def shown(figure, column, rows):
+    """The tiles of a column of a comparison, as values from -1 to 1 around grey."""
+    across = len(figure.get_axes()) // rows
+    tiles = [figure.get_axes()[row * across + column].get_images()[0].get_array() for row in range(rows)]
+    return np.stack([2 * np.asarray(tile) - 1 for tile in tiles])
+
+
+@pytest.mark.parametrize(
+    "draw, mirrors",
+    [
+        (comparisons.draw_rules, {rule: {"rule": rule} for rule in ("gradient", "guided", "deconvnet")}),
+        (
+            comparisons.draw_branches,
+            {branches: {"rule": "deconvnet", "branches": branches} for branches in ("both", "residual", "shortcut")},
+        ),
+    ],
+)
+def test_tiles_are_the_mirrors_under_its_name(subject, draw, mirrors):
+    """Of 32x32 images the whole is shown, each on its own scale."""
+    ((_, figure),) = draw(subject)
+    case = comparisons.Case(subject, "conv5_x")
+    names = [axes.get_title() for axes in figure.get_axes() if axes.get_title()]
+    assert names[0] == "image" and set(names[1:]) == set(mirrors)
+    drawn = {}
+    with torch.inference_mode():
+        trace = subject.network.trace(subject.preprocess(case.images))
+        signal = comparisons.isolate(trace.features["conv5_x"], case.channels, "peak")
+        for name, how in mirrors.items():
+            drawn[name] = ReverseResNet18(subject.network, **how)(signal, "conv5_x", trace)
+    for column, name in enumerate(names[1:], 1):
+        expected = drawn[name].permute(0, 2, 3, 1).numpy()
+        limits = np.abs(expected).max((1, 2, 3), keepdims=True)
+        assert np.allclose(shown(figure, column, len(expected)), expected / limits, atol=1e-4), name
+        if draw is comparisons.draw_branches and name != "both":
+            shares = drawn[name].flatten(1).norm(dim=1) / drawn["both"].flatten(1).norm(dim=1)
+            labels = [axes.get_xlabel() for axes in figure.get_axes()[column :: len(names)]]
+            assert [label.split("norm ")[1] for label in labels] == [f"{share:.1%}" for share in shares.tolist()]
+
+
 def test_the_unpoolings_error_is_that_of_the_whole_pictures(subject):
     ((_, figure),) = comparisons.draw_unpooling(subject)
     case = comparisons.Case(subject, "conv5_x")
     exact, other = (
-        case.reconstruct(comparisons.ReverseResNet18(subject.network, "deconvnet", how)) for how in ("sum", "overwrite")
+        case.reconstruct(ReverseResNet18(subject.network, "deconvnet", how)) for how in ("sum", "overwrite")
     )
     errors = ((exact - other).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).tolist()
     labels = [axes.get_xlabel() for axes in figure.get_axes() if axes.get_xlabel().startswith("error")]
@@ -129,7 +171,16 @@ class TestEvolution:
             with torch.inference_mode():
                 features = network.trace(subject.preprocess(subject.test[0])).features["conv5_x"][:, channel]
             score, image = features.flatten(1).max(1).values.max(0)
-            assert axes[place].get_xlabel() == f"image {image}, {score:.2f}"
+            assert axes[place].get_xlabel() == f"image {image}\n{score:.2f}"
+
+    def test_of_a_run_and_not_of_what_lies_beside_it(self, small_run, tmp_path, capsys):
+        for name in ("snapshot_1.pt", "other.pt", "model.pt"):
+            shutil.copy(small_run / "model.pt", tmp_path / name)
+        drawn = {}
+        for name in ("snapshot_1.pt", "other.pt", "model.pt", "."):
+            subject = Subject(visualizer.parse_args(["--ckpt", str(tmp_path / name), "--device", "cpu"]))
+            drawn[name] = len(list(comparisons.draw_evolution(subject)))
+        assert drawn == {"snapshot_1.pt": 0, "other.pt": 0, "model.pt": 1, ".": 1}
 
     def test_a_new_run_has_nothing_of_an_old_ones(self, small_run, tmp_path):
         flags = ["--data", str(small_run.parent / "pictures"), "--out", str(tmp_path), "--image-size", "32"]

@@ -25,7 +25,7 @@ def drawn(figure):
 def channel(number=3, rules=("deconvnet", "guided"), count=9, dead=0):
     entries = [
         {"rank": n + 1, "activation": 0.0 if n >= count - dead else 9.5 - n, "index": 100 + n,
-         "label": "cat", "predicted": "dog" if n == 1 else "cat"}
+         "label": "cat", "predicted": "dog" if n == 1 else "cat", "correct": n != 1}
         for n in range(count)
     ]  # fmt: skip
     pictures = {rule: RANDOM.randn(count, 32, 32, 3) for rule in rules}
@@ -218,7 +218,7 @@ def test_names_with_dollars_are_shown_as_they_are():
 
 def test_long_class_names_stay_within_their_column():
     entry = {"rank": 9, "activation": 12.5, "index": 9999, "label": "Staffordshire Bull Terrier"}
-    caption = figures.tile_caption(entry | {"predicted": "American Staffordshire Terrier"})
+    caption = figures.tile_caption(entry | {"predicted": "American Staffordshire Terrier", "correct": False})
     assert max(map(len, caption.splitlines())) <= 45 and "Staffordshire Bu…, seen as American Staffor…" in caption
 
 

@@ -9,12 +9,15 @@ import subprocess
 import numpy as np
 import pytest
 import torch
+from conftest import write_folder
 from PIL import Image
 
 import checkpoint
+import gallery as gallery_module
 import visualizer
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+NAMES = ["7", "a & b", 'ring <b>"x"']  # of classes: a number, and what HTML gives a meaning
 CHANNELS = [str(n) for n in range(0, 64, 5)]
 
 
@@ -25,9 +28,14 @@ def gallery(small_run, tmp_path_factory):
     state = checkpoint.load(small_run / "model.pt")
     for name in ("weight", "bias"):
         state["model"][f"bn1.{name}"][5] = 0
-    state["classes"] = ["disk", "ring", "stripes"]
+    state["classes"] = NAMES
+    write_folder(out / "pictures")
+    for split in ("train", "test"):
+        for name, folder in zip(("disk", "ring", "stripes"), NAMES, strict=True):
+            (out / "pictures" / split / name).rename(out / "pictures" / split / folder)
     torch.save(state, out / "model.pt")
-    flags = "--device cpu --figures top9 --stages conv1 conv2_x --gallery --channels".split()
+    flags = "--device cpu --figures top9 --stages conv1 conv2_x --gallery --top 2 --channels".split()
+    flags = ["--data", str(out / "pictures"), *flags]
     visualizer.main(["--ckpt", str(out / "model.pt"), "--out", str(out / "plots"), *flags, *CHANNELS])
     return out / "plots"
 
@@ -37,11 +45,19 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.elements = []
+        self.elements, self.rows = [], []
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag == "td":
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.elements and self.elements[-1][0] == "td" and self.rows[-1]:
+            self.rows[-1][-1] += data.strip()
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
@@ -82,19 +98,44 @@ def test_the_dead_channel_is_named(gallery):
 def test_the_numbers_are_those_of_top9_json(gallery):
     text = (gallery / "index.html").read_text()
     entries = json.loads((gallery / "top9.json").read_text())
-    assert len(entries) == 9 * len(Page(text).all("article"))
-    for entry in entries[::20]:
-        row = f"<td>{entry['activation']:.2f}<td>{entry['index']}<td>{entry['label']}<td>{entry['predicted']}"
-        assert row in text
+    assert len(entries) == 2 * len(Page(text).all("article"))
+    rows = Page(text).rows
+    for entry in entries:
+        numbers = [f"{entry['activation']:.2f}", str(entry["index"]), entry["label"], entry["predicted"]]
+        assert [str(entry["rank"]), *numbers] in rows
+    assert {row[3] for row in rows if row} == set(NAMES)
+
+
+def test_what_does_not_excite_a_channel_is_not_among_its_images():
+    tiles = np.zeros((2, 8, 8, 3))
+    entry = {"rank": 1, "activation": 1.5, "index": 4, "label": "cat", "predicted": "dog", "correct": None}
+    silent = entry | {"rank": 2, "activation": 0.0, "label": "bird"}
+    channel = {"channel": 3, "entries": [entry, silent], "patches": tiles, "pictures": {}}
+    text = gallery_module.article("conv1", channel | {"correlation": {}, "scale": {}}, "a.jpg", (8, 8, 3))
+    assert "cat" in text and "bird" not in text and "wrong" not in text
+    entry["correct"] = False
+    assert "wrong" in gallery_module.article("conv1", channel | {"correlation": {}, "scale": {}}, "a.jpg", (8, 8, 3))
+
+
+def test_the_header_says_how_good_the_network_is_on_these_images(gallery):
+    accuracy = json.loads((gallery / "summary.json").read_text())["accuracy"]
+    assert f"accuracy on these images {accuracy:.2%}" in (gallery / "index.html").read_text()
+    assert "the 2 strongest of 12 test images of each channel" in (gallery / "index.html").read_text()
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 class TestInABrowser:
-    def shown(self, gallery, tmp_path, query=""):
-        """The articles that are not hidden, and what the counter says."""
+    def shown(self, gallery, tmp_path, query="", script=""):
+        """The articles that are not hidden, and what the counter says, after a script of the test's own."""
+        page = gallery / "index.html"
+        if script:
+            page = gallery / "scripted.html"
+            page.write_text(
+                (gallery / "index.html").read_text().replace("</html>", f"<script>{script}</script></html>")
+            )
         command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
                    "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path}",
-                   "--dump-dom", f"file://{gallery}/index.html{query}"]  # fmt: skip
+                   "--dump-dom", f"file://{page}{query}"]  # fmt: skip
         text = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
         articles = [article for article in Page(text).all("article") if "hidden" not in article]
         return articles, re.search(r"<output[^>]*>([^<]*)", text)[1]
@@ -108,14 +149,41 @@ class TestInABrowser:
         articles, count = self.shown(gallery, tmp_path, "?words=10")
         assert [article["id"] for article in articles] == ["conv1-10", "conv2_x-10"] and count.startswith("2 of")
 
-    def test_by_stage_and_class(self, gallery, page, tmp_path):
-        articles, _ = self.shown(gallery, tmp_path, "?words=conv2_x+ring")
-        expected = [
-            article["id"]
-            for article in page.all("article")
-            if {"conv2_x", "ring"} <= set(article["data-words"].split())
-        ]
-        assert [article["id"] for article in articles] == expected and expected
+    @pytest.mark.parametrize("words, name", [("ring", NAMES[2]), ("7", NAMES[0]), ("%26", NAMES[1])])
+    def test_by_stage_and_class(self, gallery, tmp_path, words, name):
+        articles, _ = self.shown(gallery, tmp_path, f"?words=CONV2+{words}")
+        expected = {
+            f"conv2_x-{entry['channel']}"
+            for entry in json.loads((gallery / "top9.json").read_text())
+            if entry["stage"] == "conv2_x" and entry["label"] == name
+        }
+        assert {article["id"] for article in articles} == expected
+        assert 0 < len(expected) < len(CHANNELS)  # some are found, and others are not
+
+    def test_the_keys(self, gallery, page, tmp_path):
+        event = "new KeyboardEvent('keydown', {key, bubbles: true})"
+        press = f"const press = key => document.activeElement.dispatchEvent({event});"
+        tell = "document.querySelector('output').textContent = document.activeElement.id;"
+        ids = [article["id"] for article in page.all("article")]
+        for keys, expected in (
+            ("j", ids[0]),
+            ("jjj", ids[2]),
+            ("jjk", ids[0]),
+            ("k", ids[0]),
+            ("j/", "words"),
+            ("/j", "words"),
+        ):
+            script = press + "".join(f"press('{key}');" for key in keys) + tell
+            assert self.shown(gallery, tmp_path, script=script)[1] == expected, keys
+
+    def test_a_link_to_a_channel_leads_there(self, gallery, page, tmp_path):
+        last = page.all("article")[-1]["id"]
+        script = (
+            f"const top = document.getElementById('{last}').getBoundingClientRect().top;"
+            "document.querySelector('output').textContent = `${scrollY} ${top} ${innerHeight}`;"
+        )
+        scrolled, top, height = map(float, self.shown(gallery, tmp_path, f"#{last}", f"{{ {script} }}")[1].split())
+        assert scrolled > 0 and 0 <= top < height
 
     def test_by_activation(self, gallery, page, tmp_path):
         peaks = sorted(float(article["data-peak"]) for article in page.all("article"))

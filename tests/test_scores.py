@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import write_folder
 
 import checkpoint
 import data
@@ -68,8 +69,6 @@ def test_the_summary(subject, truth):
 
 
 def test_other_classes_than_the_networks_have_no_accuracy(small_run, tmp_path, capsys):
-    from conftest import write_folder
-
     folder = write_folder(tmp_path / "other", classes=("disk", "ring", "cross"))
     flags = ["--ckpt", str(small_run / "model.pt"), "--data", str(folder), "--device", "cpu"]
     subject = Subject(visualizer.parse_args(flags))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import write_folder
 from PIL import Image
 
 import checkpoint
@@ -94,6 +95,7 @@ class TestDefaults:
                     assert unit.item() == pytest.approx(score.item(), rel=1e-5)
                     assert entry["label"] == classes[labels[index]]
                     assert entry["predicted"] == classes[predicted[index]]
+                    assert entry["correct"] == (predicted[index] == labels[index]).item()
                     assert entry["file"] == str(files[index])
                     assert entry["scale"].keys() == entry["correlation"].keys() == {"deconvnet", "guided"}
 
@@ -127,7 +129,7 @@ class TestFlags:
         assert drawn or name == "evolution"
         assert {stem for stem in drawn if "_channel_" not in stem} <= FIXED_NAMES
         assert (tmp_path / "top9.json").exists() == (name == "top9")
-        assert (tmp_path / "summary.json").exists() == (name in visualizer.SEARCHING)
+        assert (tmp_path / "summary.json").exists() == (name in visualizer.OF_THE_TEST_SPLIT)
 
     def test_stages_channels_top_rules_and_units(self, small_run, tmp_path):
         args = visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--stages", "conv3_x"])
@@ -186,6 +188,15 @@ class TestFlags:
         visualize(small_run, tmp_path, "--figures", "feature_maps", "reconstructions", "--stages", *STAGES)
         assert len(list(tmp_path.glob("*_feature_maps.png"))) == len(list(tmp_path.glob("*_reconstructions.png"))) == 5
 
+    def test_a_class_that_the_network_does_not_know_is_not_misclassified(self, small_run, tmp_path):
+        other = write_folder(tmp_path / "other", classes=("disk", "ring", "cross"))
+        visualize(small_run, tmp_path / "plots", "--figures", "top9", "--data", str(other))
+        entries = json.loads((tmp_path / "plots" / "top9.json").read_text())
+        for entry in entries:
+            known = entry["label"] != "cross"
+            assert entry["correct"] == (entry["label"] == entry["predicted"] if known else None)
+        assert {entry["label"] for entry in entries} == {"disk", "ring", "cross"}
+
     def test_limit_spreads_over_the_test_split(self, small_run):
         args = visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--limit", "6"])
         assert visualizer.Subject(args).searched.tolist() == [0, 2, 4, 6, 8, 10]
@@ -221,6 +232,25 @@ class TestFlags:
                 name for name in FIXED_NAMES if name.endswith(("input", "feature_maps", "reconstructions"))
             }
         assert not (out / "top9.json").exists() and (out / "conv1_filters.png").exists()
+
+    def test_a_long_list_of_channels_goes_in_parts(self, small_run):
+        flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--batch-size"]
+        small, large = (visualizer.Subject(visualizer.parse_args([*flags, size])) for size in ("3", "50"))
+        channels = [5, 7, 500, 0, 1, 2, 9]
+        parts, whole = (each.reconstruct_maps(each.pictures[0], "conv5_x", channels) for each in (small, large))
+        for rule in ("deconvnet", "guided"):
+            assert parts[rule].shape == (7, 32, 32, 3) and parts[rule].any()
+            assert np.allclose(parts[rule], whole[rule], atol=1e-5 * np.abs(whole[rule]).max())
+
+    def test_what_needs_no_images_is_drawn_without_them(self, small_run, tmp_path, capsys):
+        state = checkpoint.load(small_run / "model.pt")
+        state["config"] = state["config"] | {"data": str(tmp_path / "gone")}
+        torch.save(state, tmp_path / "model.pt")
+        visualize(tmp_path, tmp_path / "plots")
+        drawn = {path.stem for path in (tmp_path / "plots").iterdir()}
+        assert drawn == {name for name in FIXED_NAMES if name.startswith(("training_curves", "conv1_filters"))}
+        said = capsys.readouterr().out
+        assert "left out, they need the test images: input, feature_maps" in said and "gone is no folder" in said
 
     @pytest.mark.parametrize(
         "name, folder", [("...png", "image"), ("名前.png", "名前"), ("cost_$5_^$x.png", "cost_$5_^$x")]
@@ -260,7 +290,7 @@ def test_reconstructions_lie_on_the_object(trained_run, record_property):
     conv5_x, the strongest unit of each of 200 test images. The mask is drawn with the image; no network saw it.
     """
     network, info = checkpoint.load_network(trained_run / "model.pt")
-    assert info["result"]["test_accuracy"] > 0.8, "a network that has not learned the shapes tells nothing"
+    assert info["result"]["test_accuracy"] > 0.6, "a network that has not learned the shapes tells nothing"
     images, _, masks = (torch.from_numpy(array[:200]) for array in draw_shapes("test"))
     masks = masks.repeat_interleave(2, 1).repeat_interleave(2, 2)  # 32x32 -> 64x64
     with torch.inference_mode():
