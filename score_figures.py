@@ -11,7 +11,8 @@ from style import WIDTH, WRONG, heading, short, styled
 def training_curves(history: list[dict]) -> Figure:
     """Loss and accuracy over the iterations, from the lines of history.jsonl, with their last values.
 
-    Dotted lines mark the steps of the learning rate: a constant that falls to less than two thirds.
+    Dotted lines mark the steps of the learning rate: a constant that falls to less than two thirds. Of joined runs grey
+    lines mark where the image size changes.
     """
     figure = Figure((WIDTH, 2.6), layout="constrained")
     for axes, name, factor, text in zip(
@@ -29,6 +30,10 @@ def training_curves(history: list[dict]) -> Figure:
             rates = [entry["learning_rate"] for entry in (earlier, before, after)]
             if rates[0] == rates[1] > 1.5 * rates[2]:
                 axes.axvline(before["step"], color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+        sizes = {entry.get("image_size"): entry["step"] for entry in reversed(history)}  # size -> its first line
+        for size, step in sizes.items() if len(sizes) > 1 else ():
+            axes.axvline(step, color="0.8", linewidth=0.8, zorder=0)
+            axes.text(step, 1, f" {size}x{size}", fontsize=6, va="bottom", transform=axes.get_xaxis_transform())
         axes.set_xlabel("iteration")
         axes.set_ylabel("loss (cross-entropy)" if name == "loss" else "accuracy (%)")
         axes.set_xlim(left=0)

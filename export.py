@@ -1,0 +1,104 @@
+"""Make a trained network small enough to share: 22 MB instead of 45, with everything visualizer.py needs.
+
+python export.py checkpoints/model.pt --out resnet18-flowers.pt
+python export.py runs/64/model.pt runs/128/model.pt runs/224/model.pt --out checkpoints/resnet18-cifar10.pt
+
+Several files are runs that began with each other's weights (train.py --init): the weights are those of the last, the
+history and the time those of all, and the recipe names the command of each.
+"""
+
+from pathlib import Path
+
+from torch import Tensor
+
+import checkpoint
+import data
+import train
+from command_line import ArgumentParser, one_line_errors
+
+OF_A_MACHINE = {"root", "device", "out", "log_every", "save_every", "resume", "overwrite", "tensorboard"}
+
+
+def parse_args(argv=None):
+    """The flags of the command line; a wrong use ends in one line and exit code 2."""
+    parser = ArgumentParser(__doc__)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="CKPT", help="the model.pt of a run, or of several, the first first")
+    add("--out", required=True, metavar="FILE", help="the file to write")
+    add("--data", default="cifar10", help="where visualizer.py looks for test images unless it is told")
+    return parser.parse_args(argv)
+
+
+def exported(runs: list[str | Path], source: str) -> dict:
+    """A checkpoint of the last run's network: matrices in half precision, vectors (biases, batch norms) in single.
+
+    Raises CheckpointError for files that are not of finished runs of train.py on the same data.
+    """
+    states = [checkpoint.load(run) for run in runs]
+    for run, state in zip(runs, states, strict=True):
+        checkpoint.load_network(run)  # raises what is wrong with it
+        if not state.get("result"):
+            raise checkpoint.CheckpointError(f"{run} is of no finished run: pass a model.pt of train.py")
+        if any(state[name] != states[0][name] for name in ("classes", "mean", "std")):
+            raise checkpoint.CheckpointError(f"{run} was trained on other data than {runs[0]}: pass runs on the same")
+    last = states[-1]
+    config = {name: value for name, value in last["config"].items() if name not in OF_A_MACHINE}
+    recipe = [command(state["config"]) for state in states]
+    return {
+        "model": {name: halved(value) for name, value in last["model"].items()},
+        **{name: last[name] for name in ("classes", "mean", "std", "image_size")},
+        "config": config | {"data": source, "init": None, "recipe": recipe},
+        "result": last["result"] | {"seconds": sum(state["result"]["seconds"] for state in states)},
+        "history": joined_histories(states),
+    }
+
+
+def halved(value: Tensor) -> Tensor:
+    """Half precision for what has many numbers; few would be saved on the others."""
+    return value.half() if value.ndim > 1 else value
+
+
+def command(config: dict) -> str:
+    """The call of train.py with these settings; for paths it has FOLDER and PREVIOUS (the run it began with)."""
+    config = dict(config)
+    if config["data"] not in data.DATASETS:
+        config["data"] = "FOLDER"
+    if config["init"]:
+        config["init"] = "PREVIOUS"
+    flags = []
+    for name, default in vars(train.parse_args(["--schedule", config["schedule"]])).items():
+        value = config.get(name, default)
+        flag = "--" + name.replace("_", "-")
+        if name in OF_A_MACHINE or (value == default and name != "schedule"):
+            continue
+        if isinstance(value, bool):
+            flags.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            flags.append(f"{flag} {' '.join(map(str, value)) if isinstance(value, list) else value}")
+    return " ".join(["python train.py", *flags])
+
+
+def joined_histories(states: list[dict]) -> list[dict]:
+    """The lines of all runs, with epochs and iterations counted on, each with the run's image size."""
+    lines, epochs, steps = [], 0, 0
+    for state in states:
+        lines += [
+            entry | {"epoch": entry["epoch"] + epochs, "step": entry["step"] + steps, "image_size": state["image_size"]}
+            for entry in state["history"]
+        ]
+        epochs, steps = epochs + state["result"]["epoch"], steps + state["result"]["step"]
+    return lines
+
+
+def main(argv=None):
+    """The script."""
+    args = parse_args(argv)
+    with one_line_errors(checkpoint.CheckpointError):
+        state = exported(args.runs, args.data)
+        checkpoint.save(state, args.out)
+        print(*state["config"]["recipe"], sep="\n")
+        print(f"{args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB, image size {state['image_size']}")
+
+
+if __name__ == "__main__":
+    main()

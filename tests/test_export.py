@@ -1,0 +1,114 @@
+"""A file to share against the runs it was made of."""
+
+import pytest
+import torch
+
+import checkpoint
+import export
+import score_figures
+import train
+from benchmarks import reproduce
+
+
+@pytest.fixture(scope="module")
+def runs(small_run, tmp_path_factory):
+    """A run at 32x32, and one at 40x40 that began with its weights."""
+    out = tmp_path_factory.mktemp("second")
+    flags = "--image-size 40 --epochs 1 --batch-size 12 --lr 0.001 --no-flip --schedule cosine --device cpu".split()
+    data = ["--data", str(small_run.parent / "pictures"), "--snapshots", "1"]
+    train.main([*flags, *data, "--init", str(small_run / "model.pt"), "--out", str(out)])
+    return [str(small_run / "model.pt"), str(out / "model.pt")]
+
+
+@pytest.fixture
+def shared(runs, tmp_path):
+    export.main([*runs, "--out", str(tmp_path / "shared.pt")])
+    return tmp_path / "shared.pt"
+
+
+def test_it_is_the_last_runs_network_in_half_the_space(runs, shared):
+    (network, info), (small, known) = checkpoint.load_network(runs[1]), checkpoint.load_network(shared)
+    assert shared.stat().st_size < 0.52 * (shared.parent / runs[1]).stat().st_size
+    for name, value in network.state_dict().items():
+        found = small.state_dict()[name]
+        assert found.dtype == value.dtype
+        assert torch.equal(found, value.half().float() if value.ndim > 1 else value), name
+    for name in ("classes", "mean", "std", "image_size"):
+        assert known[name] == info[name]
+    assert known["config"]["data"] == "cifar10"
+
+
+def test_the_recipe_gives_the_settings_again(runs, shared):
+    recipe = checkpoint.load(shared)["config"]["recipe"]
+    for run, line in zip(runs, recipe, strict=True):
+        config = checkpoint.load(run)["config"]
+        again = vars(train.parse_args(line.split()[2:]))
+        of_a_machine = export.OF_A_MACHINE | {"data", "init"}
+        assert {name: again[name] for name in again.keys() - of_a_machine} == {
+            name: config[name] for name in again.keys() - of_a_machine
+        }
+    assert "--data FOLDER" in recipe[0] and "--init" not in recipe[0] and "--init PREVIOUS" in recipe[1]
+
+
+def test_no_path_of_the_machine_is_in_it(shared, small_run):
+    state = checkpoint.load(shared)
+    assert str(small_run.parent) not in str({name: value for name, value in state.items() if name != "model"})
+
+
+def test_histories_follow_each_other(runs, shared):
+    parts = [checkpoint.load(run) for run in runs]
+    known = checkpoint.load(shared)
+    history = known["history"]
+    assert len(history) == sum(len(part["history"]) for part in parts)
+    steps = [entry["step"] for entry in history]
+    assert steps == sorted(steps) and steps[-1] == sum(part["result"]["step"] for part in parts)
+    assert [entry["epoch"] for entry in history if entry["kind"] == "test"] == [1, 2, 3]
+    assert {entry["image_size"] for entry in history if entry["epoch"] == 3} == {40}
+    assert known["result"]["test_accuracy"] == history[-1]["accuracy"] == parts[1]["result"]["test_accuracy"]
+    assert known["result"]["seconds"] == pytest.approx(sum(part["result"]["seconds"] for part in parts))
+    texts = [text.get_text().strip() for text in score_figures.training_curves(history).get_axes()[0].texts]
+    assert sorted(texts) == ["32x32", "40x40"]
+
+
+@pytest.mark.parametrize(
+    "change, words", [({"classes": ["a", "b", "c"]}, "other data"), ({"result": {}}, "no finished")]
+)
+def test_what_cannot_be_shared(runs, tmp_path, capsys, change, words):
+    torch.save(checkpoint.load(runs[1]) | change, tmp_path / "changed.pt")
+    with pytest.raises(SystemExit) as end:
+        export.main([runs[0], str(tmp_path / "changed.pt"), "--out", str(tmp_path / "shared.pt")])
+    assert end.value.code == 1 and words in capsys.readouterr().err
+    assert not (tmp_path / "shared.pt").exists()
+
+
+class TestReproduce:
+    def test_the_accuracy_is_that_of_the_training(self, runs, small_run, capsys):
+        for run in runs:
+            reproduce.main(["--ckpt", run, "--data", str(small_run.parent / "pictures"), "--device", "cpu"])
+            accuracy = checkpoint.load(run)["result"]["test_accuracy"]
+            assert f"test accuracy {accuracy:.2%}, reported {accuracy:.2%}" in capsys.readouterr().out
+
+    def test_another_accuracy_is_an_error(self, shared, small_run, capsys):
+        state = checkpoint.load(shared)
+        state["result"]["test_accuracy"] += 0.1
+        torch.save(state, shared)
+        with pytest.raises(SystemExit) as end:
+            reproduce.main(["--ckpt", str(shared), "--data", str(small_run.parent / "pictures"), "--device", "cpu"])
+        assert "differ by more than 0.002" in str(end.value.code)
+        reproduce.main(
+            [
+                "--ckpt",
+                str(shared),
+                "--data",
+                str(small_run.parent / "pictures"),
+                "--tolerance",
+                "0.2",
+                "--device",
+                "cpu",
+            ]
+        )
+
+    def test_other_classes(self, shared, capsys):
+        with pytest.raises(SystemExit):
+            reproduce.main(["--ckpt", str(shared), "--data", "shapes", "--device", "cpu"])
+        assert "are not those the network was trained on" in capsys.readouterr().err
