@@ -101,13 +101,10 @@ def draw_branches(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         below = scales_below(columns)
         for name in list(columns)[1:]:
             shares = (norms[name] / norms["both"]).tolist()
-            below[name] = [f"{text}, norm {share:.1%}" for text, share in zip(below[name], shares, strict=True)]
-        title = f"{case.stage}, {rule}: one unit, through both branches of every block or one of them alone"
-        note = (
-            "below: each tile's own scale, and its norm as a share of that of both, which also has the ways through "
-            f"some of each and is thus not the sum of the others; {GREY}"
-        )
-        yield Path("branches"), figures.comparison(patches, columns, case.captions, below, title, note)
+            below[name] = [f"{text}, norm {share:.2g}" for text, share in zip(below[name], shares, strict=True)]
+        title = f"{case.stage}, {rule}: one unit, through both branches of every block or one alone"
+        note = "below: each tile's own scale, and its norm over that of both, which has all mixed ways, too"
+        yield Path("branches"), figures.comparison(patches, columns, case.captions, below, title, note, GREY)
 
 
 def draw_unpooling(subject: Subject) -> Iterator[tuple[Path, Figure]]:
@@ -139,7 +136,9 @@ def draw_evolution(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     if not (now := excited(Case(subject, stage), "evolution")):
         return
     pictures, below = {}, {}
-    for name, file in {**{f"epoch {epoch}": file for epoch, file in kept.items()}, "now": None}.items():
+    last = subject.info["result"].get("epoch")  # of a finished run
+    files = {f"epoch {epoch}": file for epoch, file in kept.items() if epoch != last}
+    for name, file in {**files, f"epoch {last}" if last else "now": None}.items():
         case = now
         if file:
             network = checkpoint.load_network(file)[0].to(subject.device, memory_format=torch.channels_last)

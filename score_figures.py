@@ -1,6 +1,7 @@
 """Lists of numbers -> matplotlib figures of how well a network does. Knows no torch."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -8,32 +9,27 @@ from style import WIDTH, WRONG, heading, short, styled
 
 
 @styled
-def training_curves(history: list[dict]) -> Figure:
+def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
     """Loss and accuracy over the iterations, from the lines of history.jsonl, with their last values.
 
-    Dotted lines mark the steps of the learning rate: a constant that falls to less than two thirds. Of joined runs grey
-    lines mark where the image size changes.
+    Lines over few iterations, as at a run's end, are left out: they are mostly chance. label_smoothing, which is in the
+    training loss alone, is told beside it.
     """
     figure = Figure((WIDTH, 2.6), layout="constrained")
+    train, test = ([entry for entry in history if entry["kind"] == kind] for kind in ("train", "test"))
+    shown = {"train": _long_enough(train), "test": test}
+    smoothed = f" (label smoothing {label_smoothing:g})" if label_smoothing else ""
     for axes, name, factor, text in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("{} {:.3f}", "{} {:.2f} %"), strict=True
     ):
-        train, test = ([entry for entry in history if entry["kind"] == kind] for kind in ("train", "test"))
-        for kind, lines, colour in (("train", train, "#2166ac"), ("test", test, WRONG)):
+        for (kind, lines), colour in zip(shown.items(), ("#2166ac", WRONG), strict=True):
             if lines:
                 values = [factor * entry[name] for entry in lines]
                 steps = [entry["step"] for entry in lines]
-                label = text.format(kind, values[-1])
+                label = text.format(kind, values[-1]) + (smoothed if (kind, name) == ("train", "loss") else "")
                 style = "-" if kind == "train" and len(lines) >= 40 else ".-"
                 axes.plot(steps, values, style, color=colour, markersize=3, linewidth=1, label=label)
-        for earlier, before, after in zip(train, train[1:], train[2:], strict=False):
-            rates = [entry["learning_rate"] for entry in (earlier, before, after)]
-            if rates[0] == rates[1] > 1.5 * rates[2]:
-                axes.axvline(before["step"], color="0.5", linewidth=0.8, linestyle=":", zorder=0)
-        sizes = {entry.get("image_size"): entry["step"] for entry in reversed(history)}  # size -> its first line
-        for size, step in sizes.items() if len(sizes) > 1 else ():
-            axes.axvline(step, color="0.8", linewidth=0.8, zorder=0)
-            axes.text(step, 1, f" {size}x{size}", fontsize=6, va="bottom", transform=axes.get_xaxis_transform())
+        _mark_changes(axes, history, train)
         axes.set_xlabel("iteration")
         axes.set_ylabel("loss (cross-entropy)" if name == "loss" else "accuracy (%)")
         axes.set_xlim(left=0)
@@ -43,6 +39,25 @@ def training_curves(history: list[dict]) -> Figure:
         if axes.lines:
             axes.legend(title="last values", title_fontsize=6, frameon=False)
     return figure
+
+
+def _long_enough(lines: list[dict]) -> list[dict]:
+    """Without those over less than half as many iterations as the line before."""
+    counts = np.diff([entry["step"] for entry in lines], prepend=0)
+    before = np.concatenate([counts[:1], counts[:-1]])
+    return [entry for entry, keeps in zip(lines, 2 * counts >= before, strict=True) if keeps]
+
+
+def _mark_changes(axes: Axes, history: list[dict], train: list[dict]) -> None:
+    """Dots at the learning rate's steps, constants that fall to below two thirds; grey where the image size changes."""
+    for earlier, before, after in zip(train, train[1:], train[2:], strict=False):
+        rates = [entry["learning_rate"] for entry in (earlier, before, after)]
+        if rates[0] == rates[1] > 1.5 * rates[2]:
+            axes.axvline(before["step"], color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+    sizes = {entry.get("image_size"): entry["step"] for entry in reversed(history)}  # size -> its first line
+    for size, step in sizes.items() if len(sizes) > 1 else ():
+        axes.axvline(step, color="0.8", linewidth=0.8, zorder=0)
+        axes.text(step, 1, f" {size}x{size}", fontsize=6, va="bottom", transform=axes.get_xaxis_transform())
 
 
 @styled

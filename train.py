@@ -260,7 +260,7 @@ def finish(run: Run, flipped: float | None) -> None:
     folder = run.model.parent
     run.save_model(result)
     with checkpoint.atomic_file(folder / "training_curves.png") as file:
-        style.save(score_figures.training_curves(run.history), file)
+        style.save(score_figures.training_curves(run.history, run.facts["config"]["label_smoothing"]), file)
     print(
         f"train accuracy {train_accuracy:.2%} (mean over the last epoch, as trained), {seen}, "
         f"in {duration(run.seconds)}\n"

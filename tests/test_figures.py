@@ -84,6 +84,13 @@ class TestTrainingCurves:
             assert [text.get_text() for text in axes.get_legend().get_texts()] == labels
             assert [line.get_xdata()[0] for line in axes.lines[2:]] == [600]
 
+    def test_the_few_iterations_of_a_runs_end_are_no_point(self):
+        end = self.history[3] | {"step": 910, "loss": 9.0}
+        again = self.history[3] | {"step": 1210, "loss": 0.5}  # of a run that was joined
+        (train, *_), _ = (axes.lines for axes in score_figures.training_curves([*self.history, end, again], 0.1).axes)
+        assert train.get_xydata().tolist() == [[300, 2.0], [600, 1.5], [900, 1.0], [1210, 0.5]]
+        assert train.get_label() == "train 0.500 (label smoothing 0.1)"
+
     def test_a_smooth_schedule_has_no_steps(self):
         rates = [0.1 * 0.5**n for n in range(8)]
         history = [self.history[0] | {"step": n, "learning_rate": rate} for n, rate in enumerate(rates)]
