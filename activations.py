@@ -128,12 +128,12 @@ def cut(pictures: Tensor, side: int, corners: list[tuple[int, int]], outside: fl
     return tiles
 
 
-def mean_correlation(pictures: np.ndarray) -> float | None:
+def mean_correlation(pictures: np.ndarray | Tensor) -> float | None:
     """The mean correlation of all pairs of pictures (n, ...): how much they resemble each other.
 
     Pictures without any structure are passed over; None when fewer than two are left.
     """
-    flat = pictures.reshape(len(pictures), -1).astype(np.float64)
+    flat = np.asarray(pictures, np.float64).reshape(len(pictures), -1)
     flat = flat - flat.mean(1, keepdims=True)
     norms = np.linalg.norm(flat, axis=1)
     flat = flat[norms > 0] / norms[norms > 0, None]

@@ -16,7 +16,7 @@ import figures
 from activations import cut, search, windows
 from network import STAGES, ResNet18
 from reverse_network import BRANCHES, RULES, UNPOOLINGS, ReverseResNet18, isolate
-from style import two_digits
+from style import number, two_digits
 from subject import Subject, to_array
 
 CHANNELS = 6  # rows of a comparison
@@ -83,7 +83,7 @@ def draw_rules(subject: Subject) -> Iterator[tuple[Path, Figure]]:
             for rule in reversed(RULES)
         }
         patches, columns = case.cut(pictures)
-        title = f"{case.stage}: one unit, three ways back through a ReLU"
+        title = f"{case.stage}: one unit, three ways back through a ReLU{subject.unpooling}"
         note = f"below: each tile's own scale; {GREY}"
         yield Path("rules"), figures.comparison(patches, columns, case.captions, scales_below(columns), title, note)
 
@@ -100,9 +100,9 @@ def draw_branches(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         norms = {name: each.flatten(1).norm(dim=1) for name, each in pictures.items()}
         below = scales_below(columns)
         for name in list(columns)[1:]:
-            shares = (norms[name] / norms["both"]).tolist()
-            below[name] = [f"{text}, norm {share:.2g}" for text, share in zip(below[name], shares, strict=True)]
-        title = f"{case.stage}, {rule}: one unit, through both branches of every block or one alone"
+            shares = [number(share, ".2g") for share in ratios(norms[name], norms["both"])]
+            below[name] = [f"{scale}, norm {share}" for scale, share in zip(below[name], shares, strict=True)]
+        title = f"{case.stage}, {rule}: one unit, through both branches of every block or one alone{subject.unpooling}"
         note = "below: each tile's own scale, and its norm over that of both, which has all mixed ways, too"
         yield Path("branches"), figures.comparison(patches, columns, case.captions, below, title, note, GREY)
 
@@ -114,13 +114,15 @@ def draw_unpooling(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         pictures = {how: case.reconstruct(ReverseResNet18(subject.network, rule, how)) for how in UNPOOLINGS}
         pictures["difference"] = pictures["overwrite"] - pictures["sum"]
         norms = {name: each.flatten(1).norm(dim=1) for name, each in pictures.items()}
-        errors = (norms["difference"] / norms["sum"]).tolist()
+        errors = ratios(norms["difference"], norms["sum"])
         patches, columns = case.cut(pictures)
         limits = np.abs(columns["sum"]).max((1, 2, 3), initial=0)
         below = {name: [f"±{limit:.2g}" for limit in limits] for name in columns}
-        below["difference"] = [f"error {error:.0%}" for error in errors]
+        below["difference"] = [f"error {number(error, '.0%')}" for error in errors]
+        known = [error for error in errors if error is not None]
         title = f"{case.stage}, {rule}: unpooling that sums what meets, and one that overwrites it (F.max_unpool2d)"
-        note = f"mean error {np.mean(errors):.0%} of the norm; each row on one scale; {GREY}"
+        mean = number(np.mean(known) if known else None, ".0%")
+        note = f"mean error {mean} of the norm; each row on one scale; {GREY}"
         figure = figures.comparison(patches, columns, case.captions, below, title, note, limits=limits)
         yield Path("unpooling"), figure
 
@@ -147,7 +149,8 @@ def draw_evolution(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         pictures[name] = to_array(drawn)
         below[name] = [f"image {index}\n{score:.2f}" for index, score in case.numbers]
     shown = to_array(data.resize(now.images, subject.image_size))
-    title = f"{stage}, {rule}: the strongest unit of a channel over {len(subject.searched):,} test images, by epoch"
+    searched = f"{len(subject.searched):,} test images"
+    title = f"{stage}, {rule}{subject.unpooling}: a channel's strongest unit in {searched}, by epoch"
     note = "below: its image and activation; each tile on a scale of its own around grey; left: the image of the last"
     captions = [f"channel {channel}" for channel in now.channels]
     yield Path("evolution"), figures.comparison(shown, pictures, captions, below, title, note)
@@ -176,7 +179,7 @@ def draw_sanity(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         }
         captions = [f"{rule}\nchannel {channel}" for rule in reversed(RULES) for channel in case.channels]
         patches = np.concatenate([to_array(shown)] * len(RULES))
-        title = f"{case.stage}, whole maps: weights made random from the top down, and a Sobel filter's edges"
+        title = f"{case.stage}, whole maps{subject.unpooling}: weights made random from the top down, and Sobel's edges"
         note = "below: Spearman's rank correlation of the absolute values with those of the trained network"
         arrays = {name: np.stack(each) for name, each in columns.items()}
         yield Path("sanity"), figures.comparison(patches, arrays, captions, below, title, note)
@@ -218,6 +221,11 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     if any(np.ptp(rank) == 0 for rank in ranks):
         return None
     return float(np.corrcoef(ranks)[0, 1])
+
+
+def ratios(values: Tensor, wholes: Tensor) -> list[float | None]:
+    """Each value as a share of its whole, None where that is zero."""
+    return [value / whole if whole else None for value, whole in zip(values.tolist(), wholes.tolist(), strict=True)]
 
 
 def scales_below(columns: dict[str, np.ndarray]) -> dict[str, list[str]]:

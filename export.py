@@ -15,6 +15,8 @@ import checkpoint
 import data
 import train
 from command_line import ArgumentParser, one_line_errors
+from network import ResNet18
+from schedule import DEFAULT_GAMMA
 
 OF_A_MACHINE = {"root", "device", "out", "log_every", "save_every", "resume", "overwrite", "tensorboard"}
 
@@ -25,6 +27,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("runs", nargs="+", metavar="CKPT", help="the model.pt of a run, or of several, the first first")
     add("--out", required=True, metavar="FILE", help="the file to write")
+    add("--overwrite", action="store_true", help="replace the file that is there")
     add("--data", default="cifar10", help="where visualizer.py looks for test images unless it is told")
     return parser.parse_args(argv)
 
@@ -35,20 +38,26 @@ def exported(runs: list[str | Path], source: str) -> dict:
     Raises CheckpointError for files that are not of finished runs of train.py on the same data.
     """
     states = [checkpoint.load(run) for run in runs]
-    for run, state in zip(runs, states, strict=True):
+    for n, (run, state) in enumerate(zip(runs, states, strict=True)):
         checkpoint.load_network(run)  # raises what is wrong with it
-        if not state.get("result"):
+        config = state.get("config", {})
+        if not {"seconds", "epoch", "step", "test_accuracy"} <= state.get("result", {}).keys() or "recipe" in config:
             raise checkpoint.CheckpointError(f"{run} is of no finished run: pass a model.pt of train.py")
+        if config.get("hold_out"):
+            raise checkpoint.CheckpointError(f"{run} was tested on training images (--hold-out): train on all of them")
+        if n > 0 and not config.get("init"):
+            raise checkpoint.CheckpointError(f"{run} did not begin with the weights of another run: pass it alone")
         if any(state[name] != states[0][name] for name in ("classes", "mean", "std")):
             raise checkpoint.CheckpointError(f"{run} was trained on other data than {runs[0]}: pass runs on the same")
     last = states[-1]
     config = {name: value for name, value in last["config"].items() if name not in OF_A_MACHINE}
+    totals = {name: sum(state["result"][name] for state in states) for name in ("seconds", "epoch", "step")}
     recipe = [command(state["config"]) for state in states]
     return {
         "model": {name: halved(value) for name, value in last["model"].items()},
         **{name: last[name] for name in ("classes", "mean", "std", "image_size")},
         "config": config | {"data": source, "init": None, "recipe": recipe},
-        "result": last["result"] | {"seconds": sum(state["result"]["seconds"] for state in states)},
+        "result": last["result"] | totals,
         "history": joined_histories(states),
     }
 
@@ -60,16 +69,18 @@ def halved(value: Tensor) -> Tensor:
 
 def command(config: dict) -> str:
     """The call of train.py with these settings; for paths it has FOLDER and PREVIOUS (the run it began with)."""
-    config = dict(config)
+    defaults = vars(train.parse_args([]))
+    config = defaults | config
     if config["data"] not in data.DATASETS:
         config["data"] = "FOLDER"
     if config["init"]:
         config["init"] = "PREVIOUS"
+    if config["gamma"] == DEFAULT_GAMMA.get(config["schedule"]):
+        config["gamma"] = defaults["gamma"]
     flags = []
-    for name, default in vars(train.parse_args(["--schedule", config["schedule"]])).items():
-        value = config.get(name, default)
-        flag = "--" + name.replace("_", "-")
-        if name in OF_A_MACHINE or (value == default and name != "schedule"):
+    for name, default in defaults.items():
+        value, flag = config[name], "--" + name.replace("_", "-")
+        if name in OF_A_MACHINE or value == default:
             continue
         if isinstance(value, bool):
             flags.append(flag if value else f"--no-{flag[2:]}")
@@ -94,7 +105,10 @@ def main(argv=None):
     """The script."""
     args = parse_args(argv)
     with one_line_errors(checkpoint.CheckpointError):
+        if Path(args.out).exists() and not args.overwrite:
+            raise checkpoint.CheckpointError(f"{args.out} is there already: pass another --out, or --overwrite")
         state = exported(args.runs, args.data)
+        checkpoint.check_weights(state["model"], ResNet18(len(state["classes"])), f"{args.out} in half precision")
         checkpoint.save(state, args.out)
         print(*state["config"]["recipe"], sep="\n")
         print(f"{args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB, image size {state['image_size']}")

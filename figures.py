@@ -61,7 +61,10 @@ def input_image(
     right.invert_yaxis()
     right.set_xlim(0, 112)
     right.set_xlabel("predicted probability (%)")
-    right.set_title("prediction" if label is None else "prediction (blue: the true class)")
+    if label in (names[n] for n in best):
+        right.set_title("prediction (blue: the true class)")
+    else:
+        right.set_title("prediction" if label is None else f"prediction (true class: {short(label, 25)})")
     right.spines[["top", "right"]].set_visible(False)
     return figure
 

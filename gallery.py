@@ -19,13 +19,15 @@ from style import two_digits
 from subject import Subject
 from tiles import around_grey, beside, mosaic
 
-TILE = 84  # pixels a side
+TILE = 96  # pixels a side: three for each of the smallest windows' 32
 QUALITY = 82  # of the JPEG files: 64 + 512 channels stay far below 60 MB
 
 
 def write_gallery(subject: Subject, folder: Path) -> Path:
     """Writes index.html and gallery/*.jpg into the folder: the channels asked for, or all, of the stages asked for."""
     (folder / "gallery").mkdir(exist_ok=True)
+    page = folder / "index.html"
+    page.unlink(missing_ok=True)  # its numbers would stand above other pictures until this one is done
     sections = []
     for stage in subject.args.stages:
         asked = subject.args.channels if isinstance(subject.args.channels, list) else range(CHANNELS[stage])
@@ -39,7 +41,6 @@ def write_gallery(subject: Subject, folder: Path) -> Path:
                 file.write(as_jpeg(picture))
             articles.append(article(stage, channel, name, picture.shape))
         sections.append(section(stage, articles, dead))
-    page = folder / "index.html"
     with atomic_file(page) as file:
         file.write(whole_page(subject, sections).encode(errors="replace"))  # a folder's name may be no text
     return page
@@ -54,9 +55,9 @@ def composed(channel: dict) -> np.ndarray:
 
 
 def resized(tiles: np.ndarray) -> Iterator[np.ndarray]:
-    """Tiles (s, s, 3) in 0..1 at TILE pixels a side; small ones stay sharp squares."""
+    """Tiles (s, s, 3) in 0..1 at TILE pixels a side; where that is a multiple of s, pixels stay sharp squares."""
     for tile in tiles:
-        how = Image.Resampling.LANCZOS if len(tile) > TILE else Image.Resampling.NEAREST
+        how = Image.Resampling.LANCZOS if TILE % len(tile) else Image.Resampling.NEAREST
         yield np.asarray(Image.fromarray((tile * 255).round().astype(np.uint8)).resize((TILE, TILE), how)) / 255
 
 
@@ -88,7 +89,7 @@ def article(stage: str, channel: dict, image: str, shape: tuple[int, ...]) -> st
         f'<article id="{stage}-{number}" tabindex=-1 aria-label="{stage}, channel {number}" data-words="{words}" '
         f"data-channel={number} data-peak={peak:.4f}>"
         f'<h3><a href="#{stage}-{number}">{stage} {number}</a> <small>{peak:.2f} · {classes}</small></h3>'
-        f'<a href="{image}" tabindex=-1><img loading=lazy src="{image}" width={shape[1]} height={shape[0]} '
+        f'<a href="{image}"><img loading=lazy src="{image}" width={shape[1]} height={shape[0]} '
         f'alt="{stage}, channel {number}: the strongest images ({classes}) beside their reconstructions"></a>'
         f"<p>{rules}</p><details><summary>images</summary><table><tr><th>rank<th>activation<th>image<th>class<th>"
         f"prediction{rows}</table></details></article>\n"
@@ -107,7 +108,7 @@ def whole_page(subject: Subject, sections: list[str]) -> str:
     reached = f", accuracy on these images {found:.2%}" if found is not None else ""
     links = " ".join(f'<a href="#{stage}">{stage}</a>' for stage in subject.args.stages)
     rules = " | ".join(("images", *subject.args.rules))
-    what = f"the {subject.count} of each channel: {rules}"
+    what = f"the {subject.count} of each channel: {rules}{subject.unpooling}"
     return PAGE.format(
         what=escape(what), checkpoint=escape(str(subject.args.ckpt)), reached=reached, links=links,
         sections="".join(sections),
@@ -138,7 +139,8 @@ article p {{ margin: 2px 0; font-size: .85em }} table {{ font-size: .85em; borde
 @media (prefers-color-scheme: dark) {{ .wrong td:last-child {{ color: #f4a582 }} }}
 [hidden] {{ display: none !important }}
 </style>
-<header><h1>What every channel looks for</h1><div>{what}; {checkpoint}{reached}. Grey is zero. {links}</div>
+<header><h1>What every channel looks for</h1><div>{what}; {checkpoint}{reached}.
+Grey: zero, or beyond the image; red: misclassified. {links}</div>
 <form role=search><label>search <input id=words type=search placeholder="channel, class" autocomplete=off></label>
 <label>activation from <input id=from type=number min=0 step=any></label>
 <output id=count aria-live=polite></output><span>keys: / search, j and k next and previous</span></form></header>
@@ -157,7 +159,7 @@ function filter() {{
     count += fits;
   }}
   for (const section of document.querySelectorAll("section"))
-    section.hidden = !section.querySelector("article:not([hidden])");
+    section.hidden = section.querySelector("article") && !section.querySelector("article:not([hidden])");
   field("count").textContent = `${{count}} of ${{articles.length}} channels`;
 }}
 function share() {{

@@ -1,5 +1,7 @@
 """Lists of numbers -> matplotlib figures of how well a network does. Knows no torch."""
 
+from itertools import pairwise
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -54,8 +56,13 @@ def _mark_changes(axes: Axes, history: list[dict], train: list[dict]) -> None:
         rates = [entry["learning_rate"] for entry in (earlier, before, after)]
         if rates[0] == rates[1] > 1.5 * rates[2]:
             axes.axvline(before["step"], color="0.5", linewidth=0.8, linestyle=":", zorder=0)
-    sizes = {entry.get("image_size"): entry["step"] for entry in reversed(history)}  # size -> its first line
-    for size, step in sizes.items() if len(sizes) > 1 else ():
+    begins = [(0, history[0].get("image_size"))] if history else []
+    begins += [
+        (before["step"], after["image_size"])
+        for before, after in pairwise(history)
+        if before.get("image_size") != after.get("image_size")
+    ]
+    for step, size in begins if len(begins) > 1 else ():
         axes.axvline(step, color="0.8", linewidth=0.8, zorder=0)
         axes.text(step, 1, f" {size}x{size}", fontsize=6, va="bottom", transform=axes.get_xaxis_transform())
 

@@ -76,6 +76,7 @@ def summary(subject: Subject) -> dict:
     """
     found = {
         "checkpoint": str(subject.args.ckpt),
+        "data": subject.source,
         "result": subject.info["result"],
         "settings": vars(subject.args),
         "images_searched": len(subject.searched),

@@ -56,6 +56,11 @@ def short(name: str, most: int) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
+def number(value: float | None, form: str) -> str:
+    """A number in a format of Python's, a dash for none."""
+    return "–" if value is None else format(value, form)
+
+
 def two_digits(value: float | None) -> str:
     """A number as captions give it, a dash for none."""
-    return "–" if value is None else f"{round(value, 2) + 0.0:.2f}"  # -0.00 is 0.00
+    return number(None if value is None else round(value, 2) + 0.0, ".2f")  # -0.00 is 0.00

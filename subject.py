@@ -15,7 +15,7 @@ import folders
 from activations import TopActivations, cut, mean_correlation, search, strongest, windows
 from checkpoint import CheckpointError, load_network
 from machine import pick_device
-from network import CHANNELS
+from network import CHANNELS, STAGES
 from reverse_network import ReverseResNet18, isolate
 from tiles import limit_of
 
@@ -39,20 +39,33 @@ class Subject:
         self.image_size, config = self.info["image_size"], self.info["config"]
         self.source = args.data or config.get("data", "cifar10")
         self.root = args.root or config.get("root", "data")
-        if self.info["mean"] is None:  # a plain state dict: only its data can tell
-            images, _, classes = data.load(self.source, "train", self.root, self.image_size)
-            mean, std = data.statistics(images)
-            self.info |= {"mean": mean, "std": std, "classes": classes}
-        self.classes = list(self.info["classes"])
-        if len(self.classes) != network.fc.out_features:
-            raise data.DataError(
-                f"{args.ckpt} has {network.fc.out_features} outputs, {self.source} has {len(self.classes)} classes: "
-                "pass --data with the data it was trained on"
-            )
-        self.preprocess = data.Preprocess(self.image_size, self.info["mean"], self.info["std"], self.device)
+        self.unpooling = "" if args.unpool == "sum" else ", unpooling that overwrites"  # for titles
         self.mirrors = {rule: ReverseResNet18(self.network, rule, args.unpool) for rule in args.rules}
         self.entries: list[dict] = []  # of top9.json
         self._logits: dict[int, Tensor] = {}  # of test images, as far as known
+
+    @cached_property
+    def facts(self) -> tuple[list[str], list[float], list[float]]:
+        """The classes' names, mean and deviation: the checkpoint's; of a plain state dict only its data can tell."""
+        if self.info["mean"] is not None:
+            return list(self.info["classes"]), self.info["mean"], self.info["std"]
+        images, _, classes = data.load(self.source, "train", self.root, self.image_size)
+        if len(classes) != (outputs := self.network.fc.out_features):
+            raise data.DataError(
+                f"{self.args.ckpt} has {outputs} outputs, {self.source} has {len(classes)} classes: "
+                "pass --data with the data it was trained on"
+            )
+        return list(classes), *data.statistics(images)
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of what the network tells apart."""
+        return self.facts[0]
+
+    @cached_property
+    def preprocess(self) -> data.Preprocess:
+        """What makes the network's input of stored images."""
+        return data.Preprocess(self.image_size, *self.facts[1:], self.device)
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
@@ -98,9 +111,14 @@ class Subject:
         if logits is not None:
             self._logits = dict(zip(self.searched.tolist(), logits.cpu(), strict=True))
         for stage, found in top.items():
-            if not found.scores.isfinite().all():
-                raise CheckpointError(f"{self.args.ckpt}: activations of {stage} are not finite: pass other weights")
+            self.check_finite(found.scores, f"activations of {stage}")
         return top
+
+    def check_finite(self, values: Tensor, what: str) -> Tensor:
+        """The values. Raises CheckpointError when one is no number: a figure of them would show nothing true."""
+        if not values.isfinite().all():
+            raise CheckpointError(f"{self.args.ckpt}: {what} are not finite: pass other weights")
+        return values
 
     @cached_property
     def pictures(self) -> list[Picture]:
@@ -156,11 +174,19 @@ class Subject:
         return torch.stack([self._logits[index] for index in indices])
 
     @torch.inference_mode()
+    def maps(self, picture: Picture) -> dict[str, Tensor]:
+        """What each stage asked for makes of a picture: stage -> (C, h, w)."""
+        stages = self.args.stages
+        features = self.network.trace(self.prepare(picture), max(stages, key=STAGES.index)).features
+        return {stage: self.check_finite(features[stage][0].cpu(), f"activations of {stage}") for stage in stages}
+
+    @torch.inference_mode()
     def reconstruct(self, images: Tensor, stage: str, channels, units) -> dict[str, Tensor]:
         """What a channel an image saw: rule -> (N, 3, S, S), of (N, 3, H, W) uint8 images."""
         trace = self.network.trace(self.preprocess(images.to(self.device)), stage)
         signal = isolate(trace.features[stage], channels, units)
-        return {rule: mirror(signal, stage, trace).cpu() for rule, mirror in self.mirrors.items()}
+        drawn = {rule: mirror(signal, stage, trace).cpu() for rule, mirror in self.mirrors.items()}
+        return {rule: self.check_finite(each, f"reconstructions by {rule}") for rule, each in drawn.items()}
 
     def reconstruct_maps(self, picture: Picture, stage: str, channels: list[int]) -> dict[str, np.ndarray]:
         """What the whole map of each channel saw in a picture: rule -> (channels, S, S, 3); some channels at a time."""
@@ -182,7 +208,7 @@ class Subject:
         patches = cut(data.resize(images[indices], self.image_size), side, corners, outside=0.5)
         pictures = {rule: to_array(cut(each, side, corners, outside=0.0)) for rule, each in drawn.items()}
         scale = {rule: limit_of(each) for rule, each in pictures.items()}
-        correlation = {rule: mean_correlation(each) for rule, each in pictures.items()}
+        correlation = {rule: mean_correlation(cut(each, *windows([each]), outside=0.0)) for rule, each in drawn.items()}
         width = top.map_size[1]
         entries = [
             {

@@ -118,32 +118,27 @@ def draw_input(subject: Subject) -> Iterator[tuple[Path, Figure]]:
 def draw_feature_maps(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """All maps of the stages asked for, of each picture to explain."""
     for picture in subject.pictures:
-        with torch.inference_mode():
-            features = subject.network.trace(subject.prepare(picture)).features
-        for stage in subject.args.stages:
-            maps = features[stage][0].cpu().contiguous().numpy()
-            figure = figures.feature_maps(maps, f"{stage} of {picture.title}")
+        for stage, maps in subject.maps(picture).items():
+            figure = figures.feature_maps(maps.contiguous().numpy(), f"{stage} of {picture.title}")
             yield Path(picture.folder, f"{stage}_feature_maps"), figure
 
 
 def draw_reconstructions(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """The strongest channels of each picture to explain, each map beside its reconstructions."""
     for picture in subject.pictures:
-        for stage in subject.args.stages:
-            with torch.inference_mode():
-                maps = subject.network.trace(subject.prepare(picture), stage).features[stage][0].cpu()
+        for stage, maps in subject.maps(picture).items():
             asked = isinstance(subject.args.channels, list)
             channels = subject.args.channels if asked else strongest(maps.amax((1, 2)))
             pictures = subject.reconstruct_maps(picture, stage, channels)
             which = "channels asked for" if asked else "strongest channels"
-            title = f"{stage} of {picture.title}: the {which}, reconstructed from their whole maps"
+            title = f"{stage} of {picture.title}: the {which}, reconstructed from their whole maps{subject.unpooling}"
             figure = figures.reconstructions(subject.shown(picture), maps[channels].numpy(), pictures, channels, title)
             yield Path(picture.folder, f"{stage}_reconstructions"), figure
 
 
 def draw_top9(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """The strongest test images of some channels: each channel large, then all; leaves top9.json its entries."""
-    units = "strongest unit" if subject.args.units == "peak" else "whole map"
+    units = ("strongest unit" if subject.args.units == "peak" else "whole map") + subject.unpooling
     for stage in subject.args.stages:
         title = f"{stage}: the {subject.count} for each channel, reconstructed from the {units}"
         numbers, dead = subject.alive_and_dead(stage, subject.channels(stage))
@@ -192,7 +187,7 @@ def visualize(args) -> None:
             started = time.monotonic()
     if args.gallery:
         print(write_gallery(subject, folder))
-    if subject.entries:
+    if "top9" in names:
         write_json(folder / "top9.json", subject.entries)
     if args.gallery or OF_THE_TEST_SPLIT.keys() & names:
         write_json(folder / "summary.json", summary(subject))
@@ -207,9 +202,9 @@ def what_to_draw(subject: Subject) -> list[str]:
     names = args.figures or [name for name in FIGURES if not (args.images and name in OF_THE_TEST_SPLIT)]
     try:
         if args.gallery or OF_THE_TEST_SPLIT.keys() & names:
-            _ = subject.test
+            _ = subject.preprocess, subject.test
         if OF_PICTURES.keys() & names:
-            _ = subject.pictures
+            _ = subject.preprocess, subject.pictures
     except data.DataError as error:
         if args.images or args.data or args.root or args.figures or args.gallery:
             raise

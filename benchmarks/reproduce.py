@@ -43,6 +43,8 @@ def measure(args) -> tuple[float, float]:
     network, info = checkpoint.load_network(args.ckpt)
     if "test_accuracy" not in info["result"]:
         raise checkpoint.CheckpointError(f"{args.ckpt} does not say how accurate it is: pass a model.pt of train.py")
+    if info["config"].get("hold_out"):
+        raise checkpoint.CheckpointError(f"{args.ckpt} was tested on training images (--hold-out): pass another")
     images, labels, classes = data.load(args.data, "test", args.root, info["image_size"])
     if list(classes) != list(info["classes"]):
         raise data.DataError(f"the classes of {args.data} are not those the network was trained on: pass its data")

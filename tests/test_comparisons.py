@@ -79,6 +79,19 @@ def test_a_case_is_of_the_strongest_units(subject):
         assert caption.startswith(f"channel {channel}\nimage {image}\nactivation {peak:.2f}")
 
 
+def test_a_case_of_a_limited_search(small_run):
+    flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--limit", "5"]
+    subject = Subject(visualizer.parse_args(flags))
+    case = comparisons.Case(subject, "conv5_x")
+    for (index, _), image in zip(case.numbers, case.images, strict=True):
+        assert index in (0, 2, 4, 7, 9) and torch.equal(image, subject.test[0][index])
+
+
+def test_what_is_no_share_is_a_dash():
+    shares = comparisons.ratios(torch.tensor([1.0, 0.0]), torch.tensor([4.0, 0.0]))
+    assert shares == [0.25, None] and [comparisons.number(share, ".2g") for share in shares] == ["0.25", "–"]
+
+
 def shown(figure, column, rows):
     """The tiles of a column of a comparison, as values from -1 to 1 around grey."""
     across = len(figure.get_axes()) // rows
@@ -124,6 +137,10 @@ def test_the_unpoolings_error_is_that_of_the_whole_pictures(subject):
     exact, other = (
         case.reconstruct(ReverseResNet18(subject.network, "deconvnet", how)) for how in ("sum", "overwrite")
     )
+    difference = (other - exact).permute(0, 2, 3, 1).numpy()
+    limits = exact.abs().amax((1, 2, 3))[:, None, None, None].numpy()
+    expected = (difference / limits).clip(-1, 1)
+    assert np.allclose(shown(figure, 3, len(expected)), expected, atol=1e-4)
     errors = ((exact - other).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)).tolist()
     labels = [axes.get_xlabel() for axes in figure.get_axes() if axes.get_xlabel().startswith("error")]
     assert labels == [f"error {error:.0%}" for error in errors]
@@ -137,6 +154,22 @@ def test_a_trained_networks_picture_is_like_itself(subject):
     columns = [column.get_title() for column in axes[:8]]
     assert columns == ["image", "trained", "conv5_x random", "+ conv4_x", "+ conv3_x", "+ conv2_x", "+ conv1", "edges"]
     assert {axes[1 + 8 * row].get_xlabel() for row in range(6)} == {"1.00"}
+    case = comparisons.Case(subject, "conv5_x")
+    networks = comparisons.randomised(subject.network, "conv5_x")
+    rows = [(rule, place) for rule in ("gradient", "guided", "deconvnet") for place in range(2)]
+    images = subject.preprocess(case.images[:2])
+    for column, network in enumerate(networks.values(), 1):
+        tiles = shown(figure, column, len(rows))
+        for (rule, place), tile, left in zip(rows, tiles, axes[::8], strict=True):
+            assert left.get_ylabel() == f"{rule}\nchannel {case.channels[place]}"
+            with torch.inference_mode():
+                trace = network.trace(images[place : place + 1])
+                signal = comparisons.isolate(trace.features["conv5_x"], case.channels[place])
+                expected = ReverseResNet18(network, rule)(signal, "conv5_x", trace)[0].permute(1, 2, 0)
+            assert np.allclose(tile, expected / expected.abs().max().clamp(min=1e-30), atol=1e-4), (column, rule)
+    for (_, place), tile in zip(rows, shown(figure, 7, len(rows)), strict=True):
+        edge = comparisons.edges(case.images[place : place + 1] / 255)[0].permute(1, 2, 0)
+        assert np.allclose(tile, edge / edge.max(), atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +205,12 @@ class TestEvolution:
                 features = network.trace(subject.preprocess(subject.test[0])).features["conv5_x"][:, channel]
             score, image = features.flatten(1).max(1).values.max(0)
             assert axes[place].get_xlabel() == f"image {image}\n{score:.2f}"
+            with torch.inference_mode():
+                trace = network.trace(subject.preprocess(subject.test[0][image : image + 1]))
+                signal = comparisons.isolate(trace.features["conv5_x"], channel, "peak")
+                expected = ReverseResNet18(network, "guided")(signal, "conv5_x", trace)[0].permute(1, 2, 0)
+            tile = 2 * np.asarray(axes[place].get_images()[0].get_array()) - 1
+            assert np.allclose(tile, expected / expected.abs().max(), atol=1e-4), file
 
     def test_of_a_run_and_not_of_what_lies_beside_it(self, small_run, tmp_path, capsys):
         for name in ("snapshot_1.pt", "other.pt", "model.pt"):

@@ -65,16 +65,42 @@ def test_histories_follow_each_other(runs, shared):
     assert [entry["epoch"] for entry in history if entry["kind"] == "test"] == [1, 2, 3]
     assert {entry["image_size"] for entry in history if entry["epoch"] == 3} == {40}
     assert known["result"]["test_accuracy"] == history[-1]["accuracy"] == parts[1]["result"]["test_accuracy"]
+    assert (known["result"]["epoch"], known["result"]["step"]) == (3, steps[-1])
     assert known["result"]["seconds"] == pytest.approx(sum(part["result"]["seconds"] for part in parts))
     texts = [text.get_text().strip() for text in score_figures.training_curves(history).get_axes()[0].texts]
-    assert sorted(texts) == ["32x32", "40x40"]
+    assert texts == ["32x32", "40x40"]
+    places = [line.get_xdata()[0] for line in score_figures.training_curves(history).get_axes()[0].lines[2:]]
+    assert set(places) == {0, parts[0]["result"]["step"]}
+
+
+def test_a_file_is_not_replaced_unasked(runs, shared, capsys):
+    before = shared.read_bytes()
+    with pytest.raises(SystemExit):
+        export.main([runs[0], "--out", str(shared)])
+    assert "is there already" in capsys.readouterr().err and shared.read_bytes() == before
+    export.main([runs[0], "--out", str(shared), "--overwrite"])
+    assert shared.read_bytes() != before
 
 
 @pytest.mark.parametrize(
-    "change, words", [({"classes": ["a", "b", "c"]}, "other data"), ({"result": {}}, "no finished")]
+    "change, words",
+    [
+        ({"classes": ["a", "b", "c"]}, "other data"),
+        ({"result": {}}, "no finished"),
+        ({"result": None}, "has been changed"),
+        ({"history": None}, "has been changed"),
+        ({"history": [{"kind": "train", "step": 1, "loss": 1.0, "accuracy": 0.5}]}, "has been changed"),
+        ({"config": {"hold_out": 5, "init": "x"}}, "--hold-out"),
+        ({"config": {"recipe": [], "init": "x"}}, "no finished"),
+        ({"config": {}}, "did not begin with the weights of another run"),
+        ({"model": "too large"}, "fc.weight holds NaN or infinite"),
+    ],
 )
 def test_what_cannot_be_shared(runs, tmp_path, capsys, change, words):
-    torch.save(checkpoint.load(runs[1]) | change, tmp_path / "changed.pt")
+    state = checkpoint.load(runs[1])
+    if change == {"model": "too large"}:  # for half precision
+        change = {"model": state["model"] | {"fc.weight": state["model"]["fc.weight"] + 1e5}}
+    torch.save(state | change, tmp_path / "changed.pt")
     with pytest.raises(SystemExit) as end:
         export.main([runs[0], str(tmp_path / "changed.pt"), "--out", str(tmp_path / "shared.pt")])
     assert end.value.code == 1 and words in capsys.readouterr().err
@@ -107,6 +133,14 @@ class TestReproduce:
                 "cpu",
             ]
         )
+
+    def test_what_was_tested_on_training_images(self, shared, small_run, capsys):
+        state = checkpoint.load(shared)
+        state["config"]["hold_out"] = 5
+        torch.save(state, shared)
+        with pytest.raises(SystemExit):
+            reproduce.main(["--ckpt", str(shared), "--data", str(small_run.parent / "pictures"), "--device", "cpu"])
+        assert "--hold-out" in capsys.readouterr().err
 
     def test_other_classes(self, shared, capsys):
         with pytest.raises(SystemExit):

@@ -106,6 +106,13 @@ def test_the_numbers_are_those_of_top9_json(gallery):
     assert {row[3] for row in rows if row} == set(NAMES)
 
 
+def test_small_tiles_keep_their_pixels_square():
+    tile = np.random.RandomState(0).randint(0, 256, (1, 32, 32, 3)) / 255
+    (large,) = gallery_module.resized(tile)
+    assert np.allclose(large, tile[0].repeat(3, 0).repeat(3, 1))
+    assert next(gallery_module.resized(np.zeros((1, 64, 64, 3)))).shape == large.shape
+
+
 def test_what_does_not_excite_a_channel_is_not_among_its_images():
     tiles = np.zeros((2, 8, 8, 3))
     entry = {"rank": 1, "activation": 1.5, "index": 4, "label": "cat", "predicted": "dog", "correct": None}
@@ -159,6 +166,15 @@ class TestInABrowser:
         }
         assert {article["id"] for article in articles} == expected
         assert 0 < len(expected) < len(CHANNELS)  # some are found, and others are not
+
+    def test_a_stage_without_living_channels_says_so(self, gallery, tmp_path):
+        script = (
+            "document.querySelectorAll('#conv1 ~ article').forEach(article => article.remove());"
+            "document.querySelector('form').dispatchEvent(new Event('input'));"
+            "const shown = [...document.querySelectorAll('section')].filter(section => !section.hidden).length;"
+            "document.querySelector('output').textContent = shown;"
+        )
+        assert self.shown(gallery, tmp_path, script=script)[1] == "2"
 
     def test_the_keys(self, gallery, page, tmp_path):
         event = "new KeyboardEvent('keydown', {key, bubbles: true})"

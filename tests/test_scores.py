@@ -56,6 +56,22 @@ def test_mistakes_come_with_the_surest_first(subject, truth):
     assert captions == expected
 
 
+def test_of_a_limited_search(small_run, truth):
+    flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--limit", "5"]
+    subject = Subject(visualizer.parse_args(flags))
+    labels, probabilities = truth
+    searched = [0, 2, 4, 7, 9]
+    right = probabilities.argmax(1) == labels
+    assert scores.summary(subject)["accuracy"] == pytest.approx(right[searched].float().mean().item())
+    ((_, figure),) = scores.draw_mistakes(subject)
+    wrong = sorted((n for n in searched if not right[n]), key=lambda n: -probabilities[n].max())
+    titles = [axes.get_title() for axes in figure.get_axes() if axes.get_title()]
+    assert [int(title.split("image ")[1].split()[0]) for title in titles] == wrong and wrong
+    pictures = [axes.get_images()[0].get_array() for axes in figure.get_axes() if axes.get_title()]
+    for picture, n in zip(pictures, wrong, strict=True):
+        assert np.allclose(picture, subject.test[0][n].permute(1, 2, 0) / 255, atol=1e-6)
+
+
 def test_the_summary(subject, truth):
     labels, probabilities = truth
     right = probabilities.argmax(1) == labels

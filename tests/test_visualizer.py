@@ -121,13 +121,71 @@ class TestDefaults:
         assert np.allclose(shown["patches"], images[indices].permute(0, 2, 3, 1) / 255, atol=1e-6)
 
 
+class TestOnePicture:
+    """The figures of one image, on the network alone."""
+
+    @pytest.fixture
+    def subject(self, small_run):
+        flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--stages", "conv5_x", "conv2_x"]
+        return visualizer.Subject(visualizer.parse_args(flags))
+
+    @pytest.fixture
+    def trace(self, subject):
+        image = subject.test[0][:1]
+        with torch.inference_mode():
+            return subject.network.trace(subject.preprocess(image))
+
+    def test_the_prediction(self, subject, trace):
+        ((_, figure),) = visualizer.draw_input(subject)
+        with torch.inference_mode():
+            probabilities = subject.network.classify(trace.features["conv5_x"]).softmax(1)[0]
+        order = probabilities.argsort(descending=True).tolist()
+        bars = figure.get_axes()[1]
+        assert [bar.get_width() for bar in bars.patches] == pytest.approx(
+            (100 * probabilities[order]).tolist(), rel=1e-5
+        )
+        assert [text.get_text() for text in bars.get_yticklabels()] == [subject.classes[n] for n in order]
+
+    def test_feature_maps(self, subject, trace):
+        drawn = {path.name: figure for path, figure in visualizer.draw_feature_maps(subject)}
+        canvas = drawn["conv5_x_feature_maps"].get_axes()[0].get_images()[0].get_array()
+        expected = trace.features["conv5_x"][0, :, 0, 0].reshape(16, 32)  # of 32x32 pixels one unit a map is left
+        assert np.allclose(canvas[::8, ::8], expected, atol=1e-5)
+        canvas = drawn["conv2_x_feature_maps"].get_axes()[0].get_images()[0].get_array()
+        assert np.allclose(canvas[9:17, 18:26], trace.features["conv2_x"][0, 10], atol=1e-5)
+
+    def test_reconstructions(self, subject, trace):
+        for path, figure in visualizer.draw_reconstructions(subject):
+            stage = path.name.removesuffix("_reconstructions")
+            maps = trace.features[stage][0]
+            panels = [axes for axes in figure.get_axes() if axes.get_title("left").startswith("channel")]
+            channels = [int(axes.get_title("left").split()[1].strip(",")) for axes in panels]
+            assert channels == maps.amax((1, 2)).sort(descending=True, stable=True).indices[:9].tolist()
+            for axes, channel in zip(panels, channels, strict=True):
+                picture = axes.get_images()[0].get_array()
+                assert f"peak {maps[channel].max():.2f}" in axes.get_title("left")
+                for place, rule in ((1, "deconvnet"), (2, "guided")):
+                    with torch.inference_mode():
+                        signal = isolate(trace.features[stage], channel)
+                        expected = ReverseResNet18(subject.network, rule)(signal, stage, trace)[0].permute(1, 2, 0)
+                    tile = 2 * picture[:, place * 34 : place * 34 + 32] - 1
+                    assert np.allclose(tile, expected / expected.abs().max(), atol=1e-4), (stage, channel, rule)
+
+
 class TestFlags:
     @pytest.mark.parametrize("name", visualizer.FIGURES)
     def test_each_figure_alone(self, small_run, tmp_path, name):
         visualize(small_run, tmp_path, "--figures", name)
-        drawn = {path.stem for path in tmp_path.glob("*.png")}
-        assert drawn or name == "evolution"
-        assert {stem for stem in drawn if "_channel_" not in stem} <= FIXED_NAMES
+        several = {
+            "filters": {stem for stem in FIXED_NAMES if stem.startswith("conv1_filters")},
+            "evolution": set(),  # the run kept no snapshots
+            **{
+                each: {f"{stage}_{each}" for stage in ("conv1", "conv5_x")}
+                for each in ("feature_maps", "reconstructions", "top9")
+            },
+        }
+        drawn = {path.stem for path in tmp_path.glob("*.png") if "_channel_" not in path.stem}
+        assert drawn == several.get(name, {name})
         assert (tmp_path / "top9.json").exists() == (name == "top9")
         assert (tmp_path / "summary.json").exists() == (name in visualizer.OF_THE_TEST_SPLIT)
 
@@ -202,6 +260,46 @@ class TestFlags:
         assert visualizer.Subject(args).searched.tolist() == [0, 2, 4, 6, 8, 10]
         args = visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--limit", "600"])
         assert len(visualizer.Subject(args).searched) == 12
+
+    def test_a_limited_search_shows_the_images_it_searched(self, small_run):
+        args = visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--limit", "5"])
+        subject = visualizer.Subject(args)
+        images, labels, classes = subject.test
+        searched = [0, 2, 4, 7, 9]
+        with torch.inference_mode():
+            inputs = subject.preprocess(images)
+            peaks, predicted = subject.network.trace(inputs).features["conv5_x"].amax((2, 3)), subject.network(inputs)
+        for channel in subject.chosen("conv5_x")[:3]:
+            order = sorted(searched, key=lambda index: -peaks[index, channel])  # noqa: B023
+            shown = subject.channel("conv5_x", channel)
+            assert np.allclose(shown["patches"], images[order].permute(0, 2, 3, 1) / 255, atol=1e-6)
+            for entry, index in zip(shown["entries"], order, strict=True):
+                assert (entry["index"], entry["label"]) == (index, classes[labels[index]])
+                assert entry["activation"] == pytest.approx(peaks[index, channel].item(), rel=1e-5)
+                assert entry["predicted"] == classes[predicted[index].argmax()]
+
+    def test_an_unpooling_that_is_not_exact_is_told(self, small_run):
+        flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--unpool", "overwrite"]
+        subject = visualizer.Subject(visualizer.parse_args(flags))
+        for name in ("top9", "reconstructions", "rules", "branches", "sanity"):
+            _, figure = next(visualizer.FIGURES[name](subject))
+            texts = " ".join(part.get_suptitle() for part in (figure, *figure.subfigs))
+            assert "unpooling that overwrites" in texts.replace("\n", " "), name
+
+    def test_filters_of_a_plain_state_dict_need_no_data(self, small_run, tmp_path):
+        torch.save(checkpoint.load(small_run / "model.pt")["model"], tmp_path / "model.pt")
+        visualize(tmp_path, tmp_path / "plots", "--figures", "filters", "--root", str(tmp_path / "nothing"))
+        assert len(list((tmp_path / "plots").iterdir())) == 4
+
+    def test_reconstructions_that_are_not_finite(self, small_run, tmp_path, capsys):
+        state = checkpoint.load(small_run / "model.pt")
+        state["model"]["bn1.running_var"][:] = 0
+        state["model"]["bn1.weight"] *= 1e36  # the signal on its way back becomes too large, after the search's maps
+        torch.save(state, tmp_path / "model.pt")
+        for flags in (["--figures", "top9"], ["--figures", "reconstructions"]):
+            with pytest.raises(SystemExit) as end:
+                visualize(tmp_path, tmp_path / "plots", *flags)
+            assert end.value.code == 1 and "are not finite" in capsys.readouterr().err
 
     def test_the_search_is_one_pass_for_all_stages(self, small_run, monkeypatch):
         passes = []
@@ -279,9 +377,8 @@ class TestPlainStateDicts:
         args = visualizer.parse_args(["--ckpt", str(tmp_path / "plain.pth"), "--data", str(pictures)])
         subject = visualizer.Subject(args)
         assert subject.classes == state["classes"]
-        assert subject.info["mean"] == pytest.approx(state["mean"]) and subject.info["std"] == pytest.approx(
-            state["std"]
-        )
+        _, mean, std = subject.facts
+        assert mean == pytest.approx(state["mean"]) and std == pytest.approx(state["std"])
 
 
 def test_reconstructions_lie_on_the_object(trained_run, record_property):
