@@ -103,7 +103,7 @@ def draw_branches(subject: Subject) -> Iterator[tuple[Path, Figure]]:
             shares = [number(share, ".2g") for share in ratios(norms[name], norms["both"])]
             below[name] = [f"{scale}, norm {share}" for scale, share in zip(below[name], shares, strict=True)]
         title = f"{case.stage}, {rule}: one unit, through both branches of every block or one alone{subject.unpooling}"
-        note = "below: each tile's own scale, and its norm over that of both, which has all mixed ways, too"
+        note = "below: each tile's own scale, and its norm over that of both (with all mixed ways)"
         yield Path("branches"), figures.comparison(patches, columns, case.captions, below, title, note, GREY)
 
 
@@ -120,7 +120,7 @@ def draw_unpooling(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         below = {name: [f"±{limit:.2g}" for limit in limits] for name in columns}
         below["difference"] = [f"error {number(error, '.0%')}" for error in errors]
         known = [error for error in errors if error is not None]
-        title = f"{case.stage}, {rule}: unpooling that sums what meets, and one that overwrites it (F.max_unpool2d)"
+        title = f"{case.stage}, {rule}: unpooling that sums what meets, or overwrites it (F.max_unpool2d)"
         mean = number(np.mean(known) if known else None, ".0%")
         note = f"mean error {mean} of the norm; each row on one scale; {GREY}"
         figure = figures.comparison(patches, columns, case.captions, below, title, note, limits=limits)
@@ -161,7 +161,7 @@ def draw_sanity(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     if case := above_the_pooling(subject, "sanity"):
         case.channels, images = case.channels[:2], case.images[:2]
         columns: dict[str, list[np.ndarray]] = {}
-        for name, network in randomised(subject.network, case.stage).items():
+        for name, network in randomised(subject.network, case.stage):
             with torch.inference_mode():
                 trace = network.trace(subject.preprocess(images.to(subject.device)), case.stage)
                 signal = isolate(trace.features[case.stage], case.channels)
@@ -185,18 +185,17 @@ def draw_sanity(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         yield Path("sanity"), figures.comparison(patches, arrays, captions, below, title, note)
 
 
-def randomised(network: ResNet18, stage: str) -> dict[str, ResNet18]:
-    """The network as trained, and with each further stage, from `stage` down, as it was before any training."""
+def randomised(network: ResNet18, stage: str) -> Iterator[tuple[str, ResNet18]]:
+    """The network as trained, then a copy in which stage after stage, from `stage` down, is as before any training."""
+    yield "trained", network
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         fresh = ResNet18(network.fc.out_features)
-    networks, current = {"trained": network}, network
+    network = copy.deepcopy(network)
     for below in reversed(STAGES[: STAGES.index(stage) + 1]):
-        current = copy.deepcopy(current)
         for part in PARTS[below]:
-            getattr(current, part).load_state_dict(getattr(fresh, part).state_dict())
-        networks[f"{below} random" if len(networks) == 1 else f"+ {below}"] = current
-    return networks
+            getattr(network, part).load_state_dict(getattr(fresh, part).state_dict())
+        yield f"{below} random" if below == stage else f"+ {below}", network
 
 
 def edges(images: Tensor) -> Tensor:

@@ -109,6 +109,7 @@ def main(argv=None):
             raise checkpoint.CheckpointError(f"{args.out} is there already: pass another --out, or --overwrite")
         state = exported(args.runs, args.data)
         checkpoint.check_weights(state["model"], ResNet18(len(state["classes"])), f"{args.out} in half precision")
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(state, args.out)
         print(*state["config"]["recipe"], sep="\n")
         print(f"{args.out}: {Path(args.out).stat().st_size / 1e6:.1f} MB, image size {state['image_size']}")

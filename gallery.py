@@ -24,8 +24,8 @@ QUALITY = 82  # of the JPEG files: 64 + 512 channels stay far below 60 MB
 
 
 def write_gallery(subject: Subject, folder: Path) -> Path:
-    """Writes index.html and gallery/*.jpg into the folder: the channels asked for, or all, of the stages asked for."""
-    (folder / "gallery").mkdir(exist_ok=True)
+    """Writes index.html and channels/*.jpg into the folder: the channels asked for, or all, of the stages asked for."""
+    (folder / "channels").mkdir(exist_ok=True)
     page = folder / "index.html"
     page.unlink(missing_ok=True)  # its numbers would stand above other pictures until this one is done
     sections = []
@@ -35,7 +35,7 @@ def write_gallery(subject: Subject, folder: Path) -> Path:
         articles = []
         for number in tqdm(alive, f"gallery, {stage}", leave=False, disable=None):
             channel = subject.channel(stage, number)
-            name = f"gallery/{stage}-{number}.jpg"
+            name = f"channels/{stage}-{number}.jpg"
             picture = composed(channel)
             with atomic_file(folder / name) as file:
                 file.write(as_jpeg(picture))

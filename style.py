@@ -39,11 +39,11 @@ def styled(draw):
 
 
 @styled
-def save(figure: Figure, file, format: str = "png") -> None:
+def save(figure: Figure, file, format: str = "png", dpi: int = DPI) -> None:
     """Writes a figure to a path or a binary file, as "png" or, with text as text, as "pdf"; without the time of day."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script the font lacks shows boxes
-        figure.savefig(file, format=format, dpi=DPI, metadata={"CreationDate": None} if format == "pdf" else None)
+        figure.savefig(file, format=format, dpi=dpi, metadata={"CreationDate": None} if format == "pdf" else None)
 
 
 def heading(figure: Figure, *lines: str, width: int = 105) -> None:

@@ -57,10 +57,11 @@ def parse_args(argv=None):
     add("--units", choices=UNITS, default="peak", help="top 9: reconstruct the strongest unit or the whole map")
 
     add("--format", choices=("png", "pdf"), default="png", help="of the figures; pdf for LaTeX")
+    add("--dpi", type=number(int, least=50, most=1200), default=style.DPI, help="dots an inch, of 7 inches")
     add("--gallery", action="store_true", help="also a page of all channels, or those asked for: index.html in --out")
 
     add = parser.add_argument_group("machine and output").add_argument
-    add("--batch-size", type=number(int, least=1, most=10**6), default=32, help="images at once in the search")
+    add("--batch-size", type=number(int, least=1, most=10**6), default=24, help="images at once in the search")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--out", default="plots", help="folder for the figures and top9.json")
 
@@ -182,7 +183,7 @@ def visualize(args) -> None:
             file = folder / f"{path}.{args.format}"
             file.parent.mkdir(exist_ok=True)
             with checkpoint.atomic_file(file) as stream:
-                style.save(figure, stream, args.format)
+                style.save(figure, stream, args.format, args.dpi)
             print(f"{file} ({time.monotonic() - started:.1f} s)", flush=True)
             started = time.monotonic()
     if args.gallery:

@@ -57,15 +57,16 @@ def test_weights_become_random_from_the_top_down():
     for value in network.parameters():
         torch.nn.init.normal_(value)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    networks = comparisons.randomised(network, "conv4_x")
-    assert list(networks) == ["trained", "conv4_x random", "+ conv3_x", "+ conv2_x", "+ conv1"]
     parts = {stage: comparisons.PARTS[stage] for stage in STAGES}
-    for count, found in enumerate(networks.values()):
+    names = []
+    for count, (name, found) in enumerate(comparisons.randomised(network, "conv4_x")):
+        names.append(name)
         changed = {
             name.split(".")[0] for name, value in found.state_dict().items() if not torch.equal(value, before[name])
         }
         random = [part for stage in ("conv4_x", "conv3_x", "conv2_x", "conv1")[:count] for part in parts[stage]]
         assert changed == set(random) and not found.training
+    assert names == ["trained", "conv4_x random", "+ conv3_x", "+ conv2_x", "+ conv1"]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
@@ -160,10 +161,9 @@ def test_a_trained_networks_picture_is_like_itself(subject):
     assert columns == ["image", "trained", "conv5_x random", "+ conv4_x", "+ conv3_x", "+ conv2_x", "+ conv1", "edges"]
     assert {axes[1 + 8 * row].get_xlabel() for row in range(6)} == {"1.00"}
     case = comparisons.Case(subject, "conv5_x")
-    networks = comparisons.randomised(subject.network, "conv5_x")
     rows = [(rule, place) for rule in ("gradient", "guided", "deconvnet") for place in range(2)]
     images = subject.preprocess(case.images[:2])
-    for column, network in enumerate(networks.values(), 1):
+    for column, (_, network) in enumerate(comparisons.randomised(subject.network, "conv5_x"), 1):
         tiles = shown(figure, column, len(rows))
         for (rule, place), tile, left in zip(rows, tiles, axes[::8], strict=True):
             assert left.get_ylabel() == f"{rule}\nchannel {case.channels[place]}"

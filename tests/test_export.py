@@ -22,8 +22,8 @@ def runs(small_run, tmp_path_factory):
 
 @pytest.fixture
 def shared(runs, tmp_path):
-    export.main([*runs, "--out", str(tmp_path / "shared.pt")])
-    return tmp_path / "shared.pt"
+    export.main([*runs, "--out", str(tmp_path / "new" / "shared.pt")])
+    return tmp_path / "new" / "shared.pt"
 
 
 def test_it_is_the_last_runs_network_in_half_the_space(runs, shared):

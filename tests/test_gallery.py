@@ -83,7 +83,7 @@ def test_pictures_are_there_lazy_and_described(gallery, page):
         with Image.open(gallery / picture["src"]) as image:
             assert image.size == (int(picture["width"]), int(picture["height"]))
             assert np.asarray(image).std() > 5
-    assert sum(file.stat().st_size for file in (gallery / "gallery").iterdir()) / len(pictures) < 60e6 / 576
+    assert sum(file.stat().st_size for file in (gallery / "channels").iterdir()) / len(pictures) < 60e6 / 576
 
 
 def test_nothing_comes_from_elsewhere(gallery):

@@ -203,6 +203,11 @@ class TestFlags:
         ]
         assert entries[0]["scale"].keys() == {"gradient"}
 
+    def test_dots_an_inch(self, small_run, tmp_path):
+        visualize(small_run, tmp_path, "--dpi", "200", "--figures", "training_curves")
+        with Image.open(tmp_path / "training_curves.png") as picture:
+            assert picture.width == 7 * 200 and min(picture.info["dpi"]) == pytest.approx(200, abs=0.1)
+
     def test_pdf_for_latex(self, small_run, tmp_path):
         for out in (tmp_path / "a", tmp_path / "b"):
             visualize(small_run, out, "--format", "pdf", "--figures", "filters", "confusion_matrix")
