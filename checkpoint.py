@@ -149,7 +149,6 @@ def _check_info(info: dict[str, Any], outputs: int, path: str | Path) -> None:
         raise CheckpointError(f"{path} names {len(info['classes'])} classes for {outputs} outputs")
     numbers = [*info["mean"], *info["std"]]
     lines = {"kind", "step", "loss", "accuracy"}
-    history = info["history"] if isinstance(info["history"], list) else [None]
     if not (
         all(isinstance(name, str) for name in info["classes"])
         and len(numbers) == 6
@@ -159,8 +158,9 @@ def _check_info(info: dict[str, Any], outputs: int, path: str | Path) -> None:
         and 8 <= info["image_size"] <= 4096
         and isinstance(info["config"], dict)
         and isinstance(info["result"], dict)
-        and all(isinstance(entry, dict) and lines <= entry.keys() for entry in history)
-        and all("learning_rate" in entry for entry in history if entry["kind"] == "train")
+        and isinstance(info["history"], list)
+        and all(isinstance(entry, dict) and lines <= entry.keys() for entry in info["history"])
+        and all("learning_rate" in entry for entry in info["history"] if entry["kind"] == "train")
     ):
         raise CheckpointError(f"{path} has been changed since train.py wrote it: pass an unchanged one")
 

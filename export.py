@@ -37,11 +37,10 @@ def exported(runs: list[str | Path], source: str) -> dict:
 
     Raises CheckpointError for files that are not of finished runs of train.py on the same data.
     """
-    states = [checkpoint.load(run) for run in runs]
+    networks, states = zip(*map(checkpoint.load_network, runs), strict=True)
     for n, (run, state) in enumerate(zip(runs, states, strict=True)):
-        checkpoint.load_network(run)  # raises what is wrong with it
-        config = state.get("config", {})
-        if not {"seconds", "epoch", "step", "test_accuracy"} <= state.get("result", {}).keys() or "recipe" in config:
+        config = state["config"]
+        if not {"seconds", "epoch", "step", "test_accuracy"} <= state["result"].keys() or "recipe" in config:
             raise checkpoint.CheckpointError(f"{run} is of no finished run: pass a model.pt of train.py")
         if config.get("hold_out"):
             raise checkpoint.CheckpointError(f"{run} was tested on training images (--hold-out): train on all of them")
@@ -54,7 +53,7 @@ def exported(runs: list[str | Path], source: str) -> dict:
     totals = {name: sum(state["result"][name] for state in states) for name in ("seconds", "epoch", "step")}
     recipe = [command(state["config"]) for state in states]
     return {
-        "model": {name: halved(value) for name, value in last["model"].items()},
+        "model": {name: halved(value) for name, value in networks[-1].state_dict().items()},
         **{name: last[name] for name in ("classes", "mean", "std", "image_size")},
         "config": config | {"data": source, "init": None, "recipe": recipe},
         "result": last["result"] | totals,
