@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data import Preprocess
 
+FLIPS = ("random", "alternate", "none")
 # the columns of a plan: which image, how far down and right its crop begins, flipped or not, the middle of the cutout
 COLUMNS = ("image", "down", "right", "flip", "cut_row", "cut_column")
 
@@ -21,14 +22,15 @@ class Batches:
     preprocess      makes the network's input of what was cut out
     batch_size      images an iteration, at most N
     seed            of order and augmentation
-    shift           each image is shifted by up to so many pixels, its border mirrored
-    flip            and flipped left to right half of the time
-    cutout          side of a square of mean colour laid on it at random, which may reach beyond the border; 0 for none
+    shift           largest random translation, in stored pixels; the border is reflected
+    flip            one of FLIPS: "random" flips each image left to right with probability 1/2; "alternate" flips it
+                    every other epoch, half of the images in the first (Jordan 2024, arXiv:2404.00498, section 3.6)
+    cutout          side of a square of mean colour at a random centre, in stored pixels; 0 disables it
                     (DeVries and Taylor 2017, arXiv:1708.04552)
     """
 
     def __init__(self, images: Tensor, labels: Tensor, preprocess: Preprocess, batch_size: int, seed: int,
-                 shift: int = 4, flip: bool = True, cutout: int = 0):  # fmt: skip
+                 shift: int = 4, flip: str = "random", cutout: int = 0):  # fmt: skip
         self.images, self.labels, self.preprocess = images, labels, preprocess
         self.batch_size, self.seed = batch_size, seed
         self.shift, self.flip, self.cutout = shift, flip, cutout
@@ -44,11 +46,14 @@ class Batches:
         words = random_words(self.seed, epoch * len(self), len(self), self.batch_size * 5)
         down, right, flip, cut_row, cut_column = words.reshape(len(self), self.batch_size, 5).transpose(2, 0, 1)
         height, width = self.images.shape[2:]
+        order = order.reshape(len(self), self.batch_size)
+        if self.flip == "alternate":
+            flip = first_flips(len(self.images), self.seed)[order] + epoch
         columns = [
-            order.reshape(len(self), self.batch_size),
+            order,
             (down % (2 * self.shift + 1)).astype(np.int64) - self.shift,
             (right % (2 * self.shift + 1)).astype(np.int64) - self.shift,
-            (flip % 2 * self.flip).astype(np.int64),
+            (flip % 2 * (self.flip != "none")).astype(np.int64),
             (cut_row % height).astype(np.int64),
             (cut_column % width).astype(np.int64),
         ]
@@ -80,6 +85,11 @@ class Batches:
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """The order of `count` images in an epoch, (count,) int64: a function of (seed, epoch) alone."""
     return np.random.default_rng((0, seed, epoch)).permutation(count)
+
+
+def first_flips(count: int, seed: int) -> np.ndarray:
+    """Which of `count` images are flipped in the first epoch of alternating flips, (count,) int64 of 0 and 1."""
+    return np.random.default_rng((2, seed)).integers(0, 2, count)
 
 
 def random_words(seed: int, step: int, steps: int, each: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,10 +23,21 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse that shows every default, takes no abbreviations, and ends a wrong use in one line with exit code 2."""
+    """argparse that shows every default, takes no abbreviations, and ends a wrong use in one line with exit code 2.
 
-    def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    reads_files: `@FILE` stands for the flags in a file, which may have comments (`# ...`).
+    """
+
+    def __init__(self, description: str, reads_files: bool = False):
+        super().__init__(
+            description=description,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+            fromfile_prefix_chars="@" if reads_files else None,
+        )
+
+    def convert_arg_line_to_args(self, line: str) -> list[str]:
+        return shlex.split(line, comments=True)
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (--help explains every flag)\n")

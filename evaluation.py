@@ -14,11 +14,11 @@ PIXELS = 128 * 224 * 224  # at once: about 1 GB on the device
 
 @torch.inference_mode()
 def evaluate(network: ResNet18, images: Tensor, labels: Tensor, preprocess: Preprocess, precision: str = "fp32",
-             processes: Processes = ALONE, mirrored: bool = False) -> tuple[float, float]:  # fmt: skip
+             processes: Processes = ALONE, flip: bool = False) -> tuple[float, float]:  # fmt: skip
     """Mean cross-entropy and accuracy (0..1) over all images (N, 3, H, W) uint8, each counted once.
 
     Batches are all of one size: the last one is filled up with an image that does not count. With several processes
-    each takes every n-th batch, and all get the result. mirrored: the logits are the mean of those of an image
+    each takes every n-th batch, and all get the result. flip: the logits are the mean of those of an image
     and of its mirror image.
     """
     was_training = network.training
@@ -34,7 +34,7 @@ def evaluate(network: ResNet18, images: Tensor, labels: Tensor, preprocess: Prep
         inputs, target = preprocess(images[index]), labels[index]
         with torch.autocast(images.device.type, torch.bfloat16, precision == "bf16"):
             logits = network(inputs)
-            if mirrored:
+            if flip:
                 logits = (logits + network(inputs.flip(3))) / 2
         losses = F.cross_entropy(logits.float(), target, reduction="none")
         sums += torch.stack([losses, logits.argmax(1) == target, counts]).mul(counts).sum(1)

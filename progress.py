@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a bar on a terminal, otherwise one line a log interval."""
+"""Console output of a run: a progress bar on a terminal, otherwise one line per log interval."""
 
 import sys
 import time
@@ -8,31 +8,37 @@ from contextlib import contextmanager
 from tqdm import tqdm
 
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
-REFRESH = 1.0  # seconds between looks at the running loss, for each makes the host wait for the device
-PATIENCE = 1800  # seconds of a run after which a shorter one is proposed
-WARM_UP = 1  # iterations that say nothing about speed
+REFRESH_SECONDS = 1.0  # between readings of the running loss: each one makes the host wait for the device
+SLOW_RUN_SECONDS = 1800  # a longer run proposes a shorter one
+WARM_UP_STEPS = 1  # iterations left out of the throughput
+FIXED_COST = 64**2  # pixels: an image costs about as much as its pixels and these (measured from 64 to 224 on a CPU)
+EVALUATION_COST = 1 / 3  # of an image in training
 
 
-def duration(seconds: float) -> str:
-    """A time as people say it: 45 s, 12 min, 3.5 h."""
+def format_duration(seconds: float) -> str:
+    """A duration with its unit: 45 s, 12 min, 3.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Progress:
-    """Speed, time left, and what is printed of them.
+    """Throughput, remaining time, and the lines that report them.
 
-    step            iterations done before
-    total_steps     iterations at the end, of `epochs` epochs, with `batch_size` images each
-    evaluations     to come, each of `test_images`, which cost about a third of one in training
+    step             iterations done before
+    total_steps      iterations at the end
+    steps_per_epoch  iterations
+    sizes            (image size, number of epochs at it), in order
+    batch_size       images per iteration
+    test_images      images per evaluation, at the end of every epoch
     """
 
-    def __init__(self, step: int, total_steps: int, epochs: int, batch_size: int, evaluations: int, test_images: int):
+    def __init__(self, step: int, total_steps: int, steps_per_epoch: int, sizes: list[tuple[int, int]],
+                 batch_size: int, test_images: int):  # fmt: skip
         self.bar = tqdm(total=total_steps, initial=step, disable=None, dynamic_ncols=True, bar_format=BAR)
-        self.first, self.step, self.total_steps = step, step, total_steps
-        self.epochs, self.batch_size = epochs, batch_size
-        self.test_images, self.to_evaluate = test_images, evaluations * test_images
+        self.first, self.step, self.total_steps, self.steps_per_epoch = step, step, total_steps, steps_per_epoch
+        self.sizes, self.batch_size, self.test_images = sizes, batch_size, test_images
+        self.epochs = sum(epochs for _, epochs in sizes)
         self.line_step, self.refreshed = step, time.monotonic()
         self.started = self.line_started = time.monotonic()  # moved on by what is not training
 
@@ -40,63 +46,79 @@ class Progress:
         """Counts an iteration; true when the running values on the terminal are due."""
         self.step += 1
         self.bar.update()
-        if self.step == self.first + WARM_UP:
+        if self.step == self.first + WARM_UP_STEPS:
             self.started = time.monotonic()
-        due = not self.bar.disable and time.monotonic() - self.refreshed > REFRESH
+        due = not self.bar.disable and time.monotonic() - self.refreshed > REFRESH_SECONDS
         if due:
             self.refreshed = time.monotonic()
         return due
 
     def show(self, epoch: int, loss: float, accuracy: float) -> None:
-        """The running values, beside the bar."""
+        """Updates the running values beside the bar."""
         self.bar.set_description(f"epoch {epoch}/{self.epochs}", refresh=False)
         self.bar.set_postfix_str(
             f"loss {loss:.3f}, accuracy {accuracy:.1%}, {self.images_per_second():.0f} images/s, "
-            f"{duration(self.seconds_left())} left"
+            f"{format_duration(self.seconds_left())} left"
         )
 
     def images_per_second(self) -> float:
-        """Trained on since the last line."""
+        """Training throughput since the last line."""
         return (self.step - self.line_step) * self.batch_size / max(time.monotonic() - self.line_started, 1e-9)
+
+    def work(self, start: int, end: int) -> tuple[float, float]:
+        """Cost of the iterations from `start` to `end` and of the evaluations after them, in pixels."""
+        training = evaluation = begin = 0
+        for size, epochs in self.sizes:
+            cost, stop = size**2 + FIXED_COST, begin + epochs * self.steps_per_epoch
+            low, high = max(start, begin), min(end, stop)
+            if low < high:
+                ends = -(-high // self.steps_per_epoch) - low // self.steps_per_epoch  # an incomplete epoch counts
+                training += (high - low) * self.batch_size * cost
+                evaluation += ends * self.test_images * cost * EVALUATION_COST
+            begin = stop
+        return training, evaluation
 
     def seconds_left(self) -> float:
         """Of the whole run, from its mean speed so far."""
-        an_iteration = (time.monotonic() - self.started) / max(self.step - self.first - WARM_UP, 1)
-        return an_iteration * (self.total_steps - self.step + self.to_evaluate / self.batch_size / 3)
+        done, _ = self.work(self.first + WARM_UP_STEPS, self.step)
+        return (time.monotonic() - self.started) * sum(self.work(self.step, self.total_steps)) / max(done, 1)
 
     def say(self, text: str) -> None:
-        """Prints a line beside the bar, at once even into a file."""
+        """Prints a line above the bar, at once even into a file."""
         self.bar.write(text)
         sys.stdout.flush()
 
     def forecast(self, advise: bool) -> None:
-        """Says how long the run will take, and, to `advise`, what to pass where that is longer than one likes."""
+        """Prints how long the run will take and, if `advise` and it is slow, the flags of a short one."""
         seconds = self.seconds_left()
-        self.say(f"this will take about {duration(seconds)} on this CPU")
-        if advise and seconds > PATIENCE:
+        self.say(f"this will take about {format_duration(seconds)} on this CPU")
+        if advise and seconds > SLOW_RUN_SECONDS:
             self.say("for a quick look: --data shapes --image-size 64 --epochs 4, or a smaller --image-size")
 
     def train_line(self, entry: dict) -> None:
-        """Prints a line of the history, and starts the next interval."""
-        left = f", {duration(self.seconds_left())} left" if self.step < self.total_steps else ""
+        """Prints a line of the history and starts the next interval."""
+        left = f", {format_duration(self.seconds_left())} left" if self.step < self.total_steps else ""
         self.say(
-            f"epoch {entry['epoch']}/{self.epochs}, iteration {entry['step']:,}/{self.total_steps:,}: "
-            f"loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.2%}, learning rate {entry['learning_rate']:.3g}, "
-            f"{entry['images_per_second']:.0f} images/s{left}"
+            f"epoch {entry['epoch']}/{self.epochs}, iteration {entry['step']:,}/{self.total_steps:,}"
+            f"{self._size(entry)}: loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.2%}, "
+            f"learning rate {entry['learning_rate']:.3g}, {entry['images_per_second']:.0f} images/s{left}"
         )
         self.line_step, self.line_started = self.step, time.monotonic()
 
     def test_line(self, entry: dict) -> None:
         """Prints the result of an evaluation."""
         self.say(
-            f"epoch {entry['epoch']}/{self.epochs}: test loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.2%}"
+            f"epoch {entry['epoch']}/{self.epochs}{self._size(entry)}: "
+            f"test loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.2%}"
         )
 
+    def _size(self, entry: dict) -> str:
+        return f", {entry['image_size']} px" if len(self.sizes) > 1 else ""
+
     @contextmanager
-    def evaluation(self) -> Iterator[None]:
-        """Takes the time of the block out of the speed of training."""
+    def paused(self) -> Iterator[None]:
+        """Excludes the time of the block from the throughput of training."""
         before = time.monotonic()
         yield
         spent = time.monotonic() - before
         self.started, self.line_started = self.started + spent, self.line_started + spent
-        self.to_evaluate -= self.test_images

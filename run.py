@@ -14,12 +14,12 @@ from checkpoint import CheckpointError
 from evaluation import loss_and_accuracy
 from network import ResNet18
 from processes import ALONE, Processes
-from step import Average
+from step import EMA
 
 # The settings that may differ between a run and its continuation; any other would make it another run. The length of
 # the run may, too, unless the learning rate follows it.
 MAY_CHANGE = {"root", "device", "out", "init", "resume", "overwrite", "tensorboard", "log_every", "save_every",
-              "compile", "capture", "test_flip", "snapshots"}  # fmt: skip
+              "compile", "cuda_graph", "precision", "test_flip", "snapshots"}  # fmt: skip
 LENGTH = {"epochs", "max_steps"}
 SAVE_EVERY = 60  # seconds
 ASK_EVERY = 30  # iterations on GPUs, after which several processes agree whether to stop
@@ -32,16 +32,16 @@ class Run:
     network, optimizer   on one device, in the state the run starts with
     steps_per_epoch      iterations
     facts      what never changes: classes, mean, std, image_size, config
-    average    of the weights, if one is kept; then it is what is tested and model.pt has
+    ema        moving average of the weights; if there is one, it is evaluated and saved in model.pt
     processes  all of them have a run, and count in it what they do; the first alone writes files
     writer     an optional torch.utils.tensorboard.SummaryWriter that gets every number of the history
     """
 
     def __init__(self, folder: Path, network: ResNet18, optimizer, steps_per_epoch: int, facts: dict,
-                 average: Average | None = None, processes: Processes = ALONE, writer=None):  # fmt: skip
+                 ema: EMA | None = None, processes: Processes = ALONE, writer=None):  # fmt: skip
         self.last, self.model, self.log = (folder / name for name in ("last.pt", "model.pt", "history.jsonl"))
         self.network, self.optimizer, self.facts, self.writer = network, optimizer, facts, writer
-        self.average, self.processes = average, processes
+        self.ema, self.processes = ema, processes
         self.steps_per_epoch = steps_per_epoch
         self.step = 0  # iterations done
         self.rate = math.nan  # of the last one
@@ -69,8 +69,8 @@ class Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate  # the one tensor on the device
             self.set_rate(state["rate"])
-            if self.average:
-                self.average.network.load_state_dict(state["average"])
+            if self.ema:
+                self.ema.network.load_state_dict(state["ema"])
             self.step, self.seconds_before, self.history = state["step"], state["seconds"], state["history"]
             if self.processes.is_first:
                 self.since_line.copy_(state["since_line"])
@@ -91,7 +91,7 @@ class Run:
     @property
     def tested(self) -> ResNet18:
         """The network that is tested and handed on."""
-        return self.average.network if self.average else self.network
+        return self.ema.network if self.ema else self.network
 
     @property
     def seconds(self) -> float:
@@ -158,8 +158,8 @@ class Run:
             "since_line": since_line,
             "in_epoch": in_epoch,
         }
-        if self.average:
-            progress["average"] = self.average.network.state_dict()
+        if self.ema:
+            progress["ema"] = self.ema.network.state_dict()
         state = {"model": self.network.state_dict(), **self.facts, "result": {}, "history": self.history}
         checkpoint.save(state | progress, self.last, keep_previous=self.last_is_good)
         self._forget_old_run()
@@ -185,11 +185,12 @@ class Run:
         """Writes model.pt, which has no more than visualizer.py needs."""
         checkpoint.save(self._for_visualizer(result), self.model)
 
-    def save_snapshot(self) -> None:
+    def save_snapshot(self, image_size: int) -> None:
         """Keeps what model.pt would be now under the epoch's name, after a `save`: never beside an old run."""
         self.save()
         if self.processes.is_first:
-            checkpoint.save(self._for_visualizer({}), self.last.parent / checkpoint.SNAPSHOT.format(self.epoch))
+            state = self._for_visualizer({}) | {"image_size": image_size}  # that of the epoch, not of the last one
+            checkpoint.save(state, self.last.parent / checkpoint.SNAPSHOT.format(self.epoch))
 
     def _forget_old_run(self) -> None:
         """Removes what an overwritten run has left, now that this one has something to show."""

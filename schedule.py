@@ -1,29 +1,41 @@
-"""The learning rate as a function of the iteration's number alone, so resuming needs no state."""
+"""Learning rate and image size as functions of the iteration alone, so resuming needs no state."""
 
 import math
 
-SCHEDULES = ("step", "exponential", "cosine", "onecycle")
+SCHEDULES = ("step", "exponential", "linear", "cosine", "onecycle")
 DEFAULT_GAMMA = {"step": 0.1, "exponential": 0.35 ** (1 / 30)}
+
+
+def image_size(epoch: int, sizes: list[tuple[int, int]]) -> int:
+    """The image size of an epoch counted from 0; sizes: (image size, number of epochs at it), in order."""
+    for size, epochs in sizes:
+        if epoch < epochs:
+            return size
+        epoch -= epochs
+    raise ValueError(f"the plan {sizes} ends before this epoch")
 
 
 def learning_rate(step: int, total_steps: int, steps_per_epoch: int, args) -> float:
     """The learning rate of iteration `step`, counted from 0.
 
-    args holds schedule, lr (the highest rate), gamma and, in epochs, lr_step and warm_up, as train.py's flags.
+    args holds schedule, lr (the peak), lr_gamma and, in epochs, lr_step_size and lr_warmup_epochs, as train.py's flags.
 
-    The curves are those of torch.optim.lr_scheduler: StepLR and ExponentialLR by epoch, CosineAnnealingLR and
-    OneCycleLR (arXiv:1708.07120) by iteration. While warming up, they are multiplied by a share that grows from 0 to 1.
+    The curves are those of torch.optim.lr_scheduler: StepLR and ExponentialLR by epoch; CosineAnnealingLR and
+    OneCycleLR (arXiv:1708.07120) by iteration. "linear" falls to 0 from the end of the warm-up on. During the warm-up
+    every curve is multiplied by a factor that rises from 0 to 1.
     """
-    warm_up = args.warm_up * steps_per_epoch
-    share = (step + 1) / warm_up if step < warm_up else 1.0
-    return share * _scheduled(step, total_steps, steps_per_epoch, args)
+    warmup = args.lr_warmup_epochs * steps_per_epoch
+    factor = (step + 1) / warmup if step < warmup else 1.0
+    return factor * _scheduled(step, total_steps, steps_per_epoch, warmup, args)
 
 
-def _scheduled(step: int, total_steps: int, steps_per_epoch: int, args) -> float:
+def _scheduled(step: int, total_steps: int, steps_per_epoch: int, warmup: float, args) -> float:
     if args.schedule == "step":
-        return args.lr * args.gamma ** (step // steps_per_epoch // args.lr_step)
+        return args.lr * args.lr_gamma ** (step // steps_per_epoch // args.lr_step_size)
     if args.schedule == "exponential":
-        return args.lr * args.gamma ** (step // steps_per_epoch)
+        return args.lr * args.lr_gamma ** (step // steps_per_epoch)
+    if args.schedule == "linear":
+        return args.lr * (1 if step < warmup else (total_steps - step) / (total_steps - warmup))
     if args.schedule == "cosine":
         return cosine(args.lr, 0, step / total_steps)
     peak, last = 0.3 * total_steps - 1, total_steps - 1

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -15,36 +15,50 @@ from processes import ALONE, Processes
 REHEARSALS = 3  # iterations before a capture, in which libraries choose their algorithms and allocate memory
 
 
-def sgd(network: nn.Module, rate: float, momentum: float, weight_decay: float, decays: str) -> torch.optim.SGD:
-    """SGD whose learning rate is a tensor on the device and whose momentum is there from the start, as a capture needs.
+def sgd(network: nn.Module, learning_rate: float, momentum: float, weight_decay: float, norm_decay: bool = True,
+        nesterov: bool = False) -> torch.optim.SGD:  # fmt: skip
+    """SGD whose learning rate is a tensor on the device and whose momentum buffers exist from the start.
 
-    decays  "all": the weight decay is on all parameters; "weights": not on biases and batch norms
+    Both are needed to capture a step as a CUDA graph. norm_decay: apply the weight decay to biases and batch norms too.
     """
     parameters = list(network.parameters())
-    decayed = [value for value in parameters if value.ndim > 1 or decays == "all"]
-    others = [value for value in parameters if value.ndim == 1 and decays != "all"]
+    decayed = [value for value in parameters if value.ndim > 1 or norm_decay]
+    others = [value for value in parameters if value.ndim == 1 and not norm_decay]
     groups = [{"params": decayed}] + ([{"params": others, "weight_decay": 0.0}] if others else [])
     device = parameters[0].device
     optimizer = torch.optim.SGD(
-        groups, torch.tensor(rate, device=device), momentum, weight_decay=weight_decay, fused=device.type != "mps"
+        groups,
+        torch.tensor(learning_rate, device=device),
+        momentum,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        fused=device.type != "mps",
     )
     for value in parameters:
         optimizer.state[value]["momentum_buffer"] = torch.zeros_like(value)
     return optimizer
 
 
-class Average:
-    """The exponential moving average of a network's weights and statistics, as a network of its own."""
+class EMA:
+    """Exponential moving average of a network's parameters, as a network with batch-norm statistics of its own.
+
+    torch.optim.swa_utils.AveragedModel reads its counter on the host in every update; a CUDA graph cannot do that.
+    """
 
     def __init__(self, network: nn.Module, decay: float):
         self.network, self.decay = copy.deepcopy(network).eval(), decay
-        pairs = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
-        self.averages, self.values = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+        self.averages, self.values = list(self.network.parameters()), list(network.parameters())
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves a share 1 - decay of the way to the network as it is now."""
+        """average <- decay * average + (1 - decay) * value."""
         torch._foreach_lerp_(self.averages, self.values, 1 - self.decay)
+
+    def update_batch_norm(self, inputs: Iterable[Tensor], precision: str) -> None:
+        """Replaces the batch-norm statistics by those of these batches of network inputs (N, 3, S, S)."""
+        device = self.averages[0].device
+        with torch.autocast(device.type, torch.bfloat16, precision == "bf16", cache_enabled=False):
+            torch.optim.swa_utils.update_bn(inputs, self.network)
 
 
 class TrainStep:
@@ -53,12 +67,12 @@ class TrainStep:
     network    what is called; may be wrapped or compiled, but its parameters are the optimizer's
     batches    makes inputs and labels of the rows of a plan
     precision  "fp32", or "bf16": autocast, with weights and optimizer in float32
-    average    of the weights, if one is kept
+    ema        moving average of the weights, updated after every step
     """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, precision: str,
-                 label_smoothing: float = 0.0, average: Average | None = None):  # fmt: skip
-        self.network, self.optimizer, self.batches, self.average = network, optimizer, batches, average
+                 label_smoothing: float = 0.0, ema: EMA | None = None):  # fmt: skip
+        self.network, self.optimizer, self.batches, self.ema = network, optimizer, batches, ema
         self.precision, self.label_smoothing = precision, label_smoothing
 
     def __call__(self, plan: Tensor) -> Tensor:
@@ -71,13 +85,13 @@ class TrainStep:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        if self.average:
-            self.average.update()
+        if self.ema:
+            self.ema.update()
         return sums_of(loss, logits, labels)
 
     def state(self) -> list[Tensor]:
         """Every tensor that an iteration changes."""
-        networks = [self.network] + ([self.average.network] if self.average else [])
+        networks = [self.network] + ([self.ema.network] if self.ema else [])
         momentum = [value["momentum_buffer"] for value in self.optimizer.state.values()]
         return [value for network in networks for value in network.state_dict().values()] + momentum
 
@@ -104,6 +118,7 @@ def rehearse(step: TrainStep, plan: Tensor, times: int = REHEARSALS) -> None:
 def compiled(step: TrainStep, plan: Tensor) -> None:
     """Compiles the step's network for batches like `plan`; where that fails, the step is as before and this raises."""
     eager = step.network
+    torch.compiler.reset()  # what was compiled for another image size counts towards a limit
     step.network = torch.compile(eager, dynamic=False)
     try:
         rehearse(step, plan, 1)

@@ -7,12 +7,13 @@ python train.py --resume                                  go on with a run that 
 torchrun --nproc_per_node=2 train.py                      by two GPUs, each with half of every batch
 """
 
+import gc
 import math
 import sys
-from argparse import BooleanOptionalAction
+from argparse import ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -22,56 +23,59 @@ import checkpoint
 import data
 import score_figures
 import style
-from batches import Batches
+from batches import FLIPS, Batches
 from command_line import ArgumentParser, number, one_line_errors, output_folder
 from evaluation import evaluate, loss_and_accuracy
 from interruptions import locked, noted_signals
 from machine import keep_freed_memory, pick_device, pick_precision
 from network import ResNet18
 from processes import Processes, joined
-from progress import Progress, duration
+from progress import Progress, format_duration
 from run import Run, check_continues, earlier_state, event_writer
-from schedule import DEFAULT_GAMMA, SCHEDULES, learning_rate
-from step import Average, TrainStep, accelerated, sgd
+from schedule import DEFAULT_GAMMA, SCHEDULES, image_size, learning_rate
+from step import EMA, TrainStep, accelerated, sgd
+
+BATCH_NORM_IMAGES = 6400  # training images behind the batch-norm statistics of a moving average
 
 
 def parse_args(argv=None):
     """The flags of the command line; a wrong use ends in one line and exit code 2."""
-    parser = ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__, reads_files=True)
     count, positive, share = number(int, least=1), number(float, above=0), number(float, least=0, below=1)
 
     add = parser.add_argument_group("data").add_argument
     add("--data", default="cifar10", help=f"{', '.join(data.DATASETS)}, or a folder with train/ and test/<class>/*")
     add("--root", default="data", help="folder that CIFAR-10 is downloaded to and read from")
-    add(
-        "--image-size",
-        type=number(int, least=8, most=4096),
-        default=224,
-        help="pixels a side, as the network sees them",
-    )
-    add("--augment", action=BooleanOptionalAction, default=True, help="shift, flip and cut out, as far as set below")
-    add("--shift", type=number(int, least=0, most=4096), default=4, help="at most, in pixels before resizing")
-    add("--flip", action=BooleanOptionalAction, default=True, help="left to right, half of the time")
-    add("--cutout", type=number(int, least=0, most=4096), default=0, help="side of a square left out, in pixels")
+    add("--image-size", type=number(int, least=8, most=4096),
+        help="side of the network's input in pixels (default: 224, or the last of --sizes)")  # fmt: skip
+    add("--augment", action=BooleanOptionalAction, default=True, help="random shift, flip and cutout, as set below")
+    add("--shift", type=number(int, least=0, most=4096), default=4, help="largest shift, in pixels before resizing")
+    add("--flip", choices=FLIPS, default="random", help="horizontal flip: random, or alternate (every other epoch)")
+    add("--cutout", type=number(int, least=0, most=4096), default=0,
+        help="side of the hidden square, in pixels before resizing, at full image size; 0 disables it")  # fmt: skip
     add("--hold-out", type=number(int, least=0), default=0,
         help="so many training images are not trained on but stand in for the test images")  # fmt: skip
 
     add = parser.add_argument_group("optimisation").add_argument
-    add("--epochs", type=count, default=50, help="passes over the training images")
-    add("--batch-size", type=number(int, least=2), default=32, help="images an iteration")
-    add("--lr", type=positive, default=0.025, help="learning rate at its highest")
-    add("--momentum", type=share, default=0.9, help="of SGD, 0 to 1")
-    add("--weight-decay", type=number(float, least=0), default=5e-4, help="pull towards 0")
-    add("--decay-on", choices=("all", "weights"), default="all", help="weights: not on biases and batch norms")
-    add("--label-smoothing", type=share, default=0.0, help="share of the label given to all classes, 0 to 1")
-    add("--schedule", choices=SCHEDULES, default="step", help="how the learning rate changes")
-    add("--lr-step", type=count, default=20, help="epochs from step to step of --schedule step")
-    add("--gamma", type=positive, help="factor of a step (default: 0.1) or of an epoch of --schedule exponential "
-        "(default: 0.9656, which is 0.35 in 30 epochs)")  # fmt: skip
-    add("--warm-up", type=number(float, least=0), default=0.0, help="epochs in which the learning rate grows from 0")
-    add("--average", type=share, default=0.0, metavar="DECAY",
-        help="of a moving average of the weights, an iteration, which is then tested and kept; 0: none")  # fmt: skip
-    add("--max-steps", type=count, help="stop after so many iterations")
+    add("--epochs", type=count, help="number of epochs (default: 50, or the sum of --sizes)")
+    add("--sizes", type=size_and_epochs, nargs="+", metavar="SIZE:EPOCHS",
+        help="train at growing sizes, this many epochs at each; replaces --image-size and --epochs")  # fmt: skip
+    add("--batch-size", type=number(int, least=2), default=32, help="images per iteration, over all processes")
+    add("--lr", type=positive, default=0.025, help="peak learning rate")
+    add("--momentum", type=share, default=0.9, help="momentum of SGD")
+    add("--nesterov", action="store_true", help="Nesterov momentum")
+    add("--weight-decay", type=number(float, least=0), default=5e-4, help="L2 penalty of SGD")
+    add("--norm-decay", action=BooleanOptionalAction, default=True, help="weight decay on biases and batch norms, too")
+    add("--label-smoothing", type=share, default=0.0, help="label smoothing, 0 to 1")
+    add("--schedule", choices=SCHEDULES, default="step", help="learning-rate schedule")
+    add("--lr-step-size", type=count, default=20, help="epochs between decays of --schedule step")
+    add("--lr-gamma", type=positive, help="decay factor of --schedule step (default: 0.1) and, per epoch, of "
+        "exponential (default: 0.9656, which is 0.35 in 30 epochs)")  # fmt: skip
+    add("--lr-warmup-epochs", type=number(float, least=0), default=0.0, help="epochs of linear warm-up")
+    add("--ema-decay", type=share, default=0.0,
+        help="decay of the exponential moving average of the weights, which is then evaluated and saved; "
+        "0 disables it")  # fmt: skip
+    add("--max-steps", type=count, help="stop after this many iterations")
     add("--seed", type=number(int, least=0, most=2**32 - 1), default=0, help="of weights, order and augmentation")
     add("--init", metavar="CKPT", help="start from these weights: to fine-tune, or to go on at another image size")
 
@@ -79,7 +83,7 @@ def parse_args(argv=None):
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on GPUs that have it")
     add("--compile", action="store_true", help="compile the network with torch.compile")
-    add("--capture", action="store_true", help="replay an iteration as one CUDA graph")
+    add("--cuda-graph", action="store_true", help="replay each iteration as one CUDA graph")
 
     add = parser.add_argument_group("what is written").add_argument
     add("--out", default="checkpoints", help="folder for last.pt, model.pt, history.jsonl, training_curves.png")
@@ -95,9 +99,36 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.resume and args.overwrite:
         parser.error("--resume goes on with a run, --overwrite replaces it: pass one of the two")
-    if args.gamma is None:
-        args.gamma = DEFAULT_GAMMA.get(args.schedule)
+    if args.lr_gamma is None:
+        args.lr_gamma = DEFAULT_GAMMA.get(args.schedule)
+    if args.nesterov and not args.momentum:
+        parser.error("--nesterov needs --momentum above 0")
+    set_sizes(parser, args)
     return args
+
+
+def size_and_epochs(text: str) -> tuple[int, int]:
+    """ "96:20" -> (96, 20), for argparse: image size, and number of epochs at it."""
+    size, colon, epochs = text.partition(":")
+    if not colon:
+        raise ArgumentTypeError(f"{text!r} is not SIZE:EPOCHS, for example 96:20")
+    return number(int, least=32, most=4096)(size), number(int, least=1)(epochs)
+
+
+def set_sizes(parser: ArgumentParser, args) -> None:
+    """Makes --sizes, --image-size and --epochs agree; a contradiction ends in one line."""
+    if not args.sizes:
+        args.epochs, args.image_size = args.epochs or 50, args.image_size or 224
+        return
+    growing = [size for size, _ in args.sizes]
+    if any(after <= before for before, after in pairwise(growing)):
+        parser.error(f"--sizes {' '.join(map(str, growing))}: the image sizes must increase")
+    total, last = sum(epochs for _, epochs in args.sizes), growing[-1]
+    if args.epochs not in (None, total):
+        parser.error(f"--epochs {args.epochs} contradicts --sizes, which has {total}: leave one of them out")
+    if args.image_size not in (None, last):
+        parser.error(f"--image-size {args.image_size} contradicts --sizes, which ends at {last}: leave one of them out")
+    args.epochs, args.image_size = total, last
 
 
 def load_data(args, device: torch.device) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], list[str]]:
@@ -135,9 +166,13 @@ def train(args, processes: Processes) -> None:
         raise data.DataError("the processes found different images: give every machine the same data")
     if state:
         check_continues(state, classes, mean, std, steps_per_epoch, total_steps)
-    preprocess = data.Preprocess(args.image_size, mean, std, device)
-    augmentation = (args.shift, args.flip, args.cutout) if args.augment else (0, False, 0)
-    batches = Batches(*training, preprocess, args.batch_size, args.seed, *augmentation)
+    sizes = args.sizes or [(args.image_size, args.epochs)]
+
+    def batches_at(size: int) -> Batches:
+        """The cutout hides the same part of an image at every size up to the last, where it is as given."""
+        cutout = round(args.cutout * size / args.image_size)
+        augmentation = (args.shift, args.flip, cutout) if args.augment else (0, "none", 0)
+        return Batches(*training, data.Preprocess(size, mean, std, device), args.batch_size, args.seed, *augmentation)
 
     # network and optimizer
     torch.manual_seed(args.seed)
@@ -147,8 +182,8 @@ def train(args, processes: Processes) -> None:
             checkpoint.take_over(args.init, network)
         network.load_state_dict(processes.from_first(network.state_dict))
     network.to(device, memory_format=torch.channels_last).train()
-    average = Average(network, args.average) if args.average else None
-    optimizer = sgd(network, args.lr, args.momentum, args.weight_decay, args.decay_on)
+    ema = EMA(network, args.ema_decay) if args.ema_decay else None
+    optimizer = sgd(network, args.lr, args.momentum, args.weight_decay, args.norm_decay, args.nesterov)
     precision = pick_precision(args.precision, device)
 
     # the run, new or taken up again
@@ -156,26 +191,41 @@ def train(args, processes: Processes) -> None:
     writer = None
     if args.tensorboard and processes.is_first:
         writer = event_writer(out / "tensorboard", state["step"] + 1 if state else None)
-    run = Run(out, network, optimizer, steps_per_epoch, facts, average, processes, writer)
+    run = Run(out, network, optimizer, steps_per_epoch, facts, ema, processes, writer)
     run.begin(state)
     del state
-    evaluations = math.ceil(total_steps / steps_per_epoch) - run.step // steps_per_epoch
-    progress = Progress(run.step, total_steps, args.epochs, args.batch_size, evaluations, len(test[0]))
-    measure = partial(evaluate, run.tested, *test, preprocess, precision, processes)
+    progress = Progress(run.step, total_steps, steps_per_epoch, sizes, args.batch_size, len(test[0]))
+
+    def measure(flip: bool = False) -> tuple[float, float]:
+        """Loss and accuracy on the test images, at the image size of the epoch."""
+        batches = batches_at(image_size(run.epoch - 1, sizes))
+        if ema:
+            rows = batches.plan(0)[: math.ceil(BATCH_NORM_IMAGES / args.batch_size)]
+            ema.update_batch_norm((batches(each)[0] for each in rows), precision)
+        return evaluate(run.tested, *test, batches.preprocess, precision, processes, flip)
 
     with noted_signals(processes.count == 1) as signals, progress.bar, writer or nullcontext():
         progress.say(
             f"{len(training[0]):,} training and {len(test[0]):,} test images of {len(classes)} classes at "
-            f"{args.image_size}x{args.image_size}; {total_steps:,} iterations on {processes}{device}, {precision}"
+            f"{', '.join(f'{size}x{size}' for size, _ in sizes)}; "
+            f"{total_steps:,} iterations on {processes}{device}, {precision}"
             + (f", from {run.step:,} on" if run.step else "")
         )
-        plan = batches.plan(run.step // steps_per_epoch)[:, processes.share(args.batch_size)]
-        step = TrainStep(network, optimizer, batches, precision, args.label_smoothing, average)
-        step = accelerated(step, plan[0], args.compile, args.capture, processes, progress.say)
+        batches = step = None
         while run.step < total_steps:
             epoch, position = divmod(run.step, steps_per_epoch)
+            size = image_size(epoch, sizes)
             if position == 0:
                 run.in_epoch.zero_()
+            if batches is None or size != batches.preprocess.image_size:
+                with progress.paused():
+                    del step  # with the memory of its graph, and its hooks on the gradients
+                    gc.collect()
+                    batches = batches_at(size)
+                    plan = batches.plan(epoch)[:, processes.share(args.batch_size)]
+                    step = TrainStep(network, optimizer, batches, precision, args.label_smoothing, ema)
+                    step = accelerated(step, plan[0], args.compile, args.cuda_graph, processes, progress.say)
+            elif position == 0:
                 plan = batches.plan(epoch)[:, processes.share(args.batch_size)]
             run.set_rate(learning_rate(run.step, total_steps, steps_per_epoch, args))
             run.count(step(plan[position]))
@@ -186,11 +236,11 @@ def train(args, processes: Processes) -> None:
                 progress.forecast(advise=args.data != "shapes")
             at_line, at_epochs_end = run.step % args.log_every == 0, position + 1 == steps_per_epoch
             if at_line:
-                end_line(run, progress)
+                end_line(run, progress, size)
             if at_epochs_end:
-                end_epoch(run, progress, measure)
+                end_epoch(run, progress, measure, size)
                 if run.epoch in args.snapshots:
-                    run.save_snapshot()
+                    run.save_snapshot(size)
             stop, save = run.agree(signals, args.save_every, may_save=at_line or at_epochs_end)
             if stop:
                 break
@@ -201,32 +251,34 @@ def train(args, processes: Processes) -> None:
             instead = " instead of --overwrite" if args.overwrite else ""
             print(f"stopped after iteration {run.step:,}; to go on: the same command with --resume{instead}")
             sys.exit(128 + stop)
+        size = image_size(run.epoch - 1, sizes)
         if processes.add(run.since_line)[2] > 0:
-            end_line(run, progress)
+            end_line(run, progress, size)
         if run.step % steps_per_epoch:
-            end_epoch(run, progress, measure)
-    finish(run, measure(mirrored=True)[1] if args.test_flip else None)
+            end_epoch(run, progress, measure, size)
+    finish(run, measure(flip=True)[1] if args.test_flip else None)
 
 
-def end_line(run: Run, progress: Progress) -> None:
+def end_line(run: Run, progress: Progress, size: int) -> None:
     """Records and prints the means since the last line."""
     run.check_finite()
     loss, accuracy = run.since_last_line()
-    entry = {"kind": "train", "epoch": run.epoch, "step": run.step, "loss": loss, "accuracy": accuracy}
-    entry["learning_rate"] = run.rate
+    entry = {"kind": "train", "epoch": run.epoch, "step": run.step, "image_size": size}
+    entry |= {"loss": loss, "accuracy": accuracy, "learning_rate": run.rate}
     entry["images_per_second"] = round(progress.images_per_second(), 1)
     run.record(entry)
     progress.train_line(entry)
 
 
-def end_epoch(run: Run, progress: Progress, measure: Callable[[], tuple[float, float]]) -> None:
+def end_epoch(run: Run, progress: Progress, measure: Callable[[], tuple[float, float]], size: int) -> None:
     """Records and prints the loss and accuracy on the test images."""
     run.check_finite()
-    with progress.evaluation():
+    with progress.paused():
         loss, accuracy = measure()
     if not math.isfinite(loss):
         raise FloatingPointError(f"the test loss is {loss} after iteration {run.step}: pass a lower --lr")
-    entry = {"kind": "test", "epoch": run.epoch, "step": run.step, "loss": loss, "accuracy": accuracy}
+    entry = {"kind": "test", "epoch": run.epoch, "step": run.step, "image_size": size}
+    entry |= {"loss": loss, "accuracy": accuracy}
     run.record(entry)
     progress.test_line(entry)
 
@@ -243,6 +295,7 @@ def finish(run: Run, flipped: float | None) -> None:
     result = {
         "epoch": test["epoch"],
         "step": run.step,
+        "image_size": test["image_size"],
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
         "test_loss": test["loss"],
@@ -263,7 +316,7 @@ def finish(run: Run, flipped: float | None) -> None:
         style.save(score_figures.training_curves(run.history, run.facts["config"]["label_smoothing"]), file)
     print(
         f"train accuracy {train_accuracy:.2%} (mean over the last epoch, as trained), {seen}, "
-        f"in {duration(run.seconds)}\n"
+        f"in {format_duration(run.seconds)}\n"
         f"{folder}: model.pt, last.pt, history.jsonl, training_curves.png\n"
         f"next: python visualizer.py --ckpt {run.model}"
     )
