@@ -19,21 +19,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import checkpoint
-import data
-import score_figures
-import style
-from batches import FLIPS, Batches
-from command_line import ArgumentParser, number, one_line_errors, output_folder
-from evaluation import evaluate, loss_and_accuracy
-from interruptions import locked, noted_signals
-from machine import keep_freed_memory, pick_device, pick_precision
+from dataset import sources
+from dataset.batches import FLIPS, Batches
+from figures import style, training_curves
 from network import ResNet18
-from processes import Processes, joined
-from progress import Progress, format_duration
-from run import Run, check_continues, earlier_state, event_writer
-from schedule import DEFAULT_GAMMA, SCHEDULES, image_size, learning_rate
-from step import EMA, TrainStep, accelerated, sgd
+from runtime import checkpoint
+from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder
+from runtime.device import keep_freed_memory, pick_device, pick_precision
+from runtime.signals import locked, noted_signals
+from training.distributed import Processes, joined
+from training.evaluation import evaluate, loss_and_accuracy
+from training.optimizer import DEFAULT_GAMMA, SCHEDULES, image_size, learning_rate
+from training.progress import Progress, format_duration
+from training.run import Run, check_continues, earlier_state, event_writer
+from training.step import EMA, TrainStep, accelerated, sgd
 
 BATCH_NORM_IMAGES = 6400  # training images behind the batch-norm statistics of a moving average
 
@@ -44,7 +43,7 @@ def parse_args(argv=None):
     count, positive, share = number(int, least=1), number(float, above=0), number(float, least=0, below=1)
 
     add = parser.add_argument_group("data").add_argument
-    add("--data", default="cifar10", help=f"{', '.join(data.DATASETS)}, or a folder with train/ and test/<class>/*")
+    add("--data", default="cifar10", help=f"{', '.join(sources.DATASETS)}, or a folder with train/ and test/<class>/*")
     add("--root", default="data", help="folder that CIFAR-10 is downloaded to and read from")
     add("--image-size", type=number(int, least=8, most=4096),
         help="side of the network's input in pixels (default: 224, or the last of --sizes)")  # fmt: skip
@@ -133,13 +132,15 @@ def set_sizes(parser: ArgumentParser, args) -> None:
 
 def load_data(args, device: torch.device) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], list[str]]:
     """Training images and labels, test images and labels, uint8 on the device; and the classes' names."""
-    images, labels, classes = data.load(args.data, "train", args.root, args.image_size)
+    images, labels, classes = sources.load(args.data, "train", args.root, args.image_size)
     if args.hold_out:
         if args.hold_out >= len(images):
-            raise data.DataError(f"--hold-out {args.hold_out} leaves none of {len(images)} training images: lower it")
-        training, test = data.hold_out(images, labels, args.hold_out)
+            raise sources.DataError(
+                f"--hold-out {args.hold_out} leaves none of {len(images)} training images: lower it"
+            )
+        training, test = sources.hold_out(images, labels, args.hold_out)
     else:
-        training, test = (images, labels), data.load(args.data, "test", args.root, args.image_size)[:2]
+        training, test = (images, labels), sources.load(args.data, "test", args.root, args.image_size)[:2]
     on_device = [tuple(values.to(device) for values in split) for split in (training, test)]
     return *on_device, list(classes)
 
@@ -151,7 +152,9 @@ def train(args, processes: Processes) -> None:
         torch.cuda.set_device(device)
     state = processes.from_first(lambda: earlier_state(out, args.resume, args.overwrite, vars(args)))
     if args.batch_size % processes.count or args.batch_size < 2 * processes.count > 2:
-        raise data.DataError(f"--batch-size {args.batch_size} is for all {processes.count} processes: pass a multiple")
+        raise sources.DataError(
+            f"--batch-size {args.batch_size} is for all {processes.count} processes: pass a multiple"
+        )
 
     # data: uint8, on the device from here on
     with processes.in_turns():
@@ -159,11 +162,11 @@ def train(args, processes: Processes) -> None:
     steps_per_epoch = len(training[0]) // args.batch_size  # an incomplete last batch is left out
     if steps_per_epoch == 0:
         count = len(training[0])
-        raise data.DataError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
+        raise sources.DataError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
     total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
-    mean, std = data.statistics(training[0])
+    mean, std = sources.statistics(training[0])
     if not processes.agree_on((classes, mean, std, len(training[0]), len(test[0]))):
-        raise data.DataError("the processes found different images: give every machine the same data")
+        raise sources.DataError("the processes found different images: give every machine the same data")
     if state:
         check_continues(state, classes, mean, std, steps_per_epoch, total_steps)
     sizes = args.sizes or [(args.image_size, args.epochs)]
@@ -172,7 +175,9 @@ def train(args, processes: Processes) -> None:
         """The cutout hides the same part of an image at every size up to the last, where it is as given."""
         cutout = round(args.cutout * size / args.image_size)
         augmentation = (args.shift, args.flip, cutout) if args.augment else (0, "none", 0)
-        return Batches(*training, data.Preprocess(size, mean, std, device), args.batch_size, args.seed, *augmentation)
+        return Batches(
+            *training, sources.Preprocess(size, mean, std, device), args.batch_size, args.seed, *augmentation
+        )
 
     # network and optimizer
     torch.manual_seed(args.seed)
@@ -313,7 +318,7 @@ def finish(run: Run, flipped: float | None) -> None:
     folder = run.model.parent
     run.save_model(result)
     with checkpoint.atomic_file(folder / "training_curves.png") as file:
-        style.save(score_figures.training_curves(run.history, run.facts["config"]["label_smoothing"]), file)
+        style.save(training_curves.training_curves(run.history, run.facts["config"]["label_smoothing"]), file)
     print(
         f"train accuracy {train_accuracy:.2%} (mean over the last epoch, as trained), {seen}, "
         f"in {format_duration(run.seconds)}\n"
@@ -327,7 +332,7 @@ def main(argv=None):
     args = parse_args(argv)
     keep_freed_memory()
     with (
-        one_line_errors(data.DataError, checkpoint.CheckpointError, FloatingPointError),
+        one_line_errors(sources.DataError, checkpoint.CheckpointError, FloatingPointError),
         joined(args.device) as processes,
         locked(output_folder(args.out)) if processes.is_first else nullcontext(),
     ):

@@ -13,21 +13,19 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-import checkpoint
-import data
-import figures
-import score_figures
-import style
-from activations import strongest, top_activations
-from command_line import ArgumentParser, number, one_line_errors, output_folder
-from comparisons import draw_branches, draw_evolution, draw_rules, draw_sanity, draw_unpooling
-from gallery import write_gallery
-from machine import keep_freed_memory
+from analysis.activations import strongest, top_activations
+from analysis.inspection import Subject
+from dataset import sources
+from figures import drawing, style, training_curves
+from figures.gallery import write_gallery
+from figures.image_grid import limit_of
+from figures.rules import draw_branches, draw_evolution, draw_rules, draw_sanity, draw_unpooling
+from figures.scores import draw_confusion_matrix, draw_mistakes, summary
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
-from scores import draw_confusion_matrix, draw_mistakes, summary
-from subject import Subject
-from tiles import limit_of
+from runtime import checkpoint
+from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder
+from runtime.device import keep_freed_memory
 
 __all__ = ["top_activations"]  # part of this module's interface, used by others
 A_PAGE = 18  # channels of an overview
@@ -40,7 +38,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("what is looked at").add_argument
     add("--ckpt", nargs="?", default="checkpoints/model.pt", const="checkpoints/model.pt", metavar="PATH",
         help="a model.pt or last.pt of train.py, or a state dict with torchvision's names")  # fmt: skip
-    add("--data", help=f"{', '.join(data.DATASETS)}, or a folder; its test split is searched (default: as trained)")
+    add("--data", help=f"{', '.join(sources.DATASETS)}, or a folder; its test split is searched (default: as trained)")
     add("--root", help="folder of CIFAR-10 (default: as trained)")
     add("--images", nargs="+", metavar="FILE", help="pictures to look at instead of the first test image; without "
         "--figures, the test split is then not searched")  # fmt: skip
@@ -90,7 +88,7 @@ def draw_training_curves(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """Loss and accuracy while it was trained, where the checkpoint knows."""
     smoothing = subject.info["config"].get("label_smoothing", 0)
     if subject.info["history"]:
-        yield Path("training_curves"), score_figures.training_curves(subject.info["history"], smoothing)
+        yield Path("training_curves"), training_curves.training_curves(subject.info["history"], smoothing)
     else:
         print("training_curves: left out, this checkpoint has no history")
 
@@ -98,10 +96,10 @@ def draw_training_curves(subject: Subject) -> Iterator[tuple[Path, Figure]]:
 def draw_filters(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """The first layer's filters, in colour and by input channel."""
     weights = subject.network.conv1.weight.detach().cpu().contiguous().numpy()
-    yield Path("conv1_filters"), figures.filters(weights)
+    yield Path("conv1_filters"), drawing.filters(weights)
     limit = limit_of(weights)
     for channel, name in enumerate(("red", "green", "blue")):
-        yield Path(f"conv1_filters_{name}"), figures.filter_channel(weights[:, channel], name, limit)
+        yield Path(f"conv1_filters_{name}"), drawing.filter_channel(weights[:, channel], name, limit)
 
 
 def draw_input(subject: Subject) -> Iterator[tuple[Path, Figure]]:
@@ -110,7 +108,7 @@ def draw_input(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         with torch.inference_mode():
             logits = subject.network(subject.prepare(picture))
         probabilities = logits.softmax(1)[0].cpu().numpy()
-        figure = figures.input_image(
+        figure = drawing.input_image(
             subject.shown(picture), picture.title, subject.classes, probabilities, picture.label
         )
         yield Path(picture.folder, "input"), figure
@@ -120,7 +118,7 @@ def draw_feature_maps(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """All maps of the stages asked for, of each picture to explain."""
     for picture in subject.pictures:
         for stage, maps in subject.maps(picture).items():
-            figure = figures.feature_maps(maps.contiguous().numpy(), f"{stage} of {picture.title}")
+            figure = drawing.feature_maps(maps.contiguous().numpy(), f"{stage} of {picture.title}")
             yield Path(picture.folder, f"{stage}_feature_maps"), figure
 
 
@@ -133,7 +131,7 @@ def draw_reconstructions(subject: Subject) -> Iterator[tuple[Path, Figure]]:
             pictures = subject.reconstruct_maps(picture, stage, channels)
             which = "channels asked for" if asked else "strongest channels"
             title = f"{stage} of {picture.title}: the {which}, reconstructed from their whole maps{subject.unpooling}"
-            figure = figures.reconstructions(subject.shown(picture), maps[channels].numpy(), pictures, channels, title)
+            figure = drawing.reconstructions(subject.shown(picture), maps[channels].numpy(), pictures, channels, title)
             yield Path(picture.folder, f"{stage}_reconstructions"), figure
 
 
@@ -152,9 +150,9 @@ def draw_top9(subject: Subject) -> Iterator[tuple[Path, Figure]]:
                 channels.append(subject.channel(stage, channel))
                 subject.entries += channels[-1]["entries"]
                 of_one = f"{stage}, channel {channel}: the {subject.count}, reconstructed from the {units}"
-                yield Path(f"{stage}_top9_channel_{channel}"), figures.top9_channel(channels[-1], of_one)
+                yield Path(f"{stage}_top9_channel_{channel}"), drawing.top9_channel(channels[-1], of_one)
             name = f"{stage}_top9" + (f"_page_{page}" if len(pages) > 1 else "")
-            yield Path(name), figures.top9_overview(channels, title)
+            yield Path(name), drawing.top9_overview(channels, title)
 
 
 OF_PICTURES = {"input": draw_input, "feature_maps": draw_feature_maps, "reconstructions": draw_reconstructions}
@@ -206,7 +204,7 @@ def what_to_draw(subject: Subject) -> list[str]:
             _ = subject.preprocess, subject.test
         if OF_PICTURES.keys() & names:
             _ = subject.preprocess, subject.pictures
-    except data.DataError as error:
+    except sources.DataError as error:
         if args.images or args.data or args.root or args.figures or args.gallery:
             raise
         without = [name for name in names if name in OF_PICTURES or name in OF_THE_TEST_SPLIT]
@@ -226,7 +224,7 @@ def main(argv=None):
     """The script."""
     args = parse_args(argv)
     keep_freed_memory()
-    with one_line_errors(data.DataError, checkpoint.CheckpointError):
+    with one_line_errors(sources.DataError, checkpoint.CheckpointError):
         visualize(args)
 
 

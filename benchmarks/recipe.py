@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import checkpoint
 import train
+from runtime import checkpoint
 
 TRAIN = Path(__file__).parent.parent / "train.py"
 

@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from train_step import matrix_product_rate
 
 import visualizer
-from activations import search
-from checkpoint import load_network
-from machine import keep_freed_memory
-from subject import Subject
+from analysis.activations import search
+from analysis.inspection import Subject
+from runtime.checkpoint import load_network
+from runtime.device import keep_freed_memory
 
 GFLOP_AT_224 = 3.63  # an image, forwards; grows with the number of pixels
 STAGES = {"conv1": "relu", "conv5_x": "layer4"}  # stage -> where torchvision's network has it

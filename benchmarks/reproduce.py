@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import checkpoint
-import data
-from command_line import ArgumentParser, number, one_line_errors
-from evaluation import evaluate
-from machine import keep_freed_memory, pick_device
+from dataset import sources
+from runtime import checkpoint
+from runtime.command_line import ArgumentParser, number, one_line_errors
+from runtime.device import keep_freed_memory, pick_device
+from training.evaluation import evaluate
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
 
@@ -27,7 +27,7 @@ def parse_args(argv=None):
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
     add("--ckpt", default=str(SHIPPED), metavar="PATH", help="a model.pt of train.py, or what export.py made of it")
-    add("--data", default="cifar10", help=f"{', '.join(data.DATASETS)}, or a folder with train/ and test/<class>/*")
+    add("--data", default="cifar10", help=f"{', '.join(sources.DATASETS)}, or a folder with train/ and test/<class>/*")
     add("--root", default="data", help="folder that CIFAR-10 is downloaded to and read from")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the arithmetic")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
@@ -45,11 +45,11 @@ def measure(args) -> tuple[float, float]:
         raise checkpoint.CheckpointError(f"{args.ckpt} does not say how accurate it is: pass a model.pt of train.py")
     if info["config"].get("hold_out"):
         raise checkpoint.CheckpointError(f"{args.ckpt} was tested on training images (--hold-out): pass another")
-    images, labels, classes = data.load(args.data, "test", args.root, info["image_size"])
+    images, labels, classes = sources.load(args.data, "test", args.root, info["image_size"])
     if list(classes) != list(info["classes"]):
-        raise data.DataError(f"the classes of {args.data} are not those the network was trained on: pass its data")
+        raise sources.DataError(f"the classes of {args.data} are not those the network was trained on: pass its data")
     device = pick_device(args.device)
-    preprocess = data.Preprocess(info["image_size"], info["mean"], info["std"], device)
+    preprocess = sources.Preprocess(info["image_size"], info["mean"], info["std"], device)
     network.to(device, memory_format=torch.channels_last)
     started = time.monotonic()
     accuracy = evaluate(network, images.to(device), labels.to(device), preprocess, args.precision)[1]
@@ -61,7 +61,7 @@ def main(argv=None):
     """The script."""
     args = parse_args(argv)
     keep_freed_memory()
-    with one_line_errors(data.DataError, checkpoint.CheckpointError):
+    with one_line_errors(sources.DataError, checkpoint.CheckpointError):
         accuracy, reported = measure(args)
         print(f"test accuracy {accuracy:.2%}, reported {reported:.2%}, difference {accuracy - reported:+.4f}")
         if abs(accuracy - reported) > args.tolerance:

@@ -27,11 +27,11 @@ import torchvision
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import data
-from batches import Batches
-from machine import keep_freed_memory, pick_precision
+from dataset import sources
+from dataset.batches import Batches
 from network import ResNet18
-from step import TrainStep, accelerated, sgd
+from runtime.device import keep_freed_memory, pick_precision
+from training.step import TrainStep, accelerated, sgd
 
 GFLOP_AT_224 = 10.65  # an image, forwards and backwards; grows with the number of pixels
 FORMS = {"eager": (False, False), "compiled": (True, False), "captured": (False, True), "both": (True, True)}
@@ -121,8 +121,8 @@ def usual_script(args, device: torch.device, workers: int):
 def this_project(args, device: torch.device, precision: str, form: str):
     """(b): returns a function that returns one that does an iteration."""
     keep_freed_memory()
-    images, labels, classes = data.load(args.data, "train", image_size=args.image_size)
-    preprocess = data.Preprocess(args.image_size, *data.statistics(images), device)
+    images, labels, classes = sources.load(args.data, "train", image_size=args.image_size)
+    preprocess = sources.Preprocess(args.image_size, *sources.statistics(images), device)
     batches = Batches(images.to(device), labels.to(device), preprocess, args.batch_size, seed=0)
     network = ResNet18(len(classes)).to(device, memory_format=torch.channels_last).train()
     step = TrainStep(network, sgd(network, 0.025, 0.9, 5e-4, "all"), batches, precision)

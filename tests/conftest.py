@@ -11,8 +11,8 @@ import torchvision
 from PIL import Image
 
 import train
+from dataset.shapes import CLASSES, draw_shapes
 from network import ResNet18
-from shapes import CLASSES, draw_shapes
 
 
 def randomise_batch_norm(network, seed=0):

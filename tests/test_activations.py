@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from activations import cut, mean_correlation, search, supports, windows
+from analysis.activations import cut, mean_correlation, search, supports, windows
 from network import CHANNELS, ResNet18
 from visualizer import top_activations
 

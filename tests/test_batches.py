@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from batches import COLUMNS, Batches, epoch_order, random_words
-from data import Preprocess
+from dataset.batches import COLUMNS, Batches, epoch_order, random_words
+from dataset.sources import Preprocess
 
 
 def batches(images, seed=0, batch_size=None, **augmentation):
@@ -75,7 +75,7 @@ class TestCut:
 
     def test_nothing_happens_unless_asked_for(self):
         images = noise()
-        made = batches(images, shift=0, flip=False)
+        made = batches(images, shift=0, flip="none")
         results, labels = made.cut(made.plan(0)[0])
         assert torch.equal(results, images[labels])
 
@@ -90,7 +90,7 @@ class TestCut:
     @pytest.mark.parametrize("side", [1, 4, 7])
     def test_a_cutout_is_a_square_of_mean_colour(self, side):
         images = torch.full((2000, 3, 16, 16), 255, dtype=torch.uint8)
-        made = batches(images, shift=0, flip=False, cutout=side)
+        made = batches(images, shift=0, flip="none", cutout=side)
         plan = made.plan(0)[0]
         results, _ = made.cut(plan)
         hidden = (results != 255).all(1)
@@ -105,6 +105,6 @@ class TestCut:
 
     def test_inputs_are_preprocessed_and_labels_go_with_their_images(self):
         images = noise(20)
-        made = batches(images, batch_size=5, shift=0, flip=False)
+        made = batches(images, batch_size=5, shift=0, flip="none")
         inputs, labels = made(made.plan(0)[1])
         assert torch.equal(inputs, made.preprocess(images[labels])) and len(labels) == 5

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torchvision
 
-import checkpoint
-from checkpoint import CheckpointError
 from network import ResNet18
+from runtime import checkpoint
+from runtime.checkpoint import CheckpointError
 
 
 def write_model(path, **changes):

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torchvision
 
-import checkpoint
 import train
 import visualizer
 from network import ResNet18
+from runtime import checkpoint
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,12 +82,12 @@ class TestUsage:
             ["--momentum", "1"],
             ["--weight-decay", "-1"],
             ["--label-smoothing", "1.5"],
-            ["--gamma", "nan"],
+            ["--lr-gamma", "nan"],
             ["--shift", "-1"],
             ["--cutout", "2.5"],
             ["--hold-out", "-1"],
             ["--warm-up", "-1"],
-            ["--average", "1"],
+            ["--ema-decay", "1"],
             ["--decay-on", "biases"],
             ["--lr-step", "0"],
             ["--max-steps", "0"],

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-import checkpoint
-import comparisons
 import train
 import visualizer
+from analysis.inspection import Subject
+from figures import rules
 from network import STAGES, ResNet18
 from reverse_network import ReverseResNet18
-from subject import Subject
+from runtime import checkpoint
 
 
 @pytest.fixture
@@ -32,23 +32,23 @@ class TestRankCorrelation:
         random = np.random.RandomState(0)
         a, b = random.randint(0, 9, (2, 5, 8))  # with many equals
         expected = np.corrcoef(ranks(a.flatten()), ranks(b.flatten()))[0, 1]
-        assert comparisons.rank_correlation(a, b) == pytest.approx(expected, abs=1e-12)
+        assert rules.rank_correlation(a, b) == pytest.approx(expected, abs=1e-12)
 
     def test_it_sees_the_order_alone(self):
         a = np.random.RandomState(0).rand(6, 7)
-        assert comparisons.rank_correlation(a, np.exp(5 * a)) == pytest.approx(1)
-        assert comparisons.rank_correlation(a, -(a**3)) == pytest.approx(-1)
-        assert comparisons.rank_correlation(a, np.zeros_like(a)) is None
+        assert rules.rank_correlation(a, np.exp(5 * a)) == pytest.approx(1)
+        assert rules.rank_correlation(a, -(a**3)) == pytest.approx(-1)
+        assert rules.rank_correlation(a, np.zeros_like(a)) is None
 
 
 def test_edges_are_where_grey_changes():
     images = torch.zeros(1, 3, 8, 10)
     images[..., 5:] = 1
-    found = comparisons.edges(images)
+    found = rules.edges(images)
     assert found.shape == images.shape and torch.equal(found[0, 0], found[0, 2])
     assert set(found[0, 0].amax(0).nonzero().flatten().tolist()) == {4, 5}
     assert torch.allclose(found[0, 0, :, 4], torch.ones(8))  # a step of 1
-    assert not comparisons.edges(torch.full((1, 3, 8, 8), 0.7)).abs().gt(1e-6).any()
+    assert not rules.edges(torch.full((1, 3, 8, 8), 0.7)).abs().gt(1e-6).any()
 
 
 def test_weights_become_random_from_the_top_down():
@@ -57,9 +57,9 @@ def test_weights_become_random_from_the_top_down():
     for value in network.parameters():
         torch.nn.init.normal_(value)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    parts = {stage: comparisons.PARTS[stage] for stage in STAGES}
+    parts = {stage: rules.PARTS[stage] for stage in STAGES}
     names = []
-    for count, (name, found) in enumerate(comparisons.randomised(network, "conv4_x")):
+    for count, (name, found) in enumerate(rules.randomised(network, "conv4_x")):
         names.append(name)
         changed = {
             name.split(".")[0] for name, value in found.state_dict().items() if not torch.equal(value, before[name])
@@ -71,8 +71,8 @@ def test_weights_become_random_from_the_top_down():
 
 
 def test_a_case_is_of_the_strongest_units(subject):
-    case = comparisons.Case(subject, "conv5_x")
-    assert len(case.channels) == len(case.images) == len(case.captions) == comparisons.CHANNELS
+    case = rules.Case(subject, "conv5_x")
+    assert len(case.channels) == len(case.images) == len(case.captions) == rules.CHANNELS
     features = subject.network.trace(subject.preprocess(subject.test[0])).features["conv5_x"]
     for channel, position, caption in zip(case.channels, case.positions, case.captions, strict=True):
         peak, image = features[:, channel].flatten(1).max(1).values.max(0)
@@ -85,7 +85,7 @@ def test_a_case_of_a_limited_search(small_run):
     subject = Subject(visualizer.parse_args(flags))
     top = subject.top["conv5_x"]
     subject.args.channels = ((top.scores[:, 0] > 0) & (top.indices[:, 0] > 0)).nonzero().flatten().tolist()
-    case = comparisons.Case(subject, "conv5_x")
+    case = rules.Case(subject, "conv5_x")
     assert case.channels
     peaks = subject.network.trace(subject.preprocess(subject.test[0])).features["conv5_x"].amax((2, 3))
     for channel, (index, score), image in zip(case.channels, case.numbers, case.images, strict=True):
@@ -94,8 +94,8 @@ def test_a_case_of_a_limited_search(small_run):
 
 
 def test_what_is_no_share_is_a_dash():
-    shares = comparisons.ratios(torch.tensor([1.0, 0.0]), torch.tensor([4.0, 0.0]))
-    assert shares == [0.25, None] and [comparisons.number(share, ".2g") for share in shares] == ["0.25", "–"]
+    shares = rules.ratios(torch.tensor([1.0, 0.0]), torch.tensor([4.0, 0.0]))
+    assert shares == [0.25, None] and [rules.number(share, ".2g") for share in shares] == ["0.25", "–"]
 
 
 def shown(figure, column, rows):
@@ -108,9 +108,9 @@ def shown(figure, column, rows):
 @pytest.mark.parametrize(
     "draw, mirrors",
     [
-        (comparisons.draw_rules, {rule: {"rule": rule} for rule in ("gradient", "guided", "deconvnet")}),
+        (rules.draw_rules, {rule: {"rule": rule} for rule in ("gradient", "guided", "deconvnet")}),
         (
-            comparisons.draw_branches,
+            rules.draw_branches,
             {branches: {"rule": "deconvnet", "branches": branches} for branches in ("both", "residual", "shortcut")},
         ),
     ],
@@ -118,28 +118,28 @@ def shown(figure, column, rows):
 def test_tiles_are_the_mirrors_under_its_name(subject, draw, mirrors):
     """Of 32x32 images the whole is shown, each on its own scale."""
     ((_, figure),) = draw(subject)
-    case = comparisons.Case(subject, "conv5_x")
+    case = rules.Case(subject, "conv5_x")
     names = [axes.get_title() for axes in figure.get_axes() if axes.get_title()]
     assert names[0] == "image" and set(names[1:]) == set(mirrors)
     drawn = {}
     with torch.inference_mode():
         trace = subject.network.trace(subject.preprocess(case.images))
-        signal = comparisons.isolate(trace.features["conv5_x"], case.channels, "peak")
+        signal = rules.isolate(trace.features["conv5_x"], case.channels, "peak")
         for name, how in mirrors.items():
             drawn[name] = ReverseResNet18(subject.network, **how)(signal, "conv5_x", trace)
     for column, name in enumerate(names[1:], 1):
         expected = drawn[name].permute(0, 2, 3, 1).numpy()
         limits = np.abs(expected).max((1, 2, 3), keepdims=True)
         assert np.allclose(shown(figure, column, len(expected)), expected / limits, atol=1e-4), name
-        if draw is comparisons.draw_branches and name != "both":
+        if draw is rules.draw_branches and name != "both":
             shares = drawn[name].flatten(1).norm(dim=1) / drawn["both"].flatten(1).norm(dim=1)
             labels = [axes.get_xlabel() for axes in figure.get_axes()[column :: len(names)]]
             assert [label.split("norm ")[1] for label in labels] == [f"{share:.2g}" for share in shares.tolist()]
 
 
 def test_the_unpoolings_error_is_that_of_the_whole_pictures(subject):
-    ((_, figure),) = comparisons.draw_unpooling(subject)
-    case = comparisons.Case(subject, "conv5_x")
+    ((_, figure),) = rules.draw_unpooling(subject)
+    case = rules.Case(subject, "conv5_x")
     exact, other = (
         case.reconstruct(ReverseResNet18(subject.network, "deconvnet", how)) for how in ("sum", "overwrite")
     )
@@ -155,25 +155,25 @@ def test_the_unpoolings_error_is_that_of_the_whole_pictures(subject):
 
 
 def test_a_trained_networks_picture_is_like_itself(subject):
-    ((_, figure),) = comparisons.draw_sanity(subject)
+    ((_, figure),) = rules.draw_sanity(subject)
     axes = figure.get_axes()
     columns = [column.get_title() for column in axes[:8]]
     assert columns == ["image", "trained", "conv5_x random", "+ conv4_x", "+ conv3_x", "+ conv2_x", "+ conv1", "edges"]
     assert {axes[1 + 8 * row].get_xlabel() for row in range(6)} == {"1.00"}
-    case = comparisons.Case(subject, "conv5_x")
+    case = rules.Case(subject, "conv5_x")
     rows = [(rule, place) for rule in ("gradient", "guided", "deconvnet") for place in range(2)]
     images = subject.preprocess(case.images[:2])
-    for column, (_, network) in enumerate(comparisons.randomised(subject.network, "conv5_x"), 1):
+    for column, (_, network) in enumerate(rules.randomised(subject.network, "conv5_x"), 1):
         tiles = shown(figure, column, len(rows))
         for (rule, place), tile, left in zip(rows, tiles, axes[::8], strict=True):
             assert left.get_ylabel() == f"{rule}\nchannel {case.channels[place]}"
             with torch.inference_mode():
                 trace = network.trace(images[place : place + 1])
-                signal = comparisons.isolate(trace.features["conv5_x"], case.channels[place])
+                signal = rules.isolate(trace.features["conv5_x"], case.channels[place])
                 expected = ReverseResNet18(network, rule)(signal, "conv5_x", trace)[0].permute(1, 2, 0)
             assert np.allclose(tile, expected / expected.abs().max().clamp(min=1e-30), atol=1e-4), (column, rule)
     for (_, place), tile in zip(rows, shown(figure, 7, len(rows)), strict=True):
-        edge = comparisons.edges(case.images[place : place + 1] / 255)[0].permute(1, 2, 0)
+        edge = rules.edges(case.images[place : place + 1] / 255)[0].permute(1, 2, 0)
         assert np.allclose(tile, edge / edge.max(), atol=1e-4)
 
 
@@ -190,7 +190,7 @@ def test_odd_but_legal(subject, small_run, tmp_path, flags):
 
 class TestEvolution:
     def test_it_needs_snapshots(self, subject, capsys):
-        assert not list(comparisons.draw_evolution(subject))
+        assert not list(rules.draw_evolution(subject))
         assert "train.py --snapshots" in capsys.readouterr().out
 
     def test_each_column_is_its_epochs_network(self, small_run, tmp_path):
@@ -200,7 +200,7 @@ class TestEvolution:
         assert list(checkpoint.snapshots(tmp_path)) == [1, 2, 3]
         flags = ["--ckpt", str(tmp_path / "model.pt"), "--device", "cpu", "--rules", "guided"]
         subject = Subject(visualizer.parse_args(flags))
-        ((_, figure),) = comparisons.draw_evolution(subject)
+        ((_, figure),) = rules.draw_evolution(subject)
         axes = figure.get_axes()
         assert [column.get_title() for column in axes[:4]] == ["image", "epoch 1", "epoch 2", "epoch 3"]
         channel = int(axes[0].get_ylabel().split()[1])
@@ -212,7 +212,7 @@ class TestEvolution:
             assert axes[place].get_xlabel() == f"image {image}\n{score:.2f}"
             with torch.inference_mode():
                 trace = network.trace(subject.preprocess(subject.test[0][image : image + 1]))
-                signal = comparisons.isolate(trace.features["conv5_x"], channel, "peak")
+                signal = rules.isolate(trace.features["conv5_x"], channel, "peak")
                 expected = ReverseResNet18(network, "guided")(signal, "conv5_x", trace)[0].permute(1, 2, 0)
             tile = 2 * np.asarray(axes[place].get_images()[0].get_array()) - 1
             assert np.allclose(tile, expected / expected.abs().max(), atol=1e-4), file
@@ -223,7 +223,7 @@ class TestEvolution:
         drawn = {}
         for name in ("snapshot_1.pt", "other.pt", "model.pt", "."):
             subject = Subject(visualizer.parse_args(["--ckpt", str(tmp_path / name), "--device", "cpu"]))
-            drawn[name] = len(list(comparisons.draw_evolution(subject)))
+            drawn[name] = len(list(rules.draw_evolution(subject)))
         assert drawn == {"snapshot_1.pt": 0, "other.pt": 0, "model.pt": 1, ".": 1}
 
     def test_a_new_run_has_nothing_of_an_old_ones(self, small_run, tmp_path):

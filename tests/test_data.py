@@ -11,9 +11,7 @@ from conftest import write_folder
 from PIL import Image
 from torchvision.transforms import v2
 
-import data
-import folders
-import shapes
+from dataset import folders, shapes, sources
 
 
 def pictures(count=6, size=32, seed=0):
@@ -28,7 +26,7 @@ class TestResizeAndNormalise:
     @pytest.mark.parametrize("size", [224, 64, 33, 32, 20, 8])
     def test_resize_is_within_one_grey_level_of_pil(self, size):
         images = pictures()
-        ours = data.resize(images, size)
+        ours = sources.resize(images, size)
         assert ours.shape == (6, 3, size, size) and ours.dtype == torch.float32
         for image, result in zip(images, ours, strict=True):
             pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
@@ -42,13 +40,13 @@ class TestResizeAndNormalise:
         transform = v2.Compose(
             [v2.ToDtype(torch.float32, scale=True), v2.Resize([size, size], antialias=True), v2.Normalize(mean, std)]
         )
-        ours = data.Preprocess(size, mean, std)(images)
+        ours = sources.Preprocess(size, mean, std)(images)
         assert torch.allclose(ours, transform(images), atol=1e-5)
         assert ours.is_contiguous(memory_format=torch.channels_last)
 
     def test_statistics_are_those_of_all_pixels(self):
         images = pictures()
-        mean, std = data.statistics(images)
+        mean, std = sources.statistics(images)
         pixels = images.permute(1, 0, 2, 3).flatten(1).double() / 255
         assert mean == pytest.approx(pixels.mean(1).tolist(), abs=1e-12)
         assert std == pytest.approx(pixels.std(1, correction=0).tolist(), abs=1e-12)
@@ -56,12 +54,12 @@ class TestResizeAndNormalise:
     def test_a_constant_channel_can_be_divided_by_its_deviation(self):
         images = pictures()
         images[:, 2] = 7
-        mean, std = data.statistics(images)
-        assert data.Preprocess(32, mean, std)(images).isfinite().all()
+        mean, std = sources.statistics(images)
+        assert sources.Preprocess(32, mean, std)(images).isfinite().all()
 
     def test_preprocessed_training_images_have_mean_0_and_deviation_1(self):
         images = pictures()
-        inputs = data.Preprocess(32, *data.statistics(images))(images)
+        inputs = sources.Preprocess(32, *sources.statistics(images))(images)
         assert inputs.mean((0, 2, 3)).abs().max() < 1e-5
         assert (inputs.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
 
@@ -69,15 +67,15 @@ class TestResizeAndNormalise:
 class TestHoldOut:
     def test_every_image_is_in_one_of_the_two(self):
         images, labels = pictures(40), torch.arange(40)
-        (kept, kept_labels), (held, held_labels) = data.hold_out(images, labels, 7)
+        (kept, kept_labels), (held, held_labels) = sources.hold_out(images, labels, 7)
         assert len(held) == 7 and sorted([*kept_labels.tolist(), *held_labels.tolist()]) == list(range(40))
         assert torch.equal(kept, images[kept_labels]) and torch.equal(held, images[held_labels])
 
     def test_they_are_always_the_same(self):
         images, labels = pictures(40), torch.arange(40)
-        first = data.hold_out(images, labels, 7)[1][1]
+        first = sources.hold_out(images, labels, 7)[1][1]
         np.random.seed(5)
-        assert torch.equal(first, data.hold_out(images, labels, 7)[1][1])
+        assert torch.equal(first, sources.hold_out(images, labels, 7)[1][1])
 
 
 class TestShapes:
@@ -90,7 +88,7 @@ class TestShapes:
         assert digest.hexdigest() == DIGEST
 
     def test_sizes_classes_and_masks(self):
-        images, labels, classes = data.load("shapes", "train")
+        images, labels, classes = sources.load("shapes", "train")
         assert images.shape == (5000, 3, 32, 32) and images.dtype == torch.uint8
         assert labels.bincount().tolist() == [500] * 10 and classes == shapes.CLASSES
         images, labels, masks = shapes.draw_shapes("test")
@@ -107,7 +105,7 @@ class TestShapes:
             assert np.abs(inside.mean(1) - outside.mean(1)).max() > 30
 
     def test_train_and_test_share_no_image(self):
-        train, test = (data.load("shapes", split)[0].flatten(1).numpy() for split in ("train", "test"))
+        train, test = (sources.load("shapes", split)[0].flatten(1).numpy() for split in ("train", "test"))
         assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
 
 
@@ -118,7 +116,7 @@ class TestCifar10:
     @pytest.mark.parametrize("split", ["train", "test"])
     def test_the_files_of_cifar10_become_tensors(self, fake_cifar10, split):
         root, arrays = fake_cifar10
-        images, labels, classes = data.load("cifar10", split, root)
+        images, labels, classes = sources.load("cifar10", split, root)
         names = [f"data_batch_{n}" for n in range(1, 6)] if split == "train" else ["test_batch"]
         expected = np.concatenate([arrays[name] for name in names]).reshape(-1, 3, 32, 32)
         assert images.dtype == torch.uint8 and np.array_equal(images.numpy(), expected)
@@ -127,60 +125,60 @@ class TestCifar10:
 
     def test_without_a_network_it_says_what_to_do(self, tmp_path, monkeypatch):
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-        with pytest.raises(data.DataError, match=r"could not be downloaded.*--data FOLDER.*--data shapes"):
-            data.load("cifar10", "train", tmp_path)
+        with pytest.raises(sources.DataError, match=r"could not be downloaded.*--data FOLDER.*--data shapes"):
+            sources.load("cifar10", "train", tmp_path)
 
     def test_a_damaged_copy_is_not_used(self, fake_cifar10, monkeypatch):
         root, _ = fake_cifar10
         monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
         (root / "cifar-10-batches-py" / "data_batch_2").write_bytes(b"cut short")
-        with pytest.raises(data.DataError, match="CIFAR-10 could not be downloaded"):
-            data.load("cifar10", "train", root)
+        with pytest.raises(sources.DataError, match="CIFAR-10 could not be downloaded"):
+            sources.load("cifar10", "train", root)
 
 
 class TestFolder:
     def test_pictures_come_as_they_are_in_the_order_of_their_names(self, folder):
-        images, labels, classes = data.load(str(folder), "train")
+        images, labels, classes = sources.load(str(folder), "train")
         assert classes == ("disk", "ring", "stripes") and labels.bincount().tolist() == [16, 16, 16]
         drawn, drawn_labels, _ = shapes.draw_shapes("train")
         expected = np.concatenate([drawn[drawn_labels == n][:16] for n in (0, 3, 7)])
         assert np.array_equal(images.numpy(), expected)  # 2.png before 10.png
-        files = data.list_files(folder, "train")
+        files = sources.list_files(folder, "train")
         assert [file.name for file in files[:3]] == ["0.png", "1.png", "2.png"] and len(files) == 48
 
     def test_the_order_agrees_with_torchvisions_image_folder(self, folder):
         theirs = torchvision.datasets.ImageFolder(folder / "test")
-        _, labels, classes = data.load(str(folder), "test")
+        _, labels, classes = sources.load(str(folder), "test")
         assert list(classes) == theirs.classes and labels.tolist() == theirs.targets
-        assert {str(file) for file in data.list_files(folder, "test")} == {path for path, _ in theirs.samples}
+        assert {str(file) for file in sources.list_files(folder, "test")} == {path for path, _ in theirs.samples}
 
     @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".bmp", ".JPEG"])
     def test_formats(self, tmp_path, suffix):
         folder = write_folder(tmp_path / "data", train=2, test=1, suffix=suffix)
-        assert data.load(str(folder), "train")[0].shape == (6, 3, 32, 32)
+        assert sources.load(str(folder), "train")[0].shape == (6, 3, 32, 32)
 
     def test_val_is_accepted_for_test(self, folder):
         (folder / "test").rename(folder / "val")
-        assert len(data.load(str(folder), "test")[0]) == 12
+        assert len(sources.load(str(folder), "test")[0]) == 12
 
     def test_unequal_pictures_are_resized_and_cropped_at_the_centre(self, folder):
         wide = np.zeros((30, 90, 3), np.uint8)
         wide[:, 30:60, 1] = 200  # the middle third is green
         Image.fromarray(wide).save(folder / "train" / "disk" / "0.png")
-        images, labels, _ = data.load(str(folder), "train", image_size=16)
+        images, labels, _ = sources.load(str(folder), "train", image_size=16)
         assert images.shape == (48, 3, 16, 16)
         assert (images[0, 1, :, 1:-1] == 200).all() and not images[0, [0, 2]].any()
         theirs = torchvision.datasets.ImageFolder(folder / "train", v2.Compose([v2.Resize(16), v2.CenterCrop(16)]))
-        files = [str(file) for file in data.list_files(folder, "train")]
+        files = [str(file) for file in sources.list_files(folder, "train")]
         for path, label in theirs.samples:
             n = files.index(path)
             expected = np.array(theirs.transform(theirs.loader(path))).transpose(2, 0, 1).astype(int)
             assert labels[n] == label and np.abs(images[n].numpy().astype(int) - expected).max() <= 1
 
     def test_equal_pictures_larger_than_the_image_size_are_resized(self, folder):
-        assert data.load(str(folder), "train", image_size=24)[0].shape == (48, 3, 24, 24)
-        assert data.load(str(folder), "train", image_size=32)[0].shape == (48, 3, 32, 32)
-        assert data.load(str(folder), "train", image_size=64)[0].shape == (48, 3, 32, 32)
+        assert sources.load(str(folder), "train", image_size=24)[0].shape == (48, 3, 24, 24)
+        assert sources.load(str(folder), "train", image_size=32)[0].shape == (48, 3, 32, 32)
+        assert sources.load(str(folder), "train", image_size=64)[0].shape == (48, 3, 32, 32)
 
     def test_grey_transparent_and_turned_pictures_become_rgb(self, tmp_path):
         array = np.random.RandomState(0).randint(0, 256, (20, 20)).astype(np.uint8)
@@ -205,13 +203,13 @@ class TestFolder:
         (folder / "train" / "disk" / "notes.txt").write_text("not a picture")
         (folder / "train" / "disk" / ".hidden.png").write_bytes(b"nor this")
         (folder / "train" / ".cache").mkdir()
-        assert len(data.load(str(folder), "train")[0]) == 48
+        assert len(sources.load(str(folder), "train")[0]) == 48
 
 
 class TestBadFolder:
     def refuses(self, folder, *words, split="train"):
-        with pytest.raises(data.DataError) as caught:
-            data.load(str(folder), split)
+        with pytest.raises(sources.DataError) as caught:
+            sources.load(str(folder), split)
         for word in words:
             assert word in str(caught.value)
 
@@ -255,13 +253,13 @@ class TestBadFolder:
 
     def test_both_figures_of_what_does_not_fit(self, folder, monkeypatch):
         monkeypatch.setattr(folders, "available_memory", lambda: 3 * 2**30)
-        with pytest.raises(data.DataError, match=r"need 4\.5 GiB of memory, 3\.0 GiB are free"):
+        with pytest.raises(sources.DataError, match=r"need 4\.5 GiB of memory, 3\.0 GiB are free"):
             folders._refuse_what_does_not_fit(int(4.5 * 2**30), "all of them")
         folders._refuse_what_does_not_fit(2 * 2**30, "half of them")
 
     def test_unknown_split(self):
         with pytest.raises(ValueError, match="unknown split 'valid'"):
-            data.load("shapes", "valid")
+            sources.load("shapes", "valid")
 
 
 def test_available_memory_is_less_than_the_machine_has():

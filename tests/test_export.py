@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-import checkpoint
-import export
-import score_figures
 import train
 from benchmarks import reproduce
+from figures import training_curves
+from runtime import checkpoint
+from training import export
 
 
 @pytest.fixture(scope="module")
 def runs(small_run, tmp_path_factory):
     """A run at 32x32, and one at 40x40 that began with its weights."""
     out = tmp_path_factory.mktemp("second")
-    flags = "--image-size 40 --epochs 1 --batch-size 12 --lr 0.001 --no-flip --schedule cosine --device cpu".split()
+    flags = "--image-size 40 --epochs 1 --batch-size 12 --lr 0.001 --flip none --schedule cosine --device cpu".split()
     data = ["--data", str(small_run.parent / "pictures"), "--snapshots", "1"]
     train.main([*flags, *data, "--init", str(small_run / "model.pt"), "--out", str(out)])
     return [str(small_run / "model.pt"), str(out / "model.pt")]
@@ -67,9 +67,9 @@ def test_histories_follow_each_other(runs, shared):
     assert known["result"]["test_accuracy"] == history[-1]["accuracy"] == parts[1]["result"]["test_accuracy"]
     assert (known["result"]["epoch"], known["result"]["step"]) == (3, steps[-1])
     assert known["result"]["seconds"] == pytest.approx(sum(part["result"]["seconds"] for part in parts))
-    texts = [text.get_text().strip() for text in score_figures.training_curves(history).get_axes()[0].texts]
+    texts = [text.get_text().strip() for text in training_curves.training_curves(history).get_axes()[0].texts]
     assert texts == ["32x32", "40x40"]
-    places = [line.get_xdata()[0] for line in score_figures.training_curves(history).get_axes()[0].lines[2:]]
+    places = [line.get_xdata()[0] for line in training_curves.training_curves(history).get_axes()[0].lines[2:]]
     assert set(places) == {0, parts[0]["result"]["step"]}
 
 

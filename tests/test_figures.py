@@ -8,10 +8,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-import figures
-import score_figures
-import style
-from tiles import around_grey, limit_of, mosaic
+from figures import drawing, style, training_curves
+from figures.image_grid import around_grey, limit_of, mosaic
 
 RANDOM = np.random.RandomState(0)
 
@@ -70,14 +68,14 @@ class TestTrainingCurves:
     ]
 
     def test_the_lines_are_the_history(self):
-        losses, accuracies = score_figures.training_curves(self.history).get_axes()
+        losses, accuracies = training_curves.training_curves(self.history).get_axes()
         train, test = (line.get_xydata().tolist() for line in losses.lines[:2])
         assert train == [[300, 2.0], [600, 1.5], [900, 1.0]] and test == [[700, 1.4], [1400, 1.2]]
         assert accuracies.lines[1].get_ydata().tolist() == pytest.approx([55, 62.5])
 
     def test_last_values_and_steps_of_the_learning_rate(self):
         for axes, labels in zip(
-            score_figures.training_curves(self.history).get_axes(),
+            training_curves.training_curves(self.history).get_axes(),
             (["train 1.000", "test 1.200"], ["train 70.00 %", "test 62.50 %"]),
             strict=True,
         ):
@@ -87,24 +85,24 @@ class TestTrainingCurves:
     def test_the_few_iterations_of_a_runs_end_are_no_point(self):
         end = self.history[3] | {"step": 910, "loss": 9.0}
         again = self.history[3] | {"step": 1210, "loss": 0.5}  # of a run that was joined
-        (train, *_), _ = (axes.lines for axes in score_figures.training_curves([*self.history, end, again], 0.1).axes)
+        (train, *_), _ = (axes.lines for axes in training_curves.training_curves([*self.history, end, again], 0.1).axes)
         assert train.get_xydata().tolist() == [[300, 2.0], [600, 1.5], [900, 1.0], [1210, 0.5]]
         assert train.get_label() == "train 0.500 (label smoothing 0.1)"
 
     def test_a_smooth_schedule_has_no_steps(self):
         rates = [0.1 * 0.5**n for n in range(8)]
         history = [self.history[0] | {"step": n, "learning_rate": rate} for n, rate in enumerate(rates)]
-        assert len(score_figures.training_curves(history).get_axes()[0].lines) == 1
+        assert len(training_curves.training_curves(history).get_axes()[0].lines) == 1
 
     @pytest.mark.parametrize("count", [0, 1, 3])
     def test_short_histories(self, count):
-        score_figures.training_curves(self.history[:count]).draw_without_rendering()
+        training_curves.training_curves(self.history[:count]).draw_without_rendering()
 
 
 def test_filters_are_drawn_once_each_on_its_own_scale():
     weights = RANDOM.randn(64, 3, 7, 7)
     weights[5] *= 100
-    (canvas,) = drawn(figures.filters(weights))
+    (canvas,) = drawn(drawing.filters(weights))
     assert canvas.shape == (63, 63, 3)
     expected = 0.5 + 0.5 * weights[9].transpose(1, 2, 0) / np.abs(weights[9]).max()
     assert np.allclose(canvas[8:15, 8:15], expected)
@@ -112,7 +110,7 @@ def test_filters_are_drawn_once_each_on_its_own_scale():
 
 def test_a_filter_channel_has_one_scale_around_zero_and_a_colour_bar():
     weights = RANDOM.randn(64, 7, 7)
-    figure = figures.filter_channel(weights, "green", 5.0)
+    figure = drawing.filter_channel(weights, "green", 5.0)
     image = figure.get_axes()[0].get_images()[0]
     assert image.get_clim() == (-5, 5)
     assert np.array_equal(image.get_array()[:7, :7], weights[0])
@@ -123,7 +121,7 @@ def test_a_filter_channel_has_one_scale_around_zero_and_a_colour_bar():
 def test_feature_maps_are_one_picture(count, shape):
     maps = np.maximum(RANDOM.randn(count, 7, 7), 0)
     maps[3] = 0
-    figure = figures.feature_maps(maps, "a stage")
+    figure = drawing.feature_maps(maps, "a stage")
     axes, bar = figure.get_axes()
     (canvas,) = [image.get_array() for image in axes.get_images()]
     assert canvas.shape == (shape[0] * 8 - 1, shape[1] * 8 - 1)
@@ -135,14 +133,14 @@ def test_feature_maps_are_one_picture(count, shape):
 
 
 def test_feature_maps_that_are_all_zero():
-    figures.feature_maps(np.zeros((64, 2, 2)), "a stage").draw_without_rendering()
+    drawing.feature_maps(np.zeros((64, 2, 2)), "a stage").draw_without_rendering()
 
 
 def test_input_image_shows_the_ten_most_probable_classes():
     probabilities = RANDOM.dirichlet(np.ones(20))
     names = [f"class {n}" for n in range(20)]
     best = np.argsort(-probabilities)[:10]
-    left, right = figures.input_image(
+    left, right = drawing.input_image(
         RANDOM.rand(32, 32, 3), "a title", names, probabilities, names[best[2]]
     ).get_axes()
     assert [text.get_text() for text in right.get_yticklabels()] == [names[n] for n in best]
@@ -155,7 +153,7 @@ def test_reconstructions_stand_beside_their_maps():
     image, maps = RANDOM.rand(28, 28, 3), np.maximum(RANDOM.randn(9, 7, 7), 0)
     maps[4] = 0
     pictures = {"deconvnet": RANDOM.randn(9, 28, 28, 3), "guided": RANDOM.randn(9, 28, 28, 3)}
-    figure = figures.reconstructions(image, maps, pictures, list(range(10, 19)), "a title")
+    figure = drawing.reconstructions(image, maps, pictures, list(range(10, 19)), "a title")
     shown = drawn(figure)
     assert len(shown) == 10 and np.array_equal(shown[0], image)
     gap = 2
@@ -172,7 +170,7 @@ def test_reconstructions_stand_beside_their_maps():
 class TestTop9:
     def test_a_channel_large(self):
         one = channel(dead=2)
-        figure = figures.top9_channel(one, "conv5_x, channel 3")
+        figure = drawing.top9_channel(one, "conv5_x, channel 3")
         shown = drawn(figure)
         assert len(shown) == 9 and shown[0].shape == (32, 3 * 32 + 2 * 2, 3)
         assert np.array_equal(shown[4][:, :32], one["patches"][4])
@@ -187,7 +185,7 @@ class TestTop9:
 
     def test_the_overview_has_a_block_a_channel(self):
         channels = [channel(n) for n in (3, 17, 40)]
-        figure = figures.top9_overview(channels, "conv5_x")
+        figure = drawing.top9_overview(channels, "conv5_x")
         shown = drawn(figure)
         assert len(shown) == 3
         side = 3 * 32 + 2
@@ -199,62 +197,62 @@ class TestTop9:
         )
 
     def test_a_dead_channel_says_so(self):
-        assert "channel 5: dead" in figures.top9_overview([channel(5, dead=9)], "x").get_axes()[0].get_title("left")
+        assert "channel 5: dead" in drawing.top9_overview([channel(5, dead=9)], "x").get_axes()[0].get_title("left")
 
     @pytest.mark.parametrize("rules", [("gradient",), ("deconvnet", "guided", "gradient")])
     @pytest.mark.parametrize("count", [1, 4, 16])
     def test_other_numbers_of_rules_and_images(self, rules, count):
         one = channel(rules=rules, count=count)
-        assert len(drawn(figures.top9_channel(one, "x"))) == count
-        assert len(drawn(figures.top9_overview([one], "x"))) == 1
+        assert len(drawn(drawing.top9_channel(one, "x"))) == count
+        assert len(drawn(drawing.top9_overview([one], "x"))) == 1
 
 
 def test_a_figure_does_not_depend_on_the_readers_settings_nor_change_them():
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 30, "image.origin": "lower"}):
-        figure = figures.filters(RANDOM.randn(64, 3, 7, 7))
+        figure = drawing.filters(RANDOM.randn(64, 3, 7, 7))
     assert figure.get_axes()[0].title.get_fontsize() == 7
     assert figure.get_axes()[0].get_images()[0].origin == "upper"
     assert dict(matplotlib.rcParams) == before
 
 
 def test_names_with_dollars_are_shown_as_they_are():
-    figure = figures.input_image(RANDOM.rand(8, 8, 3), "cost_$5_^$x.png", ["a$b$", "c"], np.array([0.5, 0.5]), None)
+    figure = drawing.input_image(RANDOM.rand(8, 8, 3), "cost_$5_^$x.png", ["a$b$", "c"], np.array([0.5, 0.5]), None)
     style.save(figure, io.BytesIO())
 
 
 def test_long_class_names_stay_within_their_column():
     entry = {"rank": 9, "activation": 12.5, "index": 9999, "label": "Staffordshire Bull Terrier"}
-    caption = figures.tile_caption(entry | {"predicted": "American Staffordshire Terrier", "correct": False})
+    caption = drawing.tile_caption(entry | {"predicted": "American Staffordshire Terrier", "correct": False})
     assert max(map(len, caption.splitlines())) <= 45 and "Staffordshire Bu…, seen as American Staffor…" in caption
 
 
 def test_an_undefined_correlation_is_a_dash():
     one = channel() | {"correlation": {"deconvnet": None, "guided": 0.5}}
-    assert "guided 0.00" in figures.top9_overview([channel() | {"correlation": {"guided": -0.001}}], "x").axes[
+    assert "guided 0.00" in drawing.top9_overview([channel() | {"correlation": {"guided": -0.001}}], "x").axes[
         0
     ].get_title("left")
-    assert "correlation –)" in figures.top9_channel(one, "x").get_suptitle()
-    assert "correlation deconvnet –, guided 0.50" in figures.top9_overview([one], "x").get_axes()[0].get_title("left")
+    assert "correlation –)" in drawing.top9_channel(one, "x").get_suptitle()
+    assert "correlation deconvnet –, guided 0.50" in drawing.top9_overview([one], "x").get_axes()[0].get_title("left")
 
 
 @pytest.mark.parametrize(
     "figure",
     [
-        figures.top9_channel(
+        drawing.top9_channel(
             channel(511, rules=("deconvnet", "guided", "gradient")), "conv5_x, channel 511: " + "long " * 30
         ),
-        figures.top9_overview([channel(n, rules=("deconvnet", "guided", "gradient")) for n in range(3)], "long " * 40),
-        figures.feature_maps(RANDOM.rand(64, 7, 7), "conv1 of " + "a_long_file_name_" * 8 + ".jpg"),
-        figures.feature_maps(RANDOM.rand(64, 32, 32), "conv1 of a picture"),
-        figures.feature_maps(RANDOM.rand(512, 2, 2), "conv5_x of a picture"),
-        figures.filters(RANDOM.randn(64, 3, 7, 7)),
-        figures.filter_channel(RANDOM.randn(64, 7, 7), "red", 3.0),
-        score_figures.training_curves(TestTrainingCurves.history),
-        figures.input_image(
+        drawing.top9_overview([channel(n, rules=("deconvnet", "guided", "gradient")) for n in range(3)], "long " * 40),
+        drawing.feature_maps(RANDOM.rand(64, 7, 7), "conv1 of " + "a_long_file_name_" * 8 + ".jpg"),
+        drawing.feature_maps(RANDOM.rand(64, 32, 32), "conv1 of a picture"),
+        drawing.feature_maps(RANDOM.rand(512, 2, 2), "conv5_x of a picture"),
+        drawing.filters(RANDOM.randn(64, 3, 7, 7)),
+        drawing.filter_channel(RANDOM.randn(64, 7, 7), "red", 3.0),
+        training_curves.training_curves(TestTrainingCurves.history),
+        drawing.input_image(
             RANDOM.rand(9, 9, 3), "a title", ["a_long_class_name_" * 8] * 2, np.ones(2), "a_long_class"
         ),
-        figures.input_image(RANDOM.rand(9, 9, 3), "a_long_file_name_" * 8, ["cat"], np.ones(1), None),
+        drawing.input_image(RANDOM.rand(9, 9, 3), "a_long_file_name_" * 8, ["cat"], np.ones(1), None),
     ],
     ids=["channel", "overview", "maps", "conv1 maps", "conv5_x maps", "filters", "red", "curves", "classes", "input"],
 )

@@ -12,9 +12,9 @@ import torch
 from conftest import write_folder
 from PIL import Image
 
-import checkpoint
-import gallery as gallery_module
 import visualizer
+from figures import gallery as gallery_module
+from runtime import checkpoint
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 NAMES = ["7", "a & b", 'ring <b>"x"']  # of classes: a number, and what HTML gives a meaning

@@ -12,7 +12,7 @@ import pytest
 from conftest import write_folder
 from test_train import assert_same_run
 
-import checkpoint
+from runtime import checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs signals and folders that can be locked")
 ROOT = Path(__file__).parent.parent

@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from machine import keep_freed_memory, pick_device, pick_precision
+from runtime.device import keep_freed_memory, pick_device, pick_precision
 
 
 def test_auto_is_a_gpu_where_there_is_one():

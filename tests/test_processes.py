@@ -16,13 +16,13 @@ from conftest import write_folder
 from test_kill import heed
 from test_train import without_speed
 
-import checkpoint
-import data
-from batches import Batches
-from evaluation import evaluate
+from dataset import sources
+from dataset.batches import Batches
 from network import ResNet18
-from processes import Processes
-from step import sgd
+from runtime import checkpoint
+from training.distributed import Processes
+from training.evaluation import evaluate
+from training.step import sgd
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch for Windows has no gloo rendezvous")
 ROOT = Path(__file__).parent.parent
@@ -63,8 +63,8 @@ def two(tmp_path_factory, pictures):
 def test_two_processes_train_as_ddp_says(pictures, tmp_path):
     """Against the mean gradient of both halves of a batch, each with its own batch norm, one after the other."""
     finish(start(pictures, tmp_path, "--max-steps", "1"))
-    images, labels, classes = data.load(str(pictures), "train", image_size=32)
-    batches = Batches(images, labels, data.Preprocess(32, *data.statistics(images)), 16, seed=0)
+    images, labels, classes = sources.load(str(pictures), "train", image_size=32)
+    batches = Batches(images, labels, sources.Preprocess(32, *sources.statistics(images)), 16, seed=0)
     rows = batches.plan(0)[0]
     torch.manual_seed(0)
     network = ResNet18(len(classes)).to(memory_format=torch.channels_last)
@@ -97,8 +97,8 @@ def test_the_result_is_measured_on_every_test_image(two, pictures):
     """Evaluated again by this process alone."""
     out, _ = two
     network, info = checkpoint.load_network(out / "model.pt")
-    images, labels, _ = data.load(str(pictures), "test", image_size=32)
-    loss, accuracy = evaluate(network, images, labels, data.Preprocess(32, info["mean"], info["std"]))
+    images, labels, _ = sources.load(str(pictures), "test", image_size=32)
+    loss, accuracy = evaluate(network, images, labels, sources.Preprocess(32, info["mean"], info["std"]))
     assert info["result"]["test_accuracy"] == accuracy
     assert info["result"]["test_loss"] == pytest.approx(loss, rel=1e-5)
 

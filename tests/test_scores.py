@@ -5,11 +5,11 @@ import pytest
 import torch
 from conftest import write_folder
 
-import checkpoint
-import data
-import scores
 import visualizer
-from subject import Subject
+from analysis.inspection import Subject
+from dataset import sources
+from figures import scores
+from runtime import checkpoint
 
 
 @pytest.fixture
@@ -21,9 +21,9 @@ def subject(small_run):
 def truth(small_run):
     """Labels and probabilities of the test images, by the network alone."""
     network, info = checkpoint.load_network(small_run / "model.pt")
-    images, labels, _ = data.load(str(small_run.parent / "pictures"), "test")
+    images, labels, _ = sources.load(str(small_run.parent / "pictures"), "test")
     with torch.inference_mode():
-        return labels, network(data.Preprocess(32, info["mean"], info["std"])(images)).softmax(1)
+        return labels, network(sources.Preprocess(32, info["mean"], info["std"])(images)).softmax(1)
 
 
 def test_confusion_counts_pairs():

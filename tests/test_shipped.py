@@ -8,10 +8,10 @@ import torch
 import torchvision
 from PIL import Image
 
-import checkpoint
 import train
 import visualizer
-from shapes import draw_shapes
+from dataset.shapes import draw_shapes
+from runtime import checkpoint
 
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
 

@@ -5,15 +5,15 @@ import copy
 import pytest
 import torch
 
-from batches import Batches
-from data import Preprocess
+from dataset.batches import Batches
+from dataset.sources import Preprocess
 from network import ResNet18
-from step import Average, TrainStep, accelerated, captured, rehearse, sgd
+from training.step import EMA, TrainStep, accelerated, captured, rehearse, sgd
 
 ITERATIONS = 6
 
 
-def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, decays="all", smoothing=0.0, precision="fp32"):
+def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_decay=True, smoothing=0.0, precision="fp32"):
     """A training step on noise, and the plan of its first epoch."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8 * ITERATIONS, 3, 32, 32), dtype=torch.uint8, device=device)
@@ -23,15 +23,15 @@ def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, decays="
         preprocess.mean, preprocess.std = preprocess.mean.double(), preprocess.std.double()
     batches = Batches(images, labels, preprocess, 8, seed=0)
     network = ResNet18(4).to(device, dtype, memory_format=torch.channels_last)
-    kept = Average(network, average) if average else None
-    optimizer = sgd(network, 0.05, 0.9, 1e-3, decays)
+    kept = EMA(network, average) if average else None
+    optimizer = sgd(network, 0.05, 0.9, 1e-3, norm_decay)
     return TrainStep(network, optimizer, batches, precision, smoothing, kept), batches.plan(0)
 
 
-@pytest.mark.parametrize("decays", ["all", "weights"])
+@pytest.mark.parametrize("decays", [True, False])
 def test_two_steps_are_sgd_on_the_cross_entropy(decays):
     """In float64; the second has momentum, and another learning rate."""
-    step, plan = make(dtype=torch.float64, decays=decays, smoothing=0.1)
+    step, plan = make(dtype=torch.float64, norm_decay=decays, smoothing=0.1)
     twin = copy.deepcopy(step.network)
     velocity = [torch.zeros_like(value) for value in twin.parameters()]
     for rate, rows in ((0.05, plan[0]), (0.01, plan[1])):
@@ -49,7 +49,7 @@ def test_two_steps_are_sgd_on_the_cross_entropy(decays):
         assert sums[1] == (logits.argmax(1) == labels).sum()
         with torch.no_grad():
             for n, (value, gradient) in enumerate(zip(twin.parameters(), gradients, strict=True)):
-                decay = 1e-3 if decays == "all" or value.ndim > 1 else 0.0
+                decay = 1e-3 if decays or value.ndim > 1 else 0.0
                 velocity[n] = 0.9 * velocity[n] + gradient + decay * value
                 value -= rate * velocity[n]
     for (name, after), expected in zip(step.network.named_parameters(), twin.parameters(), strict=True):
@@ -67,10 +67,10 @@ def test_the_average_is_torchs():
         step(rows)
         theirs.update_parameters(step.network)
     expected = theirs.module.state_dict()
-    for name, value in step.average.network.state_dict().items():
+    for name, value in step.ema.network.state_dict().items():
         if value.is_floating_point():
             assert torch.allclose(value, expected[name], atol=1e-6), name
-    assert not torch.allclose(step.average.network.fc.weight, step.network.fc.weight, atol=1e-4)
+    assert not torch.allclose(step.ema.network.fc.weight, step.network.fc.weight, atol=1e-4)
 
 
 def losses(step, call, plan):

@@ -7,15 +7,15 @@ import signal
 import pytest
 import torch
 
-import checkpoint
-import data
 import train
-from evaluation import evaluate
-from machine import pick_precision
+from dataset import sources
 from network import ResNet18
-from progress import duration
-from schedule import SCHEDULES, learning_rate
-from step import TrainStep
+from runtime import checkpoint
+from runtime.device import pick_precision
+from training.evaluation import evaluate
+from training.optimizer import SCHEDULES, learning_rate
+from training.progress import format_duration
+from training.step import TrainStep
 
 
 def options(*flags):
@@ -56,7 +56,7 @@ class TestLearningRate:
         assert ours[0] == 0.2 and ours[-1] == pytest.approx(0.07)  # 0.1 -> 0.035 at epoch 30, for a rate of 0.1
 
     def test_warm_up(self):
-        plain, warm = (self.ours(40, 4, "--warm-up", epochs) for epochs in ("0", "2.5"))
+        plain, warm = (self.ours(40, 4, "--lr-warmup-epochs", epochs) for epochs in ("0", "2.5"))
         assert warm[:10] == pytest.approx([0.02 * step for step in range(1, 11)]) and warm[10:] == plain[10:]
 
     def test_cosine(self):
@@ -114,8 +114,8 @@ class TestRun:
         assert result["test_accuracy"] == model["history"][-1]["accuracy"] and result["epoch"] == 2
         # measured again from the weights alone
         network, info = checkpoint.load_network(small_run / "model.pt")
-        images, labels, _ = data.load(str(small_run.parent / "pictures"), "test")
-        preprocess = data.Preprocess(32, info["mean"], info["std"])
+        images, labels, _ = sources.load(str(small_run.parent / "pictures"), "test")
+        preprocess = sources.Preprocess(32, info["mean"], info["std"])
         precision = pick_precision("auto", torch.device("cpu"))
         loss, accuracy = evaluate(network, images, labels, preprocess, precision)
         assert loss == pytest.approx(result["test_loss"], rel=1e-5) and accuracy == result["test_accuracy"]
@@ -288,7 +288,7 @@ class TestResume:
 
 
 class TestRecipe:
-    FLAGS = ["--epochs", "2", "--average", "0.7", "--warm-up", "1", "--cutout", "8", "--decay-on", "weights"]
+    FLAGS = ["--epochs", "2", "--ema-decay", "0.7", "--lr-warmup-epochs", "1", "--cutout", "8", "--no-norm-decay"]
 
     def test_with_everything_an_interrupted_run_ends_as_if_it_had_not_been(self, folder, tmp_path, monkeypatch):
         run_on(folder, tmp_path / "alone", *self.FLAGS)
@@ -296,16 +296,16 @@ class TestRecipe:
             run_on(folder, tmp_path / "run", *self.FLAGS, "--max-steps", str(steps), *["--resume"][: steps - 1])
         run_on(folder, tmp_path / "run", *self.FLAGS, "--resume")
         assert_same_run(tmp_path / "alone", tmp_path / "run")
-        first, second = (checkpoint.load(tmp_path / name / "last.pt")["average"] for name in ("alone", "run"))
+        first, second = (checkpoint.load(tmp_path / name / "last.pt")["ema"] for name in ("alone", "run"))
         assert all(torch.equal(value, second[name]) for name, value in first.items())
 
     def test_the_average_is_what_is_tested_and_handed_on(self, folder, tmp_path):
         run_on(folder, tmp_path, *self.FLAGS)
         state, (network, info) = checkpoint.load(tmp_path / "last.pt"), checkpoint.load_network(tmp_path)
-        assert torch.equal(network.fc.weight, state["average"]["fc.weight"])
+        assert torch.equal(network.fc.weight, state["ema"]["fc.weight"])
         assert not torch.equal(network.fc.weight, state["model"]["fc.weight"])
-        images, labels, _ = data.load(str(folder), "test")
-        preprocess = data.Preprocess(32, info["mean"], info["std"])
+        images, labels, _ = sources.load(str(folder), "test")
+        preprocess = sources.Preprocess(32, info["mean"], info["std"])
         loss, accuracy = evaluate(network, images, labels, preprocess, pick_precision("auto", torch.device("cpu")))
         assert loss == pytest.approx(info["result"]["test_loss"], rel=1e-5)
 
@@ -335,7 +335,7 @@ class TestInit:
 
 @pytest.mark.parametrize("flags", [("--log-every", "2"), ("--log-every", "1000"), ("--max-steps", "1")], ids=" ".join)
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(folder, tmp_path, capsys, monkeypatch, flags):
-    monkeypatch.setattr("run.SAVE_EVERY", 0)
+    monkeypatch.setattr("training.run.SAVE_EVERY", 0)
     out = tmp_path / "run"
     with pytest.raises(SystemExit) as stop:
         run_on(folder, out, "--epochs", "3", "--lr", "1e38", *flags)
@@ -370,7 +370,7 @@ def test_max_steps_ends_with_a_result(folder, tmp_path, capsys):
 
 
 def test_on_a_cpu_it_says_how_long_it_will_take(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("progress.PATIENCE", 0)
+    monkeypatch.setattr("training.progress.SLOW_RUN_SECONDS", 0)
     run_on(folder, tmp_path / "run", "--epochs", "2")
     out = capsys.readouterr().out
     assert "this will take about" in out and "for a quick look: --data shapes" in out
@@ -399,4 +399,4 @@ def test_tensorboard_files(folder, tmp_path):
 
 @pytest.mark.parametrize("seconds, text", [(5, "5 s"), (600, "10 min"), (46000, "12.8 h")])
 def test_durations(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text

@@ -8,12 +8,12 @@ import torch
 from conftest import write_folder
 from PIL import Image
 
-import checkpoint
-import data
 import visualizer
+from dataset import sources
+from dataset.shapes import draw_shapes
 from network import STAGES, ResNet18
 from reverse_network import ReverseResNet18, isolate
-from shapes import draw_shapes
+from runtime import checkpoint
 
 FIXED_NAMES = {
     "training_curves",
@@ -72,10 +72,10 @@ class TestDefaults:
         assert len(entries) == 2 * 9 * 9
         network, info = checkpoint.load_network(small_run / "model.pt")
         folder = small_run.parent / "pictures"
-        images, labels, classes = data.load(str(folder), "test")
-        files = data.list_files(folder, "test")
+        images, labels, classes = sources.load(str(folder), "test")
+        files = sources.list_files(folder, "test")
         with torch.inference_mode():
-            inputs = data.Preprocess(32, info["mean"], info["std"])(images)
+            inputs = sources.Preprocess(32, info["mean"], info["std"])(images)
             trace, predicted = network.trace(inputs), network(inputs).argmax(1)
         for stage in ("conv1", "conv5_x"):
             features = trace.features[stage]
@@ -109,10 +109,10 @@ class TestDefaults:
         subject = visualizer.Subject(visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--device", "cpu"]))
         shown = subject.channel("conv5_x", 7)
         network, info = checkpoint.load_network(small_run / "model.pt")
-        images, _, _ = data.load(str(small_run.parent / "pictures"), "test")
+        images, _, _ = sources.load(str(small_run.parent / "pictures"), "test")
         indices = [entry["index"] for entry in shown["entries"]]
         with torch.inference_mode():
-            trace = network.trace(data.Preprocess(32, info["mean"], info["std"])(images[indices]))
+            trace = network.trace(sources.Preprocess(32, info["mean"], info["std"])(images[indices]))
             signal = isolate(trace.features["conv5_x"], 7, "peak")
             for rule in ("deconvnet", "guided"):
                 picture = ReverseResNet18(network, rule)(signal, "conv5_x", trace).permute(0, 2, 3, 1)
@@ -396,7 +396,7 @@ def test_reconstructions_lie_on_the_object(trained_run, record_property):
     images, _, masks = (torch.from_numpy(array[:200]) for array in draw_shapes("test"))
     masks = masks.repeat_interleave(2, 1).repeat_interleave(2, 2)  # 32x32 -> 64x64
     with torch.inference_mode():
-        trace = network.trace(data.Preprocess(64, info["mean"], info["std"])(images))
+        trace = network.trace(sources.Preprocess(64, info["mean"], info["std"])(images))
         features = trace.features["conv5_x"]
         signal = isolate(features, features.amax((2, 3)).argmax(1), "peak")
         for rule in ("deconvnet", "guided", "gradient"):

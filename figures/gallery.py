@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from checkpoint import atomic_file
+from analysis.inspection import Subject
+from figures.image_grid import around_grey, beside, mosaic
+from figures.scores import accuracy
+from figures.style import two_digits
 from network import CHANNELS
-from scores import accuracy
-from style import two_digits
-from subject import Subject
-from tiles import around_grey, beside, mosaic
+from runtime.checkpoint import atomic_file
 
 TILE = 96  # pixels a side: three for each of the smallest windows' 32
 QUALITY = 82  # of the JPEG files: 64 + 512 channels stay far below 60 MB

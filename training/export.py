@@ -11,12 +11,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-import checkpoint
-import data
 import train
-from command_line import ArgumentParser, one_line_errors
+from dataset import sources
 from network import ResNet18
-from schedule import DEFAULT_GAMMA
+from runtime import checkpoint
+from runtime.command_line import ArgumentParser, one_line_errors
+from training.optimizer import DEFAULT_GAMMA
 
 OF_A_MACHINE = {"root", "device", "out", "log_every", "save_every", "resume", "overwrite", "tensorboard"}
 
@@ -70,7 +70,7 @@ def command(config: dict) -> str:
     """The call of train.py with these settings; for paths it has FOLDER and PREVIOUS (the run it began with)."""
     defaults = vars(train.parse_args([]))
     config = defaults | config
-    if config["data"] not in data.DATASETS:
+    if config["data"] not in sources.DATASETS:
         config["data"] = "FOLDER"
     if config["init"]:
         config["init"] = "PREVIOUS"

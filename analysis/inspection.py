@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import data
-import folders
-from activations import TopActivations, cut, mean_correlation, search, strongest, windows
-from checkpoint import CheckpointError, load_network
-from machine import pick_device
+from analysis.activations import TopActivations, cut, mean_correlation, search, strongest, windows
+from dataset import folders, sources
+from figures.image_grid import limit_of
 from network import CHANNELS, STAGES
 from reverse_network import ReverseResNet18, isolate
-from tiles import limit_of
+from runtime.checkpoint import CheckpointError, load_network
+from runtime.device import pick_device
 
 
 class Picture(NamedTuple):
@@ -49,13 +48,13 @@ class Subject:
         """The classes' names, mean and deviation: the checkpoint's; of a plain state dict only its data can tell."""
         if self.info["mean"] is not None:
             return list(self.info["classes"]), self.info["mean"], self.info["std"]
-        images, _, classes = data.load(self.source, "train", self.root, self.image_size)
+        images, _, classes = sources.load(self.source, "train", self.root, self.image_size)
         if len(classes) != (outputs := self.network.fc.out_features):
-            raise data.DataError(
+            raise sources.DataError(
                 f"{self.args.ckpt} has {outputs} outputs, {self.source} has {len(classes)} classes: "
                 "pass --data with the data it was trained on"
             )
-        return list(classes), *data.statistics(images)
+        return list(classes), *sources.statistics(images)
 
     @property
     def classes(self) -> list[str]:
@@ -63,14 +62,14 @@ class Subject:
         return self.facts[0]
 
     @cached_property
-    def preprocess(self) -> data.Preprocess:
+    def preprocess(self) -> sources.Preprocess:
         """What makes the network's input of stored images."""
-        return data.Preprocess(self.image_size, *self.facts[1:], self.device)
+        return sources.Preprocess(self.image_size, *self.facts[1:], self.device)
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
         """The test split: images, labels, and the names of its classes."""
-        images, labels, classes = data.load(self.source, "test", self.root, self.image_size)
+        images, labels, classes = sources.load(self.source, "test", self.root, self.image_size)
         if list(classes) != self.classes:
             print(f"note: the classes of {self.source} are not those the network was trained on")
         return images, labels, classes
@@ -83,7 +82,7 @@ class Subject:
     @cached_property
     def files(self) -> list[Path] | None:
         """Where the test images come from; None for a named data set."""
-        return data.list_files(self.source, "test")
+        return sources.list_files(self.source, "test")
 
     @cached_property
     def searched(self) -> Tensor:
@@ -144,7 +143,7 @@ class Subject:
 
     def shown(self, picture: Picture) -> np.ndarray:
         """A picture as matplotlib takes it, of the network's size: (S, S, 3) in 0..1."""
-        return to_array(data.resize(picture.image[None], self.image_size)[0])
+        return to_array(sources.resize(picture.image[None], self.image_size)[0])
 
     def channels(self, stage: str) -> list[int]:
         """The channels of a stage to draw: those asked for, or the ones with the highest peaks."""
@@ -205,7 +204,7 @@ class Subject:
         predicted = [self.classes[n] for n in self.logits(indices.tolist()).argmax(1)]
         truth = [classes[n] for n in labels[indices]]
         side, corners = windows(list(drawn.values()))
-        patches = cut(data.resize(images[indices], self.image_size), side, corners, outside=0.5)
+        patches = cut(sources.resize(images[indices], self.image_size), side, corners, outside=0.5)
         pictures = {rule: to_array(cut(each, side, corners, outside=0.0)) for rule, each in drawn.items()}
         scale = {rule: limit_of(each) for rule, each in pictures.items()}
         correlation = {rule: mean_correlation(cut(each, *windows([each]), outside=0.0)) for rule, each in drawn.items()}

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from style import WIDTH, WRONG, heading, short, styled
+from figures.style import WIDTH, WRONG, heading, short, styled
 
 
 @styled

@@ -11,8 +11,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from style import WIDTH, WRONG, heading, short, styled, two_digits
-from tiles import around_grey, beside, enlarge, limit_of, mosaic
+from figures.image_grid import around_grey, beside, enlarge, limit_of, mosaic
+from figures.style import WIDTH, WRONG, heading, short, styled, two_digits
 
 
 @styled

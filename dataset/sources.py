@@ -12,10 +12,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-import folders
-from folders import SPLITS, DataError
-from shapes import CLASSES as SHAPES
-from shapes import draw_shapes
+from dataset import folders
+from dataset.folders import SPLITS, DataError
+from dataset.shapes import CLASSES as SHAPES
+from dataset.shapes import draw_shapes
 
 
 def load(

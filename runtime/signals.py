@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from checkpoint import CheckpointError
+from runtime.checkpoint import CheckpointError
 
 try:
     import fcntl

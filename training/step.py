@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from batches import Batches
-from checkpoint import first_line
-from processes import ALONE, Processes
+from dataset.batches import Batches
+from runtime.checkpoint import first_line
+from training.distributed import ALONE, Processes
 
 REHEARSALS = 3  # iterations before a capture, in which libraries choose their algorithms and allocate memory
 

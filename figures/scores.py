@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-import data
-import score_figures
-from style import short
-from subject import Subject, to_array
+from analysis.inspection import Subject, to_array
+from dataset import sources
+from figures import training_curves
+from figures.style import short
 
 SHOWN = 24  # mistakes
 MOST_CLASSES = 50  # that a confusion matrix is legible for
@@ -23,7 +23,7 @@ def draw_confusion_matrix(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     labels, predicted = labels_and_predictions(subject)
     title = f"accuracy {(labels == predicted).mean():.2%} on {len(labels):,} test images"
     counts = confusion(labels, predicted, len(subject.classes))
-    yield Path("confusion_matrix"), score_figures.confusion_matrix(counts, subject.classes, title)
+    yield Path("confusion_matrix"), training_curves.confusion_matrix(counts, subject.classes, title)
 
 
 def draw_mistakes(subject: Subject) -> Iterator[tuple[Path, Figure]]:
@@ -44,9 +44,9 @@ def draw_mistakes(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         f"as {short(subject.classes[predicted[n]], 14)}, {confidence[n]:.1%}"
         for n, index in zip(worst, indices.tolist(), strict=True)
     ]
-    pictures = to_array(data.resize(subject.test[0][indices], subject.image_size))
+    pictures = to_array(sources.resize(subject.test[0][indices], subject.image_size))
     title = f"the {len(worst)} of {len(wrong):,} mistakes on {len(labels):,} test images that the network is surest of"
-    yield Path("mistakes"), score_figures.mistakes(pictures, captions, title)
+    yield Path("mistakes"), training_curves.mistakes(pictures, captions, title)
 
 
 def labels_and_predictions(subject: Subject) -> tuple[np.ndarray, np.ndarray]:

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
-import checkpoint
-import data
-import figures
-from activations import cut, search, windows
+from analysis.activations import cut, search, windows
+from analysis.inspection import Subject, to_array
+from dataset import sources
+from figures import drawing
+from figures.style import number, two_digits
 from network import STAGES, ResNet18
 from reverse_network import BRANCHES, RULES, UNPOOLINGS, ReverseResNet18, isolate
-from style import number, two_digits
-from subject import Subject, to_array
+from runtime import checkpoint
 
 CHANNELS = 6  # rows of a comparison
 GREY = "grey: zero, or beyond the image"
@@ -54,7 +54,7 @@ class Case:
     def cut(self, columns: dict[str, Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The patches and every column's pictures, all cut to the same windows."""
         side, corners = windows(list(columns.values()))
-        patches = cut(data.resize(self.images, self.subject.image_size), side, corners, outside=0.5)
+        patches = cut(sources.resize(self.images, self.subject.image_size), side, corners, outside=0.5)
         return to_array(patches), {name: to_array(cut(each, side, corners, 0.0)) for name, each in columns.items()}
 
 
@@ -85,7 +85,7 @@ def draw_rules(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         patches, columns = case.cut(pictures)
         title = f"{case.stage}: one unit, three ways back through a ReLU{subject.unpooling}"
         note = f"below: each tile's own scale; {GREY}"
-        yield Path("rules"), figures.comparison(patches, columns, case.captions, scales_below(columns), title, note)
+        yield Path("rules"), drawing.comparison(patches, columns, case.captions, scales_below(columns), title, note)
 
 
 def draw_branches(subject: Subject) -> Iterator[tuple[Path, Figure]]:
@@ -104,7 +104,7 @@ def draw_branches(subject: Subject) -> Iterator[tuple[Path, Figure]]:
             below[name] = [f"{scale}, norm {share}" for scale, share in zip(below[name], shares, strict=True)]
         title = f"{case.stage}, {rule}: one unit, through both branches of every block or one alone{subject.unpooling}"
         note = "below: each tile's own scale, and its norm over that of both (with all mixed ways)"
-        yield Path("branches"), figures.comparison(patches, columns, case.captions, below, title, note, GREY)
+        yield Path("branches"), drawing.comparison(patches, columns, case.captions, below, title, note, GREY)
 
 
 def draw_unpooling(subject: Subject) -> Iterator[tuple[Path, Figure]]:
@@ -123,7 +123,7 @@ def draw_unpooling(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         title = f"{case.stage}, {rule}: unpooling that sums what meets, or overwrites it (F.max_unpool2d)"
         mean = number(np.mean(known) if known else None, ".0%")
         note = f"mean error {mean} of the norm; each row on one scale; {GREY}"
-        figure = figures.comparison(patches, columns, case.captions, below, title, note, limits=limits)
+        figure = drawing.comparison(patches, columns, case.captions, below, title, note, limits=limits)
         yield Path("unpooling"), figure
 
 
@@ -148,12 +148,12 @@ def draw_evolution(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         drawn = case.reconstruct(ReverseResNet18(case.network, rule, subject.args.unpool))
         pictures[name] = to_array(drawn)
         below[name] = [f"image {index}\n{score:.2f}" for index, score in case.numbers]
-    shown = to_array(data.resize(now.images, subject.image_size))
+    shown = to_array(sources.resize(now.images, subject.image_size))
     searched = f"{len(subject.searched):,} test images"
     title = f"{stage}, {rule}{subject.unpooling}: a channel's strongest unit in {searched}, by epoch"
     note = "below: its image and activation; each tile on a scale of its own around grey; left: the image of the last"
     captions = [f"channel {channel}" for channel in now.channels]
-    yield Path("evolution"), figures.comparison(shown, pictures, captions, below, title, note)
+    yield Path("evolution"), drawing.comparison(shown, pictures, captions, below, title, note)
 
 
 def draw_sanity(subject: Subject) -> Iterator[tuple[Path, Figure]]:
@@ -168,7 +168,7 @@ def draw_sanity(subject: Subject) -> Iterator[tuple[Path, Figure]]:
                 for rule in reversed(RULES):
                     drawn = ReverseResNet18(network, rule, subject.args.unpool)(signal, case.stage, trace)
                     columns.setdefault(name, []).extend(to_array(drawn.cpu().contiguous()))
-        shown = data.resize(images, subject.image_size)
+        shown = sources.resize(images, subject.image_size)
         columns["edges"] = [edge for _ in RULES for edge in to_array(edges(shown))]
         below = {
             name: [
@@ -182,7 +182,7 @@ def draw_sanity(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         title = f"{case.stage}, whole maps{subject.unpooling}: weights made random from the top down, and Sobel's edges"
         note = "below: Spearman's rank correlation of the absolute values with those of the trained network"
         arrays = {name: np.stack(each) for name, each in columns.items()}
-        yield Path("sanity"), figures.comparison(patches, arrays, captions, below, title, note)
+        yield Path("sanity"), drawing.comparison(patches, arrays, captions, below, title, note)
 
 
 def randomised(network: ResNet18, stage: str) -> Iterator[tuple[str, ResNet18]]:

@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Preprocess
+from dataset.sources import Preprocess
 from network import ResNet18
-from processes import ALONE, Processes
+from training.distributed import ALONE, Processes
 
 PIXELS = 128 * 224 * 224  # at once: about 1 GB on the device
 

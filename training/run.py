@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import checkpoint
-from checkpoint import CheckpointError
-from evaluation import loss_and_accuracy
 from network import ResNet18
-from processes import ALONE, Processes
-from step import EMA
+from runtime import checkpoint
+from runtime.checkpoint import CheckpointError
+from training.distributed import ALONE, Processes
+from training.evaluation import loss_and_accuracy
+from training.step import EMA
 
 # The settings that may differ between a run and its continuation; any other would make it another run. The length of
 # the run may, too, unless the learning rate follows it.

@@ -1,0 +1,1 @@
+"""What channels respond to, as tensors."""

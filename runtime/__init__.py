@@ -1,0 +1,1 @@
+"""Checkpoints, the command line, devices and signals."""
