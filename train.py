@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dataset import sources
 from dataset.batches import FLIPS, Batches
+from dataset.preprocess import Preprocess, mean_and_std
 from figures import style, training_curves
 from network import ResNet18
 from runtime import checkpoint
@@ -164,7 +165,7 @@ def train(args, processes: Processes) -> None:
         count = len(training[0])
         raise sources.DataError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
     total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
-    mean, std = sources.statistics(training[0])
+    mean, std = mean_and_std(training[0])
     if not processes.agree_on((classes, mean, std, len(training[0]), len(test[0]))):
         raise sources.DataError("the processes found different images: give every machine the same data")
     if state:
@@ -175,16 +176,14 @@ def train(args, processes: Processes) -> None:
         """The cutout hides the same part of an image at every size up to the last, where it is as given."""
         cutout = round(args.cutout * size / args.image_size)
         augmentation = (args.shift, args.flip, cutout) if args.augment else (0, "none", 0)
-        return Batches(
-            *training, sources.Preprocess(size, mean, std, device), args.batch_size, args.seed, *augmentation
-        )
+        return Batches(*training, Preprocess(size, mean, std, device), args.batch_size, args.seed, *augmentation)
 
     # network and optimizer
     torch.manual_seed(args.seed)
     network = ResNet18(len(classes))
     if args.init and not state:
         if processes.is_first:
-            checkpoint.take_over(args.init, network)
+            checkpoint.load_pretrained(args.init, network)
         network.load_state_dict(processes.from_first(network.state_dict))
     network.to(device, memory_format=torch.channels_last).train()
     ema = EMA(network, args.ema_decay) if args.ema_decay else None

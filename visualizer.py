@@ -86,9 +86,9 @@ def channel_number(text: str) -> int | str:
 
 def draw_training_curves(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     """Loss and accuracy while it was trained, where the checkpoint knows."""
-    smoothing = subject.info["config"].get("label_smoothing", 0)
-    if subject.info["history"]:
-        yield Path("training_curves"), training_curves.training_curves(subject.info["history"], smoothing)
+    smoothing = subject.info.config.get("label_smoothing", 0)
+    if subject.info.history:
+        yield Path("training_curves"), training_curves.training_curves(subject.info.history, smoothing)
     else:
         print("training_curves: left out, this checkpoint has no history")
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from analysis.activations import TopActivations, cut, mean_correlation, search, strongest, windows
 from dataset import folders, sources
+from dataset.preprocess import Preprocess, mean_and_std, resize
 from figures.image_grid import limit_of
 from network import CHANNELS, STAGES
 from reverse_network import ReverseResNet18, isolate
@@ -35,7 +36,7 @@ class Subject:
         self.args, self.device = args, pick_device(args.device)
         network, self.info = load_network(args.ckpt)
         self.network = network.to(self.device, memory_format=torch.channels_last)
-        self.image_size, config = self.info["image_size"], self.info["config"]
+        self.image_size, config = self.info.image_size, self.info.config
         self.source = args.data or config.get("data", "cifar10")
         self.root = args.root or config.get("root", "data")
         self.unpooling = "" if args.unpool == "sum" else ", unpooling that overwrites"  # for titles
@@ -46,15 +47,15 @@ class Subject:
     @cached_property
     def facts(self) -> tuple[list[str], list[float], list[float]]:
         """The classes' names, mean and deviation: the checkpoint's; of a plain state dict only its data can tell."""
-        if self.info["mean"] is not None:
-            return list(self.info["classes"]), self.info["mean"], self.info["std"]
+        if self.info.mean is not None:
+            return list(self.info.classes), self.info.mean, self.info.std
         images, _, classes = sources.load(self.source, "train", self.root, self.image_size)
         if len(classes) != (outputs := self.network.fc.out_features):
             raise sources.DataError(
                 f"{self.args.ckpt} has {outputs} outputs, {self.source} has {len(classes)} classes: "
                 "pass --data with the data it was trained on"
             )
-        return list(classes), *sources.statistics(images)
+        return list(classes), *mean_and_std(images)
 
     @property
     def classes(self) -> list[str]:
@@ -62,9 +63,9 @@ class Subject:
         return self.facts[0]
 
     @cached_property
-    def preprocess(self) -> sources.Preprocess:
+    def preprocess(self) -> Preprocess:
         """What makes the network's input of stored images."""
-        return sources.Preprocess(self.image_size, *self.facts[1:], self.device)
+        return Preprocess(self.image_size, *self.facts[1:], self.device)
 
     @cached_property
     def test(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
@@ -143,7 +144,7 @@ class Subject:
 
     def shown(self, picture: Picture) -> np.ndarray:
         """A picture as matplotlib takes it, of the network's size: (S, S, 3) in 0..1."""
-        return to_array(sources.resize(picture.image[None], self.image_size)[0])
+        return to_array(resize(picture.image[None], self.image_size)[0])
 
     def channels(self, stage: str) -> list[int]:
         """The channels of a stage to draw: those asked for, or the ones with the highest peaks."""
@@ -204,7 +205,7 @@ class Subject:
         predicted = [self.classes[n] for n in self.logits(indices.tolist()).argmax(1)]
         truth = [classes[n] for n in labels[indices]]
         side, corners = windows(list(drawn.values()))
-        patches = cut(sources.resize(images[indices], self.image_size), side, corners, outside=0.5)
+        patches = cut(resize(images[indices], self.image_size), side, corners, outside=0.5)
         pictures = {rule: to_array(cut(each, side, corners, outside=0.0)) for rule, each in drawn.items()}
         scale = {rule: limit_of(each) for rule, each in pictures.items()}
         correlation = {rule: mean_correlation(cut(each, *windows([each]), outside=0.0)) for rule, each in drawn.items()}

@@ -51,18 +51,18 @@ class UsualScript:
     """(a)."""
 
     def __init__(self, args, info, weights, dataset):
-        self.network = torchvision.models.resnet18(num_classes=len(info["classes"])).eval()
+        self.network = torchvision.models.resnet18(num_classes=len(info.classes)).eval()
         self.network.load_state_dict(weights)
         for module in self.network.modules():
             if isinstance(module, torch.nn.ReLU):
                 module.inplace = False  # Captum's hooks need this
-        size = info["image_size"]
+        size = info.image_size
         self.transform = v2.Compose(
             [
                 v2.Resize(size),
                 v2.ToImage(),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(info["mean"], info["std"]),
+                v2.Normalize(info.mean, info.std),
             ]
         )
         self.dataset = dataset
@@ -151,14 +151,14 @@ def main(argv=None):
                 for who, speed in both.items():
                     speeds[name][who].append(speed)
         products = max(products, matrix_product_rate(torch.device("cpu"), torch.float32))
-    limit = products / (GFLOP_AT_224 * 1e9 * (info["image_size"] / 224) ** 2)
+    limit = products / (GFLOP_AT_224 * 1e9 * (info.image_size / 224) ** 2)
     machine = f"CPU, {torch.get_num_threads()} threads"
     report = {"device": machine, "platform": platform.platform(), "torch": str(torch.__version__),
-              "image_size": info["image_size"], "matrix_products_gflops": round(products / 1e9, 1),
+              "image_size": info.image_size, "matrix_products_gflops": round(products / 1e9, 1),
               "per_second": speeds}  # fmt: skip
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{machine}, torch {torch.__version__}, {info['image_size']}x{info['image_size']}")
+    print(f"{machine}, torch {torch.__version__}, {info.image_size}x{info.image_size}")
     print(f"matrix products at {products / 1e9:.0f} GFLOP/s: {limit:.0f} images/s through the network\n")
     print("| per second, median (range) | (a) | (b) | (b) / (a) | (b) of the limit |\n|---|---|---|---|---|")
     for name, values in speeds.items():

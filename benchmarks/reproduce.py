@@ -14,6 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from dataset import sources
+from dataset.preprocess import Preprocess
 from runtime import checkpoint
 from runtime.command_line import ArgumentParser, number, one_line_errors
 from runtime.device import keep_freed_memory, pick_device
@@ -41,20 +42,20 @@ def measure(args) -> tuple[float, float]:
     Raises CheckpointError when it tells of none, DataError when the classes are not the network's.
     """
     network, info = checkpoint.load_network(args.ckpt)
-    if "test_accuracy" not in info["result"]:
+    if "test_accuracy" not in info.result:
         raise checkpoint.CheckpointError(f"{args.ckpt} does not say how accurate it is: pass a model.pt of train.py")
-    if info["config"].get("hold_out"):
+    if info.config.get("hold_out"):
         raise checkpoint.CheckpointError(f"{args.ckpt} was tested on training images (--hold-out): pass another")
-    images, labels, classes = sources.load(args.data, "test", args.root, info["image_size"])
-    if list(classes) != list(info["classes"]):
+    images, labels, classes = sources.load(args.data, "test", args.root, info.image_size)
+    if list(classes) != list(info.classes):
         raise sources.DataError(f"the classes of {args.data} are not those the network was trained on: pass its data")
     device = pick_device(args.device)
-    preprocess = sources.Preprocess(info["image_size"], info["mean"], info["std"], device)
+    preprocess = Preprocess(info.image_size, info.mean, info.std, device)
     network.to(device, memory_format=torch.channels_last)
     started = time.monotonic()
     accuracy = evaluate(network, images.to(device), labels.to(device), preprocess, args.precision)[1]
     print(f"{len(images):,} test images in {time.monotonic() - started:.0f} s on {device.type}, {args.precision}")
-    return accuracy, info["result"]["test_accuracy"]
+    return accuracy, info.result["test_accuracy"]
 
 
 def main(argv=None):

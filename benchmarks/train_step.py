@@ -27,7 +27,7 @@ import torchvision
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from dataset import sources
+from dataset import preprocess, sources
 from dataset.batches import Batches
 from network import ResNet18
 from runtime.device import keep_freed_memory, pick_precision
@@ -122,10 +122,10 @@ def this_project(args, device: torch.device, precision: str, form: str):
     """(b): returns a function that returns one that does an iteration."""
     keep_freed_memory()
     images, labels, classes = sources.load(args.data, "train", image_size=args.image_size)
-    preprocess = sources.Preprocess(args.image_size, *sources.statistics(images), device)
-    batches = Batches(images.to(device), labels.to(device), preprocess, args.batch_size, seed=0)
+    prepare = preprocess.Preprocess(args.image_size, *preprocess.mean_and_std(images), device)
+    batches = Batches(images.to(device), labels.to(device), prepare, args.batch_size, seed=0)
     network = ResNet18(len(classes)).to(device, memory_format=torch.channels_last).train()
-    step = TrainStep(network, sgd(network, 0.025, 0.9, 5e-4, "all"), batches, precision)
+    step = TrainStep(network, sgd(network, 0.025, 0.9, 5e-4), batches, precision)
     plan = batches.plan(0)
     call = accelerated(step, plan[0], *FORMS[form], say=lambda text: print(f"(b) {precision}, {form}: {text}"))
     sums, position = torch.zeros(3, device=device), 0

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dataset.sources import Preprocess
+from dataset.preprocess import Preprocess
 
 FLIPS = ("random", "alternate", "none")
 # the columns of a plan: which image, how far down and right its crop begins, flipped or not, the middle of the cutout

@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors, and how the network takes them: resized and normalised, on the device.
+"""Data sets as uint8 tensors.
 
 `load(source, split)` knows three sources: the names in DATASETS ("cifar10", "shapes") and folders of pictures
 `PATH/train/<class>/*`, `PATH/test/<class>/*`.
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
@@ -78,45 +77,3 @@ def hold_out(images: Tensor, labels: Tensor, count: int) -> tuple[tuple[Tensor, 
     held[np.random.default_rng(0).permutation(len(images))[:count]] = True
     held = torch.from_numpy(held)
     return (images[~held], labels[~held]), (images[held], labels[held])
-
-
-def statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, in 0..1, over all pixels of (N, 3, H, W) uint8 images: exact.
-
-    The deviation is a grey level at least, so that a constant channel can be divided by it.
-    """
-    values = torch.arange(256, dtype=torch.float64) / 255
-    mean, std = [], []
-    for channel in range(images.shape[1]):
-        share = images[:, channel].flatten().bincount(minlength=256).cpu().double()
-        share /= share.sum()
-        mean.append(float(share @ values))
-        std.append(max(float(share @ (values - mean[-1]) ** 2) ** 0.5, 1 / 255))
-    return mean, std
-
-
-def resize(images: Tensor, image_size: int) -> Tensor:
-    """(N, 3, H, W) uint8 -> (N, 3, image_size, image_size) float32 in 0..1, bilinear, as PIL resizes."""
-    images = images.float() / 255
-    if images.shape[-2:] == (image_size, image_size):
-        return images
-    shrinks = image_size < max(images.shape[-2:])
-    return F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=shrinks)
-
-
-class Preprocess:
-    """What turns stored images into the network's input; torchvision's Resize, ToTensor and Normalize, on the device.
-
-    image_size  pixels a side
-    mean, std   of each channel in 0..1, as `statistics` gives them
-    device      where the images are
-    """
-
-    def __init__(self, image_size: int, mean: list[float], std: list[float], device: torch.device | str = "cpu"):
-        self.image_size = image_size
-        self.mean, self.std = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 -> (N, 3, image_size, image_size) float32, laid out channels_last as the network likes."""
-        images = (resize(images, self.image_size) - self.mean) / self.std
-        return images.contiguous(memory_format=torch.channels_last)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from analysis.activations import cut, search, windows
 from analysis.inspection import Subject, to_array
-from dataset import sources
+from dataset.preprocess import resize
 from figures import drawing
 from figures.style import number, two_digits
 from network import STAGES, ResNet18
@@ -54,7 +54,7 @@ class Case:
     def cut(self, columns: dict[str, Tensor]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """The patches and every column's pictures, all cut to the same windows."""
         side, corners = windows(list(columns.values()))
-        patches = cut(sources.resize(self.images, self.subject.image_size), side, corners, outside=0.5)
+        patches = cut(resize(self.images, self.subject.image_size), side, corners, outside=0.5)
         return to_array(patches), {name: to_array(cut(each, side, corners, 0.0)) for name, each in columns.items()}
 
 
@@ -138,7 +138,7 @@ def draw_evolution(subject: Subject) -> Iterator[tuple[Path, Figure]]:
     if not (now := excited(Case(subject, stage), "evolution")):
         return
     pictures, below = {}, {}
-    last = subject.info["result"].get("epoch")  # of a finished run
+    last = subject.info.result.get("epoch")  # of a finished run
     files = {f"epoch {epoch}": file for epoch, file in kept.items() if epoch != last}
     for name, file in {**files, f"epoch {last}" if last else "now": None}.items():
         case = now
@@ -148,7 +148,7 @@ def draw_evolution(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         drawn = case.reconstruct(ReverseResNet18(case.network, rule, subject.args.unpool))
         pictures[name] = to_array(drawn)
         below[name] = [f"image {index}\n{score:.2f}" for index, score in case.numbers]
-    shown = to_array(sources.resize(now.images, subject.image_size))
+    shown = to_array(resize(now.images, subject.image_size))
     searched = f"{len(subject.searched):,} test images"
     title = f"{stage}, {rule}{subject.unpooling}: a channel's strongest unit in {searched}, by epoch"
     note = "below: its image and activation; each tile on a scale of its own around grey; left: the image of the last"
@@ -168,7 +168,7 @@ def draw_sanity(subject: Subject) -> Iterator[tuple[Path, Figure]]:
                 for rule in reversed(RULES):
                     drawn = ReverseResNet18(network, rule, subject.args.unpool)(signal, case.stage, trace)
                     columns.setdefault(name, []).extend(to_array(drawn.cpu().contiguous()))
-        shown = sources.resize(images, subject.image_size)
+        shown = resize(images, subject.image_size)
         columns["edges"] = [edge for _ in RULES for edge in to_array(edges(shown))]
         below = {
             name: [

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.inspection import Subject, to_array
-from dataset import sources
+from dataset.preprocess import resize
 from figures import training_curves
 from figures.style import short
 
@@ -44,7 +44,7 @@ def draw_mistakes(subject: Subject) -> Iterator[tuple[Path, Figure]]:
         f"as {short(subject.classes[predicted[n]], 14)}, {confidence[n]:.1%}"
         for n, index in zip(worst, indices.tolist(), strict=True)
     ]
-    pictures = to_array(sources.resize(subject.test[0][indices], subject.image_size))
+    pictures = to_array(resize(subject.test[0][indices], subject.image_size))
     title = f"the {len(worst)} of {len(wrong):,} mistakes on {len(labels):,} test images that the network is surest of"
     yield Path("mistakes"), training_curves.mistakes(pictures, captions, title)
 
@@ -77,7 +77,7 @@ def summary(subject: Subject) -> dict:
     found = {
         "checkpoint": str(subject.args.ckpt),
         "data": subject.source,
-        "result": subject.info["result"],
+        "result": subject.info.result,
         "settings": vars(subject.args),
         "images_searched": len(subject.searched),
         "dead_channels": {

@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,66 +104,97 @@ def load(path: str | Path) -> dict[str, Any]:
     return state
 
 
-# what is known of a network beside its weights, and what holds of a plain state dict
-INFO = {"classes": None, "mean": None, "std": None, "image_size": 224, "config": {}, "result": {}, "history": []}
+@dataclass(frozen=True)
+class Metadata:
+    """What is known of a network besides its weights.
+
+    classes     names, one per output
+    mean, std   of the training images by channel (R, G, B), in 0..1
+    image_size  side of the network's input, pixels
+    config      settings of the training, by the names of train.py's flags
+    result      of a finished training: test_accuracy (0..1), seconds, epoch, step, ...
+    history     the lines of history.jsonl
+
+    Of a plain state dict classes, mean and std are None, except for 1000 outputs, where they are ImageNet's.
+    """
+
+    classes: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    image_size: int = 224
+    config: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def entries(self) -> dict[str, Any]:
+        """The fields by name, as a checkpoint holds them."""
+        return {name.name: getattr(self, name.name) for name in fields(self)}
 
 
-def load_network(path: str | Path) -> tuple[ResNet18, dict[str, Any]]:
-    """A network in evaluation mode on the CPU, and what is known of it.
+def load_network(path: str | Path) -> tuple[ResNet18, Metadata]:
+    """A network in evaluation mode on the CPU, and its metadata.
 
-    path: a file train.py wrote, or a state dict with torchvision's names. The dict holds classes (names), mean, std
-    (RGB, 0..1), image_size, config, result and history. Of a plain state dict these are ImageNet's for 1000 outputs;
-    for any other number classes, mean and std are None, for only its data set can tell.
+    path: a file written by train.py, or a state dict with torchvision's names.
     Raises CheckpointError for anything that is not a ResNet-18 with finite weights.
     """
     state = load(path)
-    info = {key: value for key, value in state.items() if key in INFO} if "model" in state else dict(INFO)
     weights = state.get("model", state)
     network = ResNet18(_num_classes(weights, path))
-    # files from before 2018, torchvision's ImageNet weights among them, do not count batches; nothing here reads it
+    # files from before 2018, torchvision's ImageNet weights among them, have no batch counters; nothing reads them
     counts = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
     weights = counts | weights
     check_weights(weights, network, path)
     network.load_state_dict(weights)
-    if missing := INFO.keys() - info.keys():
-        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}: pass a model.pt of train.py")
-    if "model" not in state and network.fc.out_features == 1000:
-        imagenet = ResNet18_Weights.IMAGENET1K_V1
-        transforms = imagenet.transforms()
-        info |= {"classes": imagenet.meta["categories"], "mean": transforms.mean, "std": transforms.std}
-    if info["classes"] is not None:
-        _check_info(info, network.fc.out_features, path)
-    return network.eval(), info
+    metadata = _metadata(state, path) if "model" in state else _metadata_of_weights(network.fc.out_features)
+    if metadata.classes is not None and len(metadata.classes) != network.fc.out_features:
+        raise CheckpointError(f"{path} names {len(metadata.classes)} classes for {network.fc.out_features} outputs")
+    return network.eval(), metadata
 
 
-def take_over(path: str | Path, network: ResNet18) -> None:
-    """Takes over a checkpoint's weights; not those of the last layer when it has another number of classes."""
+def _metadata_of_weights(outputs: int) -> Metadata:
+    if outputs != 1000:
+        return Metadata()
+    weights = ResNet18_Weights.IMAGENET1K_V1
+    transforms = weights.transforms()
+    return Metadata(tuple(weights.meta["categories"]), tuple(transforms.mean), tuple(transforms.std))
+
+
+def _metadata(state: dict[str, Any], path: str | Path) -> Metadata:
+    names = [entry.name for entry in fields(Metadata)]
+    if missing := sorted(set(names) - state.keys()):
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}: pass a model.pt of train.py")
+    found = {name: tuple(state[name]) if isinstance(state[name], list) else state[name] for name in names[:3]}
+    metadata = Metadata(**found, **{name: state[name] for name in names[3:]})
+    if metadata.classes is not None and not _is_valid(metadata):
+        raise CheckpointError(f"{path} has been changed since train.py wrote it: pass an unchanged one")
+    return metadata
+
+
+def _is_valid(metadata: Metadata) -> bool:
+    numbers = [*metadata.mean, *metadata.std]
+    line_keys = {"kind", "step", "loss", "accuracy"}
+    return (
+        all(isinstance(name, str) for name in metadata.classes)
+        and len(numbers) == 6
+        and all(isinstance(number, float) for number in numbers)
+        and min(metadata.std) > 0
+        and isinstance(metadata.image_size, int)
+        and 8 <= metadata.image_size <= 4096
+        and isinstance(metadata.config, dict)
+        and isinstance(metadata.result, dict)
+        and isinstance(metadata.history, list)
+        and all(isinstance(entry, dict) and line_keys <= entry.keys() for entry in metadata.history)
+        and all("learning_rate" in entry for entry in metadata.history if entry["kind"] == "train")
+    )
+
+
+def load_pretrained(path: str | Path, network: ResNet18) -> None:
+    """Loads a checkpoint's weights, without those of the last layer if it has another number of classes."""
     weights = load_network(path)[0].state_dict()
     if weights["fc.weight"].shape != network.fc.weight.shape:
         print(f"{path} has {len(weights['fc.weight'])} classes, the data {network.fc.out_features}: a new last layer")
         weights |= {f"fc.{name}": value for name, value in network.fc.state_dict().items()}
     network.load_state_dict(weights)
-
-
-def _check_info(info: dict[str, Any], outputs: int, path: str | Path) -> None:
-    if len(info["classes"]) != outputs:
-        raise CheckpointError(f"{path} names {len(info['classes'])} classes for {outputs} outputs")
-    numbers = [*info["mean"], *info["std"]]
-    lines = {"kind", "step", "loss", "accuracy"}
-    if not (
-        all(isinstance(name, str) for name in info["classes"])
-        and len(numbers) == 6
-        and all(isinstance(number, float) for number in numbers)
-        and min(info["std"]) > 0
-        and isinstance(info["image_size"], int)
-        and 8 <= info["image_size"] <= 4096
-        and isinstance(info["config"], dict)
-        and isinstance(info["result"], dict)
-        and isinstance(info["history"], list)
-        and all(isinstance(entry, dict) and lines <= entry.keys() for entry in info["history"])
-        and all("learning_rate" in entry for entry in info["history"] if entry["kind"] == "train")
-    ):
-        raise CheckpointError(f"{path} has been changed since train.py wrote it: pass an unchanged one")
 
 
 def _num_classes(weights: Any, path: str | Path) -> int:

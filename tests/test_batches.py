@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dataset.batches import COLUMNS, Batches, epoch_order, random_words
-from dataset.sources import Preprocess
+from dataset.preprocess import Preprocess
 
 
 def batches(images, seed=0, batch_size=None, **augmentation):

@@ -194,13 +194,13 @@ class TestLoadNetwork:
     def test_a_model_of_train(self, tmp_path):
         network = write_model(tmp_path / "a.pt", history=[LINE])
         loaded, info = checkpoint.load_network(tmp_path / "a.pt")
-        assert not loaded.training and info["classes"] == ["a", "b", "c"] and info["history"] == [LINE]
+        assert not loaded.training and info.classes == ("a", "b", "c") and info.history == [LINE]
         for name, value in network.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], value)
 
     def test_the_folder_of_a_run(self, tmp_path):
         write_model(tmp_path / "model.pt")
-        assert checkpoint.load_network(tmp_path)[1]["classes"] == ["a", "b", "c"]
+        assert checkpoint.load_network(tmp_path)[1].classes == ("a", "b", "c")
 
     def test_torchvisions_imagenet_weights(self, tmp_path):
         """A plain state dict of 1000 outputs, as torchvision's are: names, mean and deviation are ImageNet's."""
@@ -209,8 +209,8 @@ class TestLoadNetwork:
         state = {name: value for name, value in theirs.state_dict().items() if "num_batches_tracked" not in name}
         torch.save(state, tmp_path / "imagenet.pth")  # of 2017, as the file torchvision downloads
         network, info = checkpoint.load_network(tmp_path / "imagenet.pth")
-        assert info["classes"][207] == "golden retriever" and info["image_size"] == 224
-        assert list(info["mean"]) == [0.485, 0.456, 0.406] and list(info["std"]) == [0.229, 0.224, 0.225]
+        assert info.classes[207] == "golden retriever" and info.image_size == 224
+        assert list(info.mean) == [0.485, 0.456, 0.406] and list(info.std) == [0.229, 0.224, 0.225]
         images = torch.randn(1, 3, 64, 64)
         with torch.inference_mode():
             assert torch.allclose(network(images), theirs(images), atol=1e-5)
@@ -218,7 +218,7 @@ class TestLoadNetwork:
     def test_a_plain_state_dict_of_other_classes_leaves_them_open(self, tmp_path):
         torch.save(ResNet18(7).state_dict(), tmp_path / "a.pth")
         _, info = checkpoint.load_network(tmp_path / "a.pth")
-        assert info["classes"] is None and info["mean"] is None
+        assert info.classes is None and info.mean is None
 
     def test_half_precision(self, tmp_path):
         state = {

@@ -12,6 +12,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from dataset import folders, shapes, sources
+from dataset.preprocess import Preprocess, mean_and_std, resize
 
 
 def pictures(count=6, size=32, seed=0):
@@ -26,7 +27,7 @@ class TestResizeAndNormalise:
     @pytest.mark.parametrize("size", [224, 64, 33, 32, 20, 8])
     def test_resize_is_within_one_grey_level_of_pil(self, size):
         images = pictures()
-        ours = sources.resize(images, size)
+        ours = resize(images, size)
         assert ours.shape == (6, 3, size, size) and ours.dtype == torch.float32
         for image, result in zip(images, ours, strict=True):
             pil = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((size, size), Image.Resampling.BILINEAR)
@@ -40,13 +41,13 @@ class TestResizeAndNormalise:
         transform = v2.Compose(
             [v2.ToDtype(torch.float32, scale=True), v2.Resize([size, size], antialias=True), v2.Normalize(mean, std)]
         )
-        ours = sources.Preprocess(size, mean, std)(images)
+        ours = Preprocess(size, mean, std)(images)
         assert torch.allclose(ours, transform(images), atol=1e-5)
         assert ours.is_contiguous(memory_format=torch.channels_last)
 
     def test_statistics_are_those_of_all_pixels(self):
         images = pictures()
-        mean, std = sources.statistics(images)
+        mean, std = mean_and_std(images)
         pixels = images.permute(1, 0, 2, 3).flatten(1).double() / 255
         assert mean == pytest.approx(pixels.mean(1).tolist(), abs=1e-12)
         assert std == pytest.approx(pixels.std(1, correction=0).tolist(), abs=1e-12)
@@ -54,12 +55,12 @@ class TestResizeAndNormalise:
     def test_a_constant_channel_can_be_divided_by_its_deviation(self):
         images = pictures()
         images[:, 2] = 7
-        mean, std = sources.statistics(images)
-        assert sources.Preprocess(32, mean, std)(images).isfinite().all()
+        mean, std = mean_and_std(images)
+        assert Preprocess(32, mean, std)(images).isfinite().all()
 
     def test_preprocessed_training_images_have_mean_0_and_deviation_1(self):
         images = pictures()
-        inputs = sources.Preprocess(32, *sources.statistics(images))(images)
+        inputs = Preprocess(32, *mean_and_std(images))(images)
         assert inputs.mean((0, 2, 3)).abs().max() < 1e-5
         assert (inputs.std((0, 2, 3), correction=0) - 1).abs().max() < 1e-5
 

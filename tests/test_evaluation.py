@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dataset import sources
+from dataset.preprocess import Preprocess
 from network import ResNet18
 from training import evaluation
 
@@ -12,7 +12,7 @@ def case(monkeypatch):
     monkeypatch.setattr(evaluation, "PIXELS", 100 * 16 * 16)
     torch.manual_seed(0)
     images = torch.randint(0, 256, (2 * 100 + 3, 3, 16, 16), dtype=torch.uint8)
-    return ResNet18(10), images, torch.arange(len(images)) % 10, sources.Preprocess(16, [0.5] * 3, [0.25] * 3)
+    return ResNet18(10), images, torch.arange(len(images)) % 10, Preprocess(16, [0.5] * 3, [0.25] * 3)
 
 
 def test_every_image_counts_once(case):

@@ -34,8 +34,8 @@ def test_it_is_the_last_runs_network_in_half_the_space(runs, shared):
         assert found.dtype == value.dtype
         assert torch.equal(found, value.half().float() if value.ndim > 1 else value), name
     for name in ("classes", "mean", "std", "image_size"):
-        assert known[name] == info[name]
-    assert known["config"]["data"] == "cifar10"
+        assert getattr(known, name) == getattr(info, name)
+    assert known.config["data"] == "cifar10"
 
 
 def test_the_recipe_gives_the_settings_again(runs, shared):
@@ -58,15 +58,15 @@ def test_no_path_of_the_machine_is_in_it(shared, small_run):
 def test_histories_follow_each_other(runs, shared):
     parts = [checkpoint.load(run) for run in runs]
     known = checkpoint.load(shared)
-    history = known["history"]
+    history = known.history
     assert len(history) == sum(len(part["history"]) for part in parts)
     steps = [entry["step"] for entry in history]
     assert steps == sorted(steps) and steps[-1] == sum(part["result"]["step"] for part in parts)
     assert [entry["epoch"] for entry in history if entry["kind"] == "test"] == [1, 2, 3]
     assert {entry["image_size"] for entry in history if entry["epoch"] == 3} == {40}
-    assert known["result"]["test_accuracy"] == history[-1]["accuracy"] == parts[1]["result"]["test_accuracy"]
-    assert (known["result"]["epoch"], known["result"]["step"]) == (3, steps[-1])
-    assert known["result"]["seconds"] == pytest.approx(sum(part["result"]["seconds"] for part in parts))
+    assert known.result["test_accuracy"] == history[-1]["accuracy"] == parts[1]["result"]["test_accuracy"]
+    assert (known.result["epoch"], known.result["step"]) == (3, steps[-1])
+    assert known.result["seconds"] == pytest.approx(sum(part["result"]["seconds"] for part in parts))
     texts = [text.get_text().strip() for text in training_curves.training_curves(history).get_axes()[0].texts]
     assert texts == ["32x32", "40x40"]
     places = [line.get_xdata()[0] for line in training_curves.training_curves(history).get_axes()[0].lines[2:]]

@@ -18,6 +18,7 @@ from test_train import without_speed
 
 from dataset import sources
 from dataset.batches import Batches
+from dataset.preprocess import Preprocess, mean_and_std
 from network import ResNet18
 from runtime import checkpoint
 from training.distributed import Processes
@@ -64,7 +65,7 @@ def test_two_processes_train_as_ddp_says(pictures, tmp_path):
     """Against the mean gradient of both halves of a batch, each with its own batch norm, one after the other."""
     finish(start(pictures, tmp_path, "--max-steps", "1"))
     images, labels, classes = sources.load(str(pictures), "train", image_size=32)
-    batches = Batches(images, labels, sources.Preprocess(32, *sources.statistics(images)), 16, seed=0)
+    batches = Batches(images, labels, Preprocess(32, *mean_and_std(images)), 16, seed=0)
     rows = batches.plan(0)[0]
     torch.manual_seed(0)
     network = ResNet18(len(classes)).to(memory_format=torch.channels_last)
@@ -98,9 +99,9 @@ def test_the_result_is_measured_on_every_test_image(two, pictures):
     out, _ = two
     network, info = checkpoint.load_network(out / "model.pt")
     images, labels, _ = sources.load(str(pictures), "test", image_size=32)
-    loss, accuracy = evaluate(network, images, labels, sources.Preprocess(32, info["mean"], info["std"]))
-    assert info["result"]["test_accuracy"] == accuracy
-    assert info["result"]["test_loss"] == pytest.approx(loss, rel=1e-5)
+    loss, accuracy = evaluate(network, images, labels, Preprocess(32, info.mean, info.std))
+    assert info.result["test_accuracy"] == accuracy
+    assert info.result["test_loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def same(a, b):

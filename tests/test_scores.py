@@ -8,6 +8,7 @@ from conftest import write_folder
 import visualizer
 from analysis.inspection import Subject
 from dataset import sources
+from dataset.preprocess import Preprocess
 from figures import scores
 from runtime import checkpoint
 
@@ -23,7 +24,7 @@ def truth(small_run):
     network, info = checkpoint.load_network(small_run / "model.pt")
     images, labels, _ = sources.load(str(small_run.parent / "pictures"), "test")
     with torch.inference_mode():
-        return labels, network(sources.Preprocess(32, info["mean"], info["std"])(images)).softmax(1)
+        return labels, network(Preprocess(32, info.mean, info.std)(images)).softmax(1)
 
 
 def test_confusion_counts_pairs():

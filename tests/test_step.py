@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from dataset.batches import Batches
-from dataset.sources import Preprocess
+from dataset.preprocess import Preprocess
 from network import ResNet18
 from training.step import EMA, TrainStep, accelerated, captured, rehearse, sgd
 
 ITERATIONS = 6
 
 
-def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_decay=True, smoothing=0.0, precision="fp32"):
+def make(
+    device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_decay=True, smoothing=0.0, precision="fp32"
+):
     """A training step on noise, and the plan of its first epoch."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8 * ITERATIONS, 3, 32, 32), dtype=torch.uint8, device=device)

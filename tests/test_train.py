@@ -9,6 +9,7 @@ import torch
 
 import train
 from dataset import sources
+from dataset.preprocess import Preprocess
 from network import ResNet18
 from runtime import checkpoint
 from runtime.device import pick_precision
@@ -92,7 +93,7 @@ class TestRun:
         assert model["classes"] == ["disk", "ring", "stripes"] and model["image_size"] == 32
         assert model["config"]["batch_size"] == 16
         network, info = checkpoint.load_network(small_run / "last.pt")  # a run's own state can be looked at, too
-        assert network.fc.out_features == 3 and info["history"] == model["history"]
+        assert network.fc.out_features == 3 and info.history == model["history"]
 
     def test_the_history(self, small_run):
         lines = [json.loads(line) for line in (small_run / "history.jsonl").read_text().splitlines()]
@@ -115,7 +116,7 @@ class TestRun:
         # measured again from the weights alone
         network, info = checkpoint.load_network(small_run / "model.pt")
         images, labels, _ = sources.load(str(small_run.parent / "pictures"), "test")
-        preprocess = sources.Preprocess(32, info["mean"], info["std"])
+        preprocess = Preprocess(32, info.mean, info.std)
         precision = pick_precision("auto", torch.device("cpu"))
         loss, accuracy = evaluate(network, images, labels, preprocess, precision)
         assert loss == pytest.approx(result["test_loss"], rel=1e-5) and accuracy == result["test_accuracy"]
@@ -305,9 +306,9 @@ class TestRecipe:
         assert torch.equal(network.fc.weight, state["ema"]["fc.weight"])
         assert not torch.equal(network.fc.weight, state["model"]["fc.weight"])
         images, labels, _ = sources.load(str(folder), "test")
-        preprocess = sources.Preprocess(32, info["mean"], info["std"])
+        preprocess = Preprocess(32, info.mean, info.std)
         loss, accuracy = evaluate(network, images, labels, preprocess, pick_precision("auto", torch.device("cpu")))
-        assert loss == pytest.approx(info["result"]["test_loss"], rel=1e-5)
+        assert loss == pytest.approx(info.result["test_loss"], rel=1e-5)
 
     def test_held_out_images_stand_in_for_the_test_split(self, folder, tmp_path, capsys):
         run_on(folder, tmp_path, "--epochs", "1", "--hold-out", "10", "--test-flip")
@@ -328,7 +329,7 @@ class TestInit:
     def test_other_classes_get_a_new_last_layer(self, small_run):
         network = ResNet18(5)
         last = network.fc.weight.clone()
-        checkpoint.take_over(small_run / "model.pt", network)
+        checkpoint.load_pretrained(small_run / "model.pt", network)
         assert torch.equal(network.fc.weight, last)
         assert torch.equal(network.conv1.weight, checkpoint.load(small_run / "model.pt")["model"]["conv1.weight"])
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 import visualizer
 from dataset import sources
+from dataset.preprocess import Preprocess
 from dataset.shapes import draw_shapes
 from network import STAGES, ResNet18
 from reverse_network import ReverseResNet18, isolate
@@ -75,7 +76,7 @@ class TestDefaults:
         images, labels, classes = sources.load(str(folder), "test")
         files = sources.list_files(folder, "test")
         with torch.inference_mode():
-            inputs = sources.Preprocess(32, info["mean"], info["std"])(images)
+            inputs = Preprocess(32, info.mean, info.std)(images)
             trace, predicted = network.trace(inputs), network(inputs).argmax(1)
         for stage in ("conv1", "conv5_x"):
             features = trace.features[stage]
@@ -112,7 +113,7 @@ class TestDefaults:
         images, _, _ = sources.load(str(small_run.parent / "pictures"), "test")
         indices = [entry["index"] for entry in shown["entries"]]
         with torch.inference_mode():
-            trace = network.trace(sources.Preprocess(32, info["mean"], info["std"])(images[indices]))
+            trace = network.trace(Preprocess(32, info.mean, info.std)(images[indices]))
             signal = isolate(trace.features["conv5_x"], 7, "peak")
             for rule in ("deconvnet", "guided"):
                 picture = ReverseResNet18(network, rule)(signal, "conv5_x", trace).permute(0, 2, 3, 1)
@@ -392,11 +393,11 @@ def test_reconstructions_lie_on_the_object(trained_run, record_property):
     conv5_x, the strongest unit of each of 200 test images. The mask is drawn with the image; no network saw it.
     """
     network, info = checkpoint.load_network(trained_run / "model.pt")
-    assert info["result"]["test_accuracy"] > 0.6, "a network that has not learned the shapes tells nothing"
+    assert info.result["test_accuracy"] > 0.6, "a network that has not learned the shapes tells nothing"
     images, _, masks = (torch.from_numpy(array[:200]) for array in draw_shapes("test"))
     masks = masks.repeat_interleave(2, 1).repeat_interleave(2, 2)  # 32x32 -> 64x64
     with torch.inference_mode():
-        trace = network.trace(sources.Preprocess(64, info["mean"], info["std"])(images))
+        trace = network.trace(Preprocess(64, info.mean, info.std)(images))
         features = trace.features["conv5_x"]
         signal = isolate(features, features.amax((2, 3)).argmax(1), "peak")
         for rule in ("deconvnet", "guided", "gradient"):

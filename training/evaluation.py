@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from dataset.sources import Preprocess
+from dataset.preprocess import Preprocess
 from network import ResNet18
 from training.distributed import ALONE, Processes
 
