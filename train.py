@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from dataset import sources
-from dataset.batches import FLIPS, Batches
+from dataset.batches import FLIPS, Augmentation, Batches
 from dataset.preprocess import Preprocess, mean_and_std
 from figures import style, training_curves
 from network import ResNet18
@@ -175,8 +175,8 @@ def train(args, processes: Processes) -> None:
     def batches_at(size: int) -> Batches:
         """The cutout hides the same part of an image at every size up to the last, where it is as given."""
         cutout = round(args.cutout * size / args.image_size)
-        augmentation = (args.shift, args.flip, cutout) if args.augment else (0, "none", 0)
-        return Batches(*training, Preprocess(size, mean, std, device), args.batch_size, args.seed, *augmentation)
+        augmentation = Augmentation(args.shift, args.flip, cutout) if args.augment else Augmentation(0, "none", 0)
+        return Batches(*training, Preprocess(size, mean, std, device), args.batch_size, args.seed, augmentation)
 
     # network and optimizer
     torch.manual_seed(args.seed)
