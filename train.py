@@ -134,6 +134,8 @@ def set_sizes(parser: ArgumentParser, args) -> None:
 def train(args, world: World) -> None:
     """One run: data, network, optimizer, loop, result."""
     device = pick_device(args.device, world.local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     precision = pick_precision(args.precision, device)
     state = world.broadcast(partial(earlier_state, args))
 
