@@ -57,7 +57,7 @@ class TestCut:
         images = noise(size=size)
         shift = min(4, *(side - 1 for side in size))
         made = batches(images, seed=1, shift=shift)
-        results, labels = made.cut(made.plan(2)[0])
+        results, labels = made.crop(made.plan(2)[0])
         assert results.shape == images.shape and results.dtype == torch.uint8
         found = set()
         for image, result in zip(images[labels].numpy(), results.numpy(), strict=True):
@@ -76,13 +76,13 @@ class TestCut:
     def test_nothing_happens_unless_asked_for(self):
         images = noise()
         made = batches(images, shift=0, flip="none")
-        results, labels = made.cut(made.plan(0)[0])
+        results, labels = made.crop(made.plan(0)[0])
         assert torch.equal(results, images[labels])
 
     def test_shifts_and_flips_are_uniform(self):
         ramp = torch.arange(32, dtype=torch.uint8).expand(4000, 3, 32, 32)  # a pixel tells its column
         made = batches(ramp)
-        counts = made.cut(made.plan(0)[0])[0][:, 0, 16, 16].long().bincount(minlength=32)
+        counts = made.crop(made.plan(0)[0])[0][:, 0, 16, 16].long().bincount(minlength=32)
         assert set(counts.nonzero().flatten().tolist()) == set(range(11, 21))  # 16 +- 4, or 15 +- 4 when flipped
         expected = torch.tensor([1, *[2] * 8, 1]) / 18 * 4000
         assert ((counts[11:21] - expected).abs() < 5 * expected.sqrt()).all()
@@ -92,7 +92,7 @@ class TestCut:
         images = torch.full((2000, 3, 16, 16), 255, dtype=torch.uint8)
         made = batches(images, shift=0, flip="none", cutout=side)
         plan = made.plan(0)[0]
-        results, _ = made.cut(plan)
+        results, _ = made.crop(plan)
         hidden = (results != 255).all(1)
         assert torch.equal(results[:, :, 8, 8][hidden[:, 8, 8]][0], torch.tensor([51, 102, 153], dtype=torch.uint8))
         middle = hidden[(plan[:, 4] == 8) & (plan[:, 5] == 8)][0]  # one whose square lies inside

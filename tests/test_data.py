@@ -215,7 +215,7 @@ class TestBadFolder:
             assert word in str(caught.value)
 
     def test_missing(self, tmp_path):
-        self.refuses(tmp_path / "nowhere", "nowhere is no folder", "cifar10, shapes")
+        self.refuses(tmp_path / "nowhere", "nowhere is not a folder", "cifar10, shapes")
 
     def test_empty(self, tmp_path):
         self.refuses(tmp_path, "no folder train", "train/<class>/*")
@@ -227,10 +227,10 @@ class TestBadFolder:
     def test_a_class_without_images(self, folder):
         (folder / "train" / "empty").mkdir()
         (folder / "test" / "empty").mkdir()
-        self.refuses(folder, os.path.join("train", "empty"), "holds no pictures")
+        self.refuses(folder, os.path.join("train", "empty"), "has no images")
 
     def test_one_class_only(self, tmp_path):
-        self.refuses(write_folder(tmp_path / "one", classes=["disk"]), "holds 1 class folders")
+        self.refuses(write_folder(tmp_path / "one", classes=["disk"]), "has 1 class folders, at least two")
 
     def test_different_classes_in_train_and_test(self, folder):
         (folder / "test" / "ring").rename(folder / "test" / "moon")
@@ -255,8 +255,8 @@ class TestBadFolder:
     def test_both_figures_of_what_does_not_fit(self, folder, monkeypatch):
         monkeypatch.setattr(folders, "available_memory", lambda: 3 * 2**30)
         with pytest.raises(sources.DataError, match=r"need 4\.5 GiB of memory, 3\.0 GiB are free"):
-            folders._refuse_what_does_not_fit(int(4.5 * 2**30), "all of them")
-        folders._refuse_what_does_not_fit(2 * 2**30, "half of them")
+            folders._check_memory(int(4.5 * 2**30), "all of them")
+        folders._check_memory(2 * 2**30, "half of them")
 
     def test_unknown_split(self):
         with pytest.raises(ValueError, match="unknown split 'valid'"):
