@@ -1,13 +1,26 @@
-"""Lists of numbers -> matplotlib figures of how well a network does. Knows no torch."""
+"""Loss and accuracy during training."""
 
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from figures.style import WIDTH, WRONG, heading, short, styled
+from analysis.inspection import Inspection
+from analysis.settings import Settings
+from figures.entry import NotDrawn
+from figures.style import WIDTH, WRONG, styled
+
+
+def draw_training_curves(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
+    """The history that a checkpoint of train.py holds."""
+    metadata = inspection.metadata
+    if not metadata.history:
+        raise NotDrawn("this checkpoint has no history")
+    yield Path("training_curves"), training_curves(metadata.history, metadata.config.get("label_smoothing", 0))
 
 
 @styled
@@ -65,50 +78,3 @@ def _mark_changes(axes: Axes, history: list[dict], train: list[dict]) -> None:
     for step, size in begins if len(begins) > 1 else ():
         axes.axvline(step, color="0.8", linewidth=0.8, zorder=0)
         axes.text(step, 1, f" {size}x{size}", fontsize=6, va="bottom", transform=axes.get_xaxis_transform())
-
-
-@styled
-def confusion_matrix(counts: np.ndarray, names: list[str], title: str) -> Figure:
-    """How often each class (row) is seen as each (column): (n, n) counts, shown as shares of the row in percent.
-
-    With more than 20 classes the figure grows to the width of the page and leaves out the numbers.
-    """
-    count = len(names)
-    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    width = WIDTH * 0.75 if count <= 20 else WIDTH
-    figure = Figure((width, width * 0.88), layout="compressed")
-    axes = figure.subplots()
-    wrong = np.where(np.eye(count, dtype=bool), 0, shares)
-    true, seen = np.unravel_index(wrong.argmax(), wrong.shape)
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    labels = [short(name, 14) for name in names]
-    tilt = 45 if count <= 20 else 90
-    axes.set_xticks(range(count), labels, rotation=tilt, ha="right", va="center", rotation_mode="anchor")
-    axes.set_yticks(range(count), [f"{label} ({total})" for label, total in zip(labels, counts.sum(1), strict=True)])
-    for row, column in np.argwhere(counts) if count <= 20 else ():
-        colour = "white" if shares[row, column] > 55 else "black"
-        axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", color=colour, fontsize=6)
-    axes.tick_params(length=0)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class (its images)")
-    figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class (%)")
-    most = f"most often mistaken: {wrong.max():.1f} % of {labels[true]} seen as {labels[seen]}"
-    heading(figure, title, most if wrong.any() else "no mistakes", width=80)
-    return figure
-
-
-@styled
-def mistakes(pictures: np.ndarray, captions: list[str], title: str) -> Figure:
-    """Misclassified images (n, H, W, 3) in rows of six, each under what it was taken for."""
-    columns, count = 6, len(captions)
-    rows = max(1, -(-count // columns))
-    figure = Figure((WIDTH, 0.35 + rows * (WIDTH / columns + 0.25)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, picture, caption in zip(grid, pictures, captions, strict=False):
-        axes.imshow(picture, interpolation="nearest")
-        axes.set_title(caption, fontsize=6)
-    heading(figure, title)
-    return figure
