@@ -202,16 +202,12 @@ def check_weights(weights: dict[str, Any], network: ResNet18, path: str | Path) 
     """Raises CheckpointError unless `weights` are a finite state dict for `network`."""
     expected = network.state_dict()
     if strange := sorted(expected.keys() ^ weights.keys(), key=str):
-        raise CheckpointError(
-            f"{path} is not a ResNet-18: {len(strange)} names differ, the first is {strange[0]}"
-        )
+        raise CheckpointError(f"{path} is not a ResNet-18: {len(strange)} names differ, the first is {strange[0]}")
     for name, value in expected.items():
         found = weights[name]
         if not isinstance(found, Tensor) or found.shape != value.shape:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise CheckpointError(
-                f"{path} is not a ResNet-18: {name} is {shape}, not {tuple(value.shape)}"
-            )
+            raise CheckpointError(f"{path} is not a ResNet-18: {name} is {shape}, not {tuple(value.shape)}")
         if not torch.isfinite(found).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values: pass an earlier checkpoint")
 

@@ -9,7 +9,7 @@ import torch
 def pick_device(name: str, gpu: int = 0) -> torch.device:
     """A device by torch's name; "cuda" is the GPU of this index, "auto" the same or, without CUDA, the CPU.
 
-    Raises OSError if it is not available.
+    A GPU becomes torch's current one. Raises OSError if the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,6 +18,8 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except Exception as error:  # every backend has its own way to fail
         here = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
         raise OSError(f"there is no device {name!r}: pass --device auto, or one of {', '.join(here)}") from error
