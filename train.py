@@ -10,9 +10,10 @@ torchrun --nproc_per_node=2 train.py                      by two GPUs, each with
 import gc
 import math
 import sys
-from argparse import ArgumentTypeError, BooleanOptionalAction
+from argparse import BooleanOptionalAction
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,20 +21,27 @@ import torch
 from torch import Tensor
 
 from dataset import sources
-from dataset.batches import FLIPS, Batches
-from dataset.preprocess import Preprocess, mean_and_std
+from dataset.batches import FLIPS, Augmentation, Batches
+from dataset.folders import DataError
+from dataset.preprocess import Preprocess
 from figures import style, training_curves
 from network import ResNet18
 from runtime import checkpoint
-from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder
+from runtime.checkpoint import CheckpointError, Metadata
+from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder, size_and_epochs
 from runtime.device import keep_freed_memory, pick_device, pick_precision
-from runtime.signals import locked, noted_signals
-from training.distributed import Processes, joined
-from training.evaluation import evaluate, loss_and_accuracy
-from training.optimizer import DEFAULT_GAMMA, SCHEDULES, image_size, learning_rate
-from training.progress import Progress, format_duration
-from training.run import Run, check_continues, earlier_state, event_writer
-from training.step import EMA, TrainStep, accelerated, sgd
+from runtime.signals import exclusive_lock, graceful_shutdown
+from training.acceleration import accelerate
+from training.data import Data, load_data
+from training.distributed import World, join_world
+from training.evaluation import evaluate, mean_metrics
+from training.optimizer import DEFAULT_GAMMA, SCHEDULES, Optimization, learning_rate, sgd
+from training.plan import Plan
+from training.progress import Progress
+from training.report import describe, end_epoch, end_line, result, summarize
+from training.resume import check_resumable, check_unused, load_resume_state
+from training.run import Run, event_writer
+from training.step import EMA, TrainStep
 
 BATCH_NORM_IMAGES = 6400  # training images behind the batch-norm statistics of a moving average
 
@@ -107,14 +115,6 @@ def parse_args(argv=None):
     return args
 
 
-def size_and_epochs(text: str) -> tuple[int, int]:
-    """ "96:20" -> (96, 20), for argparse: image size, and number of epochs at it."""
-    size, colon, epochs = text.partition(":")
-    if not colon:
-        raise ArgumentTypeError(f"{text!r} is not SIZE:EPOCHS, for example 96:20")
-    return number(int, least=32, most=4096)(size), number(int, least=1)(epochs)
-
-
 def set_sizes(parser: ArgumentParser, args) -> None:
     """Makes --sizes, --image-size and --epochs agree; a contradiction ends in one line."""
     if not args.sizes:
@@ -131,197 +131,180 @@ def set_sizes(parser: ArgumentParser, args) -> None:
     args.epochs, args.image_size = total, last
 
 
-def load_data(args, device: torch.device) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], list[str]]:
-    """Training images and labels, test images and labels, uint8 on the device; and the classes' names."""
-    images, labels, classes = sources.load(args.data, "train", args.root, args.image_size)
-    if args.hold_out:
-        if args.hold_out >= len(images):
-            raise sources.DataError(
-                f"--hold-out {args.hold_out} leaves none of {len(images)} training images: lower it"
-            )
-        training, test = sources.hold_out(images, labels, args.hold_out)
-    else:
-        training, test = (images, labels), sources.load(args.data, "test", args.root, args.image_size)[:2]
-    on_device = [tuple(values.to(device) for values in split) for split in (training, test)]
-    return *on_device, list(classes)
-
-
-def train(args, processes: Processes) -> None:
-    """One run, from the data to the finished model."""
-    device, out = pick_device(args.device, processes.local_rank), Path(args.out)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    state = processes.from_first(lambda: earlier_state(out, args.resume, args.overwrite, vars(args)))
-    if args.batch_size % processes.count or args.batch_size < 2 * processes.count > 2:
-        raise sources.DataError(
-            f"--batch-size {args.batch_size} is for all {processes.count} processes: pass a multiple"
-        )
-
-    # data: uint8, on the device from here on
-    with processes.in_turns():
-        training, test, classes = load_data(args, device)
-    steps_per_epoch = len(training[0]) // args.batch_size  # an incomplete last batch is left out
-    if steps_per_epoch == 0:
-        count = len(training[0])
-        raise sources.DataError(f"--batch-size {args.batch_size} is more than the {count} training images: lower it")
-    total_steps = min(args.epochs * steps_per_epoch, args.max_steps or math.inf)
-    mean, std = mean_and_std(training[0])
-    if not processes.agree_on((classes, mean, std, len(training[0]), len(test[0]))):
-        raise sources.DataError("the processes found different images: give every machine the same data")
-    if state:
-        check_continues(state, classes, mean, std, steps_per_epoch, total_steps)
-    sizes = args.sizes or [(args.image_size, args.epochs)]
-
-    def batches_at(size: int) -> Batches:
-        """The cutout hides the same part of an image at every size up to the last, where it is as given."""
-        cutout = round(args.cutout * size / args.image_size)
-        augmentation = (args.shift, args.flip, cutout) if args.augment else (0, "none", 0)
-        return Batches(*training, Preprocess(size, mean, std, device), args.batch_size, args.seed, *augmentation)
-
-    # network and optimizer
-    torch.manual_seed(args.seed)
-    network = ResNet18(len(classes))
-    if args.init and not state:
-        if processes.is_first:
-            checkpoint.load_pretrained(args.init, network)
-        network.load_state_dict(processes.from_first(network.state_dict))
-    network.to(device, memory_format=torch.channels_last).train()
-    ema = EMA(network, args.ema_decay) if args.ema_decay else None
-    optimizer = sgd(network, args.lr, args.momentum, args.weight_decay, args.norm_decay, args.nesterov)
+def train(args, world: World) -> None:
+    """One run: data, network, optimizer, loop, result."""
+    device = pick_device(args.device, world.local_rank)
     precision = pick_precision(args.precision, device)
+    state = world.broadcast(partial(earlier_state, args))
 
-    # the run, new or taken up again
-    facts = {"classes": classes, "mean": mean, "std": std, "image_size": args.image_size, "config": vars(args)}
+    if args.batch_size % world.size or args.batch_size < 2 * world.size > 2:
+        raise DataError(f"--batch-size {args.batch_size} is for all {world.size} processes: pass a multiple")
+    data = load_data(args.data, args.root, args.image_size, args.hold_out, device, world)
+    plan = make_plan(args, len(data.train[0]))
+    metadata = Metadata(data.classes, data.mean, data.std, args.image_size, config=vars(args))
+    if state:
+        check_resumable(state, metadata, plan)
+
+    network = make_network(args, len(data.classes), not state, world)
+    network.to(device, memory_format=torch.channels_last).train()
+    optimization = make_optimization(args)
+    optimizer = sgd(network, optimization)
+    ema = EMA(network, args.ema_decay) if args.ema_decay else None
     writer = None
-    if args.tensorboard and processes.is_first:
-        writer = event_writer(out / "tensorboard", state["step"] + 1 if state else None)
-    run = Run(out, network, optimizer, steps_per_epoch, facts, ema, processes, writer)
+    if args.tensorboard and world.is_main:
+        writer = event_writer(Path(args.out) / "tensorboard", state["step"] + 1 if state else None)
+    run = Run(Path(args.out), network, optimizer, plan, metadata, ema, world, writer)
     run.begin(state)
     del state
-    progress = Progress(run.step, total_steps, steps_per_epoch, sizes, args.batch_size, len(test[0]))
 
-    def measure(flip: bool = False) -> tuple[float, float]:
-        """Loss and accuracy on the test images, at the image size of the epoch."""
-        batches = batches_at(image_size(run.epoch - 1, sizes))
-        if ema:
-            rows = batches.plan(0)[: math.ceil(BATCH_NORM_IMAGES / args.batch_size)]
-            ema.update_batch_norm((batches(each)[0] for each in rows), precision)
-        return evaluate(run.tested, *test, batches.preprocess, precision, processes, flip)
-
-    with noted_signals(processes.count == 1) as signals, progress.bar, writer or nullcontext():
-        progress.say(
-            f"{len(training[0]):,} training and {len(test[0]):,} test images of {len(classes)} classes at "
-            f"{', '.join(f'{size}x{size}' for size, _ in sizes)}; "
-            f"{total_steps:,} iterations on {processes}{device}, {precision}"
-            + (f", from {run.step:,} on" if run.step else "")
-        )
-        batches = step = None
-        while run.step < total_steps:
-            epoch, position = divmod(run.step, steps_per_epoch)
-            size = image_size(epoch, sizes)
-            if position == 0:
-                run.in_epoch.zero_()
-            if batches is None or size != batches.preprocess.image_size:
-                with progress.paused():
-                    del step  # with the memory of its graph, and its hooks on the gradients
-                    gc.collect()
-                    batches = batches_at(size)
-                    plan = batches.plan(epoch)[:, processes.share(args.batch_size)]
-                    step = TrainStep(network, optimizer, batches, precision, args.label_smoothing, ema)
-                    step = accelerated(step, plan[0], args.compile, args.cuda_graph, processes, progress.say)
-            elif position == 0:
-                plan = batches.plan(epoch)[:, processes.share(args.batch_size)]
-            run.set_rate(learning_rate(run.step, total_steps, steps_per_epoch, args))
-            run.count(step(plan[position]))
-
-            if progress.advance():
-                progress.show(run.epoch, *loss_and_accuracy(run.since_line))
-            if device.type == "cpu" and progress.step == progress.first + 3:
-                progress.forecast(advise=args.data != "shapes")
-            at_line, at_epochs_end = run.step % args.log_every == 0, position + 1 == steps_per_epoch
-            if at_line:
-                end_line(run, progress, size)
-            if at_epochs_end:
-                end_epoch(run, progress, measure, size)
-                if run.epoch in args.snapshots:
-                    run.save_snapshot(size)
-            stop, save = run.agree(signals, args.save_every, may_save=at_line or at_epochs_end)
-            if stop:
-                break
-            if save:
-                run.save()
-        run.save()  # before the lines that are only there because the run ends here: a longer one has no such lines
-        if run.step < total_steps:
+    progress = Progress(run.step, plan, args.batch_size, len(data.test[0]))
+    batches_at = partial(make_batches, args, data, plan)
+    measure = partial(evaluate_run, args, run, data, batches_at, precision)
+    step_with = partial(make_step, args, run, optimization, precision, progress)
+    with graceful_shutdown(world.size == 1) as signals, progress.bar, writer or nullcontext():
+        progress.say(describe(data, run, precision))
+        stop = train_epochs(args, run, optimization, batches_at, step_with, progress,
+                            partial(after_step, args, run, progress, measure, signals))  # fmt: skip
+        run.save()  # before the lines that exist only because the run ends here; a longer one would not have them
+        if run.step < plan.total_steps:
             instead = " instead of --overwrite" if args.overwrite else ""
-            print(f"stopped after iteration {run.step:,}; to go on: the same command with --resume{instead}")
+            print(f"stopped after iteration {run.step:,}; to continue: the same command with --resume{instead}")
             sys.exit(128 + stop)
-        size = image_size(run.epoch - 1, sizes)
-        if processes.add(run.since_line)[2] > 0:
-            end_line(run, progress, size)
-        if run.step % steps_per_epoch:
-            end_epoch(run, progress, measure, size)
+        if world.all_reduce_sum(run.since_line)[2] > 0:
+            end_line(run, progress)
+        if run.step % plan.steps_per_epoch:
+            end_epoch(run, progress, measure)
     finish(run, measure(flip=True)[1] if args.test_flip else None)
 
 
-def end_line(run: Run, progress: Progress, size: int) -> None:
-    """Records and prints the means since the last line."""
-    run.check_finite()
-    loss, accuracy = run.since_last_line()
-    entry = {"kind": "train", "epoch": run.epoch, "step": run.step, "image_size": size}
-    entry |= {"loss": loss, "accuracy": accuracy, "learning_rate": run.rate}
-    entry["images_per_second"] = round(progress.images_per_second(), 1)
-    run.record(entry)
-    progress.train_line(entry)
+def earlier_state(args) -> dict | None:
+    """The saved state that --resume continues from, or None for a new run."""
+    if args.resume:
+        return load_resume_state(Path(args.out), vars(args), vars(parse_args([])))
+    if not args.overwrite:
+        check_unused(Path(args.out))
+    return None
 
 
-def end_epoch(run: Run, progress: Progress, measure: Callable[[], tuple[float, float]], size: int) -> None:
-    """Records and prints the loss and accuracy on the test images."""
-    run.check_finite()
-    with progress.paused():
-        loss, accuracy = measure()
-    if not math.isfinite(loss):
-        raise FloatingPointError(f"the test loss is {loss} after iteration {run.step}: pass a lower --lr")
-    entry = {"kind": "test", "epoch": run.epoch, "step": run.step, "image_size": size}
-    entry |= {"loss": loss, "accuracy": accuracy}
-    run.record(entry)
-    progress.test_line(entry)
+def make_plan(args, train_images: int) -> Plan:
+    """The length of the run; an incomplete last batch of an epoch is left out."""
+    steps_per_epoch = train_images // args.batch_size
+    if steps_per_epoch == 0:
+        raise DataError(f"--batch-size {args.batch_size} is more than the {train_images} training images: lower it")
+    sizes = tuple(args.sizes or [(args.image_size, args.epochs)])
+    return Plan(sizes, steps_per_epoch, min(args.epochs * steps_per_epoch, args.max_steps or math.inf))
 
 
-def finish(run: Run, flipped: float | None) -> None:
-    """Writes model.pt and the curves, and says what came out, where it is, and what to do next.
+def make_network(args, num_classes: int, is_new: bool, world: World) -> ResNet18:
+    """The network, initialised from the seed or from --init, equal in all processes."""
+    torch.manual_seed(args.seed)
+    network = ResNet18(num_classes)
+    if args.init and is_new:
+        if world.is_main:
+            checkpoint.load_pretrained(args.init, network)
+        network.load_state_dict(world.broadcast(network.state_dict))
+    return network
 
-    flipped: the accuracy when each test image is seen together with its mirror image, if that was asked for
-    """
-    train_loss, train_accuracy = loss_and_accuracy(run.processes.add(run.in_epoch))
-    if not run.processes.is_first:
+
+def make_optimization(args) -> Optimization:
+    """The settings of the loss, the optimizer and the learning rate."""
+    return Optimization(
+        learning_rate=args.lr,
+        momentum=args.momentum,
+        nesterov=args.nesterov,
+        weight_decay=args.weight_decay,
+        norm_decay=args.norm_decay,
+        schedule=args.schedule,
+        lr_step_size=args.lr_step_size,
+        lr_gamma=args.lr_gamma,
+        warmup_epochs=args.lr_warmup_epochs,
+        label_smoothing=args.label_smoothing,
+        ema_decay=args.ema_decay,
+    )
+
+
+def make_batches(args, data: Data, plan: Plan, image_size: int) -> Batches:
+    """The augmented training batches at an image size."""
+    augmentation = Augmentation(0, "none", 0)
+    if args.augment:
+        augmentation = Augmentation(args.shift, args.flip, plan.cutout(args.cutout, image_size))
+    preprocess = Preprocess(image_size, data.mean, data.std, data.train[0].device)
+    return Batches(*data.train, preprocess, args.batch_size, args.seed, augmentation)
+
+
+def make_step(args, run: Run, optimization: Optimization, precision: str, progress: Progress, batches: Batches,
+              rows: Tensor) -> Callable[[Tensor], Tensor]:  # fmt: skip
+    """The training step on these batches, compiled or captured if requested."""
+    step = TrainStep(run.network, run.optimizer, batches, precision, optimization.label_smoothing, run.ema)
+    return accelerate(step, rows, args.compile, args.cuda_graph, run.world, progress.say)
+
+
+def train_epochs(args, run: Run, optimization: Optimization, batches_at: Callable[[int], Batches], step_with: Callable,
+                 progress: Progress, after: Callable[[], int]) -> int:  # fmt: skip
+    """Trains to the end of the plan, or until `after` an iteration returns a signal; returns that, or 0."""
+    plan, batches, step = run.plan, None, None
+    for epoch in range(run.step // plan.steps_per_epoch, math.ceil(plan.total_steps / plan.steps_per_epoch)):
+        resized = batches is None or batches.preprocess.image_size != plan.image_size(epoch)
+        if resized:
+            batches = batches_at(plan.image_size(epoch))
+        rows = batches.plan(epoch)[:, run.world.shard(args.batch_size)]
+        if resized:
+            with progress.paused():
+                step = None  # releases the memory of a captured graph, and DistributedDataParallel's hooks
+                gc.collect()
+                step = step_with(batches, rows[0])
+        start = run.step % plan.steps_per_epoch
+        if start == 0:
+            run.in_epoch.zero_()
+        for position in range(start, min(plan.steps_per_epoch, plan.total_steps - epoch * plan.steps_per_epoch)):
+            rate = learning_rate(run.step, plan.total_steps, plan.steps_per_epoch, optimization)
+            run.set_learning_rate(rate)
+            run.count(step(rows[position]))
+            if stop := after():
+                return stop
+    return 0
+
+
+def after_step(args, run: Run, progress: Progress, measure: Callable, signals: list[int]) -> int:
+    """Prints, evaluates and saves what is due; returns the signal to stop for, or 0."""
+    if progress.advance():
+        progress.show(run.epoch, *mean_metrics(run.since_line))
+    if run.since_line.device.type == "cpu" and progress.step == progress.first + 3:
+        progress.forecast(advise=args.data != "shapes")
+    at_line, at_epochs_end = run.step % args.log_every == 0, run.step % run.plan.steps_per_epoch == 0
+    if at_line:
+        end_line(run, progress)
+    if at_epochs_end:
+        end_epoch(run, progress, measure)
+        if run.epoch in args.snapshots:
+            run.save_snapshot()
+    stop, save = run.agree(signals, args.save_every, may_save=at_line or at_epochs_end)
+    if save and not stop:
+        run.save()
+    return stop
+
+
+def evaluate_run(args, run: Run, data: Data, batches_at: Callable[[int], Batches], precision: str,
+                 flip: bool = False) -> tuple[float, float]:  # fmt: skip
+    """Test loss and accuracy at the image size of the epoch, of the moving average if there is one."""
+    batches = batches_at(run.image_size)
+    if run.ema:
+        rows = batches.plan(0)[: math.ceil(BATCH_NORM_IMAGES / args.batch_size)]
+        run.ema.update_batch_norm((batches(each)[0] for each in rows), precision)
+    return evaluate(run.evaluated, *data.test, batches.preprocess, precision, run.world, flip)
+
+
+def finish(run: Run, flip_accuracy: float | None) -> None:
+    """Writes model.pt and the training curves, and prints the result and the next command."""
+    found = result(run, flip_accuracy)
+    if not run.world.is_main:
         return
-    test = [entry for entry in run.history if entry["kind"] == "test"][-1]
-    result = {
-        "epoch": test["epoch"],
-        "step": run.step,
-        "image_size": test["image_size"],
-        "train_loss": train_loss,
-        "train_accuracy": train_accuracy,
-        "test_loss": test["loss"],
-        "test_accuracy": test["accuracy"],
-        "seconds": round(run.seconds, 1),
-        "torch": str(torch.__version__),
-    }
-    seen = f"test accuracy {test['accuracy']:.2%}"
-    if flipped is not None:
-        result["test_accuracy_flipped"] = flipped
-        seen += f" ({flipped:.2%} with mirror images)"
-    if torch.cuda.is_available():
-        result["peak_gpu_bytes"] = torch.cuda.max_memory_reserved()
-        seen += f", {result['peak_gpu_bytes'] / 1e9:.1f} GB of GPU memory"
+    run.save_model(found)
     folder = run.model.parent
-    run.save_model(result)
     with checkpoint.atomic_file(folder / "training_curves.png") as file:
-        style.save(training_curves.training_curves(run.history, run.facts["config"]["label_smoothing"]), file)
+        style.save(training_curves.training_curves(run.history, run.metadata.config["label_smoothing"]), file)
     print(
-        f"train accuracy {train_accuracy:.2%} (mean over the last epoch, as trained), {seen}, "
-        f"in {format_duration(run.seconds)}\n"
-        f"{folder}: model.pt, last.pt, history.jsonl, training_curves.png\n"
+        f"{summarize(found)}\n{folder}: model.pt, last.pt, history.jsonl, training_curves.png\n"
         f"next: python visualizer.py --ckpt {run.model}"
     )
 
@@ -331,11 +314,11 @@ def main(argv=None):
     args = parse_args(argv)
     keep_freed_memory()
     with (
-        one_line_errors(sources.DataError, checkpoint.CheckpointError, FloatingPointError),
-        joined(args.device) as processes,
-        locked(output_folder(args.out)) if processes.is_first else nullcontext(),
+        one_line_errors(DataError, CheckpointError, FloatingPointError),
+        join_world(args.device) as world,
+        exclusive_lock(output_folder(args.out)) if world.is_main else nullcontext(),
     ):
-        train(args, processes)
+        train(args, world)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Randomness enters as integers: the order of an epoch is a function of (seed, epo
 step). So a run that was interrupted goes on with the same batches without any generator's state.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +17,21 @@ FLIPS = ("random", "alternate", "none")
 COLUMNS = ("image", "down", "right", "flip", "cut_row", "cut_column")
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes to a training image, in stored pixels.
+
+    shift   largest translation in either direction; the border is reflected
+    flip    one of FLIPS: "random" flips each image left to right with probability 1/2; "alternate" flips it every
+            other epoch, about half of the images in the first (Jordan 2024, arXiv:2404.00498, section 3.6)
+    cutout  side of a square of mean colour at a random centre; 0 disables it (DeVries, Taylor 2017, arXiv:1708.04552)
+    """
+
+    shift: int = 4
+    flip: str = "random"
+    cutout: int = 0
+
+
 class Batches:
     """The batches of all epochs; each is of the same size, so an incomplete last one is left out.
 
@@ -22,18 +39,20 @@ class Batches:
     preprocess      makes the network's input of what was cut out
     batch_size      images an iteration, at most N
     seed            of order and augmentation
-    shift           largest random translation, in stored pixels; the border is reflected
-    flip            one of FLIPS: "random" flips each image left to right with probability 1/2; "alternate" flips it
-                    every other epoch, half of the images in the first (Jordan 2024, arXiv:2404.00498, section 3.6)
-    cutout          side of a square of mean colour at a random centre, in stored pixels; 0 disables it
-                    (DeVries and Taylor 2017, arXiv:1708.04552)
+    augmentation    random shift, flip and cutout of each image
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, preprocess: Preprocess, batch_size: int, seed: int,
-                 shift: int = 4, flip: str = "random", cutout: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        preprocess: Preprocess,
+        batch_size: int,
+        seed: int,
+        augmentation: Augmentation = Augmentation(),
+    ):
         self.images, self.labels, self.preprocess = images, labels, preprocess
-        self.batch_size, self.seed = batch_size, seed
-        self.shift, self.flip, self.cutout = shift, flip, cutout
+        self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
         self.colour = (preprocess.mean * 255).round().to(torch.uint8)
 
     def __len__(self) -> int:
@@ -47,13 +66,13 @@ class Batches:
         down, right, flip, cut_row, cut_column = words.reshape(len(self), self.batch_size, 5).transpose(2, 0, 1)
         height, width = self.images.shape[2:]
         order = order.reshape(len(self), self.batch_size)
-        if self.flip == "alternate":
+        if self.augmentation.flip == "alternate":
             flip = first_flips(len(self.images), self.seed)[order] + epoch
         columns = [
             order,
-            (down % (2 * self.shift + 1)).astype(np.int64) - self.shift,
-            (right % (2 * self.shift + 1)).astype(np.int64) - self.shift,
-            (flip % 2 * (self.flip != "none")).astype(np.int64),
+            (down % (2 * self.augmentation.shift + 1)).astype(np.int64) - self.augmentation.shift,
+            (right % (2 * self.augmentation.shift + 1)).astype(np.int64) - self.augmentation.shift,
+            (flip % 2 * (self.augmentation.flip != "none")).astype(np.int64),
             (cut_row % height).astype(np.int64),
             (cut_column % width).astype(np.int64),
         ]
@@ -69,9 +88,13 @@ class Batches:
         columns = torch.where(flip > 0, columns.flip(1), columns)
         channel = torch.arange(channels, device=device)[:, None, None]
         cut = self.images[image[..., None, None], channel, rows[:, None, :, None], columns[:, None, None, :]]
-        if self.cutout:
-            hidden_rows = (torch.arange(height, device=device) - cut_row + self.cutout // 2) // self.cutout == 0
-            hidden_columns = (torch.arange(width, device=device) - cut_column + self.cutout // 2) // self.cutout == 0
+        if self.augmentation.cutout:
+            hidden_rows = (
+                torch.arange(height, device=device) - cut_row + self.augmentation.cutout // 2
+            ) // self.augmentation.cutout == 0
+            hidden_columns = (
+                torch.arange(width, device=device) - cut_column + self.augmentation.cutout // 2
+            ) // self.augmentation.cutout == 0
             hidden = hidden_rows[:, None, :, None] & hidden_columns[:, None, None, :]
             cut = torch.where(hidden, self.colour, cut)
         return cut, self.labels[plan[:, 0]]

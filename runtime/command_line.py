@@ -63,6 +63,14 @@ def number(
     return parse
 
 
+def size_and_epochs(text: str) -> tuple[int, int]:
+    """ "96:20" -> (96, 20), for argparse: image size, and number of epochs at it."""
+    size, colon, epochs = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SIZE:EPOCHS, for example 96:20")
+    return number(int, least=32, most=4096)(size), number(int, least=1)(epochs)
+
+
 @contextmanager
 def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     """Ends the script with `error: ...` and exit code 1 for errors a user can mend; all others keep their traceback."""

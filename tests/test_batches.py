@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.batches import COLUMNS, Batches, epoch_order, random_words
+from dataset.batches import COLUMNS, Augmentation, Batches, epoch_order, random_words
 from dataset.preprocess import Preprocess
 
 
 def batches(images, seed=0, batch_size=None, **augmentation):
     labels = torch.arange(len(images))
     preprocess = Preprocess(images.shape[-1], [0.2, 0.4, 0.6], [0.25] * 3)
-    return Batches(images, labels, preprocess, batch_size or len(images), seed, **augmentation)
+    return Batches(images, labels, preprocess, batch_size or len(images), seed, Augmentation(**augmentation))
 
 
 def noise(count=40, size=(32, 32)):
