@@ -1,7 +1,7 @@
 """Trials of the recipe, one change at a time, judged on training images that are held out; never on the test split.
 
 python benchmarks/recipe.py --data FOLDER --out runs/recipe                     all trials as train.py trains by default
-python benchmarks/recipe.py --data FOLDER --image-size 64 --epochs 5 --lr-step 2   a tenth of the epochs, smaller images
+python benchmarks/recipe.py --data FOLDER --image-size 64 --epochs 5 --lr-step-size 2   a tenth of the epochs, smaller images
 
 Every trial is a run of train.py in a folder of its own. One that is finished is not done again and one that was
 interrupted goes on, so this can be stopped at any time. The table at the end has what is finished.
@@ -27,14 +27,14 @@ TRIALS = {
     "learning rate 0.1": ["--lr", "0.1"],
     "weight decay 1e-4": ["--weight-decay", "1e-4"],
     "weight decay 1e-3": ["--weight-decay", "1e-3"],
-    "weight decay not on biases and batch norms": ["--decay-on", "weights"],
+    "weight decay not on biases and batch norms": ["--no-norm-decay"],
     "label smoothing 0.1": ["--label-smoothing", "0.1"],
     "cutout 8": ["--cutout", "8"],
     "no shift": ["--shift", "0"],
-    "no flip": ["--no-flip"],
+    "no flip": ["--flip", "none"],
     "no augmentation": ["--no-augment"],
-    "warm-up of an epoch": ["--warm-up", "1"],
-    "average of weights, 0.999": ["--average", "0.999"],
+    "warm-up of an epoch": ["--lr-warmup-epochs", "1"],
+    "average of weights, 0.999": ["--ema-decay", "0.999"],
     "one cycle": ["--schedule", "onecycle"],
     "cosine": ["--schedule", "cosine"],
     "fp32": ["--precision", "fp32"],
