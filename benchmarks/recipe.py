@@ -1,7 +1,7 @@
 """Trials of the recipe, one change at a time, judged on training images that are held out; never on the test split.
 
 python benchmarks/recipe.py --data FOLDER --out runs/recipe                     all trials as train.py trains by default
-python benchmarks/recipe.py --data FOLDER --image-size 64 --epochs 5 --lr-step-size 2   a tenth of the epochs, smaller images
+python benchmarks/recipe.py --data FOLDER --image-size 64 --epochs 5 --lr-step-size 2   5 small epochs
 
 Every trial is a run of train.py in a folder of its own. One that is finished is not done again and one that was
 interrupted goes on, so this can be stopped at any time. The table at the end has what is finished.

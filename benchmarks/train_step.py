@@ -48,7 +48,7 @@ def parse_args(argv=None):
     )
     parser.add_argument("--precisions", nargs="+", choices=("auto", "fp32", "bf16"), default=["auto"], help="of (b)")
     parser.add_argument(
-        "--forms", nargs="+", choices=FORMS, default=["eager"], help="of (b): --compile, --cuda-graph of train.py, or both"
+        "--forms", nargs="+", choices=FORMS, default=["eager"], help="of (b): --compile, --cuda-graph, or both"
     )
     parser.add_argument("--steps", type=int, default=10, help="iterations timed a repetition, at least (default: 10)")
     parser.add_argument("--repetitions", type=int, default=5)
