@@ -1,6 +1,6 @@
-"""ResNet-18 (He et al. 2016, arXiv:1512.03385, table 1), written by hand, and able to show what it computes.
+"""ResNet-18 (He et al. 2016, arXiv:1512.03385, table 1) that returns its own feature maps.
 
-Parameters and buffers have the names and shapes of torchvision's `resnet18`, so either's weights load in the other.
+Parameters and buffers have the names and shapes of torchvision's `resnet18`, so either's weights load into the other.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ BLOCKS_PER_STAGE = 2
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut: relu(residual(x) + shortcut(x)), figure 5 (left) of the paper.
+    """Two 3x3 convolutions and a shortcut: relu(residual(x) + shortcut(x)) (figure 5, left, of the paper).
 
-    (N, in_channels, h, w) -> (N, channels, h / stride, w / stride), sizes rounded up.
+    (N, in_channels, h, w) -> (N, channels, ceil(h / stride), ceil(w / stride))
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int):
@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
             )
 
     def trace(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The outputs of both ReLUs; the second is the block's own."""
+        """The outputs of relu1 and relu2; the latter is the block's output."""
         inner = self.relu1(self.bn1(self.conv1(x)))
         residual = self.bn2(self.conv2(inner))
         return inner, self.relu2(residual + self.downsample(x))
@@ -45,13 +45,13 @@ class BasicBlock(nn.Module):
 
 @dataclass(frozen=True)
 class Trace:
-    """What one forward pass leaves for looking inside and for the way back. No tensor is a copy.
+    """Intermediate results of one forward pass; the reverse network needs them. No tensor is a copy.
 
     image_size  (H, W) of the images
-    features    stage -> (N, C, h, w), the stage's output after its last ReLU; holds the stages that were passed
-    switches    (N, 64, h, w) int64: where each maximum of the pooling lay, as a flat index into conv1's map;
-                None when the trace ends at conv1
-    blocks      for each residual block passed: the outputs of its inner and of its last ReLU
+    features    stage -> its output after the last ReLU, (N, C, h, w), for each stage computed
+    switches    position of each pooling maximum, (N, 64, h, w) int64: the flat index into its conv1 map;
+                None if the trace ends at conv1
+    blocks      outputs of relu1 and relu2 of each residual block computed, in order
     """
 
     image_size: tuple[int, int]
@@ -61,9 +61,9 @@ class Trace:
 
 
 class ResNet18(nn.Module):
-    """The 18-layer network for images of any size; 224x224 gives maps of 112, 56, 28, 14 and 7 pixels a side.
+    """The 18-layer network. Images may have any size; at 224x224 the five stages are 112, 56, 28, 14 and 7 px wide.
 
-    num_classes: length of the logits.
+    num_classes: number of logits
     """
 
     def __init__(self, num_classes: int = 10):
@@ -78,32 +78,35 @@ class ResNet18(nn.Module):
         self.layer4 = nn.Sequential(BasicBlock(256, 512, 2), BasicBlock(512, 512, 1))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(512, num_classes)
-        # He et al. 2015 (arXiv:1502.01852, section 2.2): a variance of 2 / fan-out keeps the size of the gradients
-        # equal through all the layers; batch norm takes care of the forward direction.
+        # Variance 2 / fan_out keeps the gradients' variance equal across layers (He et al. 2015, arXiv:1502.01852,
+        # section 2.2); batch norm normalises the forward direction.
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images (N, 3, H, W) -> logits (N, num_classes)."""
-        x = self.relu(self.bn1(self.conv1(images)))
+        x = self.relu(self.bn1(self.conv1(images)))  # (N, 3, H, W) -> (N, 64, H/2, W/2)
         x = self.maxpool(x)
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.classify(x)
 
     @property
     def layers(self) -> tuple[nn.Sequential, ...]:
-        """The residual layers, of conv2_x to conv5_x in turn."""
+        """The residual layers of conv2_x to conv5_x."""
         return self.layer1, self.layer2, self.layer3, self.layer4
 
     def classify(self, features: Tensor) -> Tensor:
-        """The features of conv5_x (N, 512, h, w) -> logits (N, num_classes)."""
+        """conv5_x features (N, 512, h, w) -> logits (N, num_classes)."""
         return self.fc(self.avgpool(features).flatten(1))
 
     def trace(self, images: Tensor, until: str = "conv5_x") -> Trace:
-        """The same pass as `forward`, up to a stage, keeping what it computes.
+        """The forward pass up to a stage, with its intermediate results.
 
-        images: normalised, (N, 3, H, W). until: the last one wanted of STAGES; any other name raises ValueError.
+        images  normalised, (N, 3, H, W)
+        until   last stage to compute, one of STAGES
+
+        Raises ValueError for an unknown stage.
         """
         if until not in STAGES:
             raise ValueError(f"unknown stage {until!r}: choose from {', '.join(STAGES)}")

@@ -1,10 +1,10 @@
-"""The mirror of ResNet-18: from a signal at one of its stages back to a picture.
+"""The mirror of ResNet-18: projects a signal at one of its stages back to the image.
 
-Transposed convolutions, max-unpooling and a rectifier (Zeiler & Fergus 2014, arXiv:1311.2901, section 2). Every layer
-is the adjoint of the network's linear layer, with the batch norm folded into it, so only the rule for meeting a ReLU
-separates the three pictures (Mahendran & Vedaldi 2016):
+Transposed convolutions, max-unpooling and a rectifier (Zeiler & Fergus 2014, arXiv:1311.2901, section 2). Each layer is
+the adjoint of a linear layer of the network, batch norm folded in. The rules differ only in how they pass the
+ReLUs (Mahendran & Vedaldi 2016, Salient deconvolutional networks):
 
-    rule        a signal g meeting a ReLU whose output was y
+    rule        backward signal g through a ReLU with forward output y
     deconvnet   max(g, 0)                           Zeiler & Fergus 2014
     guided      max(g, 0) where y > 0, else 0       Springenberg et al. 2015, arXiv:1412.6806
     gradient    g         where y > 0, else 0       backpropagation
@@ -25,7 +25,7 @@ BRANCHES = ("both", "residual", "shortcut")
 
 
 def rectify(signal: Tensor, output: Tensor, rule: str) -> Tensor:
-    """A signal on its way back through a ReLU whose `output`, of the same shape, the forward pass has kept."""
+    """The backward signal through a ReLU, given its forward output (same shape); rule is one of RULES."""
     if rule != "gradient":
         signal = signal.clamp(min=0)
     if rule != "deconvnet":
@@ -34,29 +34,33 @@ def rectify(signal: Tensor, output: Tensor, rule: str) -> Tensor:
 
 
 def unpool_sum(signal: Tensor, switches: Tensor, size: tuple[int, int]) -> Tensor:
-    """The adjoint of max pooling: each value returns to its switch, and what meets there adds up.
+    """The adjoint of max pooling: each value goes to its switch; values that share a switch are added.
 
-    signal, switches: (N, C, h, w); size: (H, W) of the map that was pooled. -> (N, C, H, W)
+    signal    (N, C, h, w)
+    switches  (N, C, h, w) int64, flat indices into the pooling's input
+    size      (H, W) of the pooling's input
+
+    Returns (N, C, H, W).
     """
     flat = signal.new_zeros(*signal.shape[:2], size[0] * size[1])
     return flat.scatter_add(2, switches.flatten(2), signal.flatten(2)).unflatten(2, size)
 
 
 class ReverseConv2d(nn.Module):
-    """The adjoint of a convolution and its batch norm, with their own weights: no copy, no bias, no mean, no beta."""
+    """The adjoint of a convolution followed by batch norm. It shares their weights and adds no mean, beta or bias."""
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d):
         super().__init__()
         self.conv, self.bn = conv, bn
 
     def forward(self, signal: Tensor, size: tuple[int, int]) -> Tensor:
-        """(N, out_channels, h, w) -> (N, in_channels, *size); size is that of the forward convolution's input."""
+        """(N, out_channels, h, w) -> (N, in_channels, *size); size is (height, width) of the convolution's input."""
         conv, bn = self.conv, self.bn
         scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
-        # A strided convolution gives the same output size for two input sizes; output_padding says which one it was.
+        # With a stride, several input sizes give the same output size; output_padding selects the right one.
         output_padding = [
-            full - ((small - 1) * stride - 2 * padding + kernel)
-            for full, small, stride, padding, kernel in zip(
+            target - ((length - 1) * stride - 2 * padding + kernel)
+            for target, length, stride, padding, kernel in zip(
                 size, signal.shape[-2:], conv.stride, conv.padding, conv.kernel_size, strict=True
             )
         ]
@@ -65,7 +69,7 @@ class ReverseConv2d(nn.Module):
 
 
 class ReverseBlock(nn.Module):
-    """The mirror of a residual block: back through both branches, which meet in one sum, or through one alone."""
+    """The mirror of a residual block: the sum over both branches, or one of them (see BRANCHES)."""
 
     def __init__(self, block: BasicBlock, rule: str, branches: str = "both"):
         super().__init__()
@@ -77,7 +81,10 @@ class ReverseBlock(nn.Module):
             self.downsample = ReverseConv2d(*block.downsample)
 
     def forward(self, signal: Tensor, inner: Tensor, output: Tensor, size: tuple[int, int]) -> Tensor:
-        """inner, output: what the block's ReLUs gave; size: (h, w) of its input. The result is not yet rectified."""
+        """(N, out_channels, h, w) -> (N, in_channels, *size), before the previous block's rectification.
+
+        inner, output: outputs of relu1 and relu2 in the forward pass; size: (height, width) of the block's input
+        """
         signal = rectify(signal, output, self.rule)
         residual = rectify(self.conv2(signal, inner.shape[-2:]), inner, self.rule)
         residual = self.conv1(residual, size)
@@ -86,16 +93,16 @@ class ReverseBlock(nn.Module):
 
 
 class ReverseResNet18(nn.Module):
-    """Draws a signal at any stage of a ResNet-18 as a picture, with the network's own weights.
+    """Projects a signal at any stage of a ResNet-18 back to the image, with the network's own weights.
 
-    network  in evaluation mode: batch norm is mirrored with its running statistics
-    rule     one of RULES
-    unpool   "sum", the exact adjoint of the overlapping 3x3 windows, or "overwrite", which is `F.max_unpool2d`: of the
-             values that meet at a switch it keeps one, which one is undefined on CUDA (pytorch issue 80827)
-    branches "both" ways back through each block, or only its "residual" or its "shortcut", in every block. With the
-             rule "gradient" the picture is the sum over all 2^8 mixed ways, of which these are two.
+    network   in evaluation mode: batch norm is mirrored with its running statistics
+    rule      one of RULES
+    unpool    "sum": the exact adjoint of the overlapping 3x3 windows; "overwrite": `F.max_unpool2d`, which keeps one
+              of the values that share a switch (which one is undefined on CUDA, pytorch#80827)
+    branches  "both": the exact adjoint of each block; "residual" or "shortcut": that branch alone, in every block.
+              Under the gradient rule, "both" is the sum over all 2^8 paths; "residual" and "shortcut" are one each.
 
-    Raises ValueError for any other rule, unpooling or branches.
+    Raises ValueError for an unknown rule, unpool or branches.
     """
 
     def __init__(self, network: ResNet18, rule: str = "deconvnet", unpool: str = "sum", branches: str = "both"):
@@ -112,28 +119,31 @@ class ReverseResNet18(nn.Module):
         self.blocks = nn.ModuleList(ReverseBlock(block, rule, branches) for layer in network.layers for block in layer)
 
     def forward(self, signal: Tensor, stage: str, trace: Trace) -> Tensor:
-        """A signal (N, C, h, w) at `stage` -> (N, 3, H, W), in units of the normalised image.
+        """Signal (N, C, h, w) at `stage` -> reconstruction (N, 3, H, W), in units of the normalised image.
 
-        trace: of the same N images, up to `stage` or beyond. Raises ValueError when signal, stage and trace do not
-        belong together, RuntimeError when the network is in training mode.
+        trace: of the same N images, up to `stage` or further
+
+        Raises ValueError if the trace lacks the stage or the signal has another shape than its features, RuntimeError
+        if the network is in training mode.
         """
         if any(module.training for module in self.modules() if isinstance(module, nn.BatchNorm2d)):
-            raise RuntimeError("the mirror needs the network in evaluation mode: call network.eval() before the trace")
+            raise RuntimeError("the mirror needs the network in evaluation mode: call network.eval() before trace()")
         if stage not in trace.features:
-            raise ValueError(f"unknown stage {stage!r}: this trace holds {', '.join(trace.features)}")
+            raise ValueError(f"no stage {stage!r} in this trace: it has {', '.join(trace.features)}")
         if signal.shape != trace.features[stage].shape:
             expected = tuple(trace.features[stage].shape)
-            raise ValueError(f"a signal at {stage} of this trace has the shape {expected}, not {tuple(signal.shape)}")
+            raise ValueError(f"signal at {stage} must have shape {expected}, got {tuple(signal.shape)}")
 
-        conv1_features = trace.features["conv1"]
+        conv1 = trace.features["conv1"]
         depth = STAGES.index(stage)
         for index in reversed(range(depth * BLOCKS_PER_STAGE)):
             inner, output = trace.blocks[index]
-            below = trace.blocks[index - 1][1] if index > 0 else trace.switches
-            signal = self.blocks[index](signal, inner, output, below.shape[-2:])
+            # The switches have the size of the pooled map, the first block's input.
+            block_input = trace.blocks[index - 1][1] if index > 0 else trace.switches
+            signal = self.blocks[index](signal, inner, output, block_input.shape[-2:])
         if depth > 0:
-            signal = self._unpool(signal, trace.switches, conv1_features.shape[-2:])
-        return self.conv1(rectify(signal, conv1_features, self.rule), trace.image_size)
+            signal = self._unpool(signal, trace.switches, conv1.shape[-2:])
+        return self.conv1(rectify(signal, conv1, self.rule), trace.image_size)
 
     def _unpool(self, signal: Tensor, switches: Tensor, size: tuple[int, int]) -> Tensor:
         if self.unpool == "sum":
@@ -143,29 +153,29 @@ class ReverseResNet18(nn.Module):
 
 
 def isolate(features: Tensor, channels: int | Sequence[int] | Tensor, units: str | Tensor = "map") -> Tensor:
-    """The signal that asks what one channel has seen: all zero but channel channels[n] of image n.
+    """The seed of a reconstruction: zero except channel channels[n] of image n.
 
     features  (N, C, h, w), of a trace
-    channels  one a picture, or one for all
-    units     "map" keeps the whole channel; "peak" its strongest unit alone; a tensor (N,) of flat positions
-              row * w + column, int64, those units alone
+    channels  one per image, or one for all
+    units     "map": the whole feature map; "peak": its strongest unit; int64 (N,): the unit at this flat position,
+              row * w + column
 
-    Returns a new tensor of the shape of `features`. Raises ValueError for a channel or unit that is not there.
+    Returns a new tensor of the shape of `features`. Raises ValueError for a channel or unit out of range.
     """
-    count, num_channels = features.shape[:2]
-    channels = torch.as_tensor(channels, device=features.device).expand(count)
-    if count and not (0 <= int(channels.min()) and int(channels.max()) < num_channels):
-        raise ValueError(f"channels go from 0 to {num_channels - 1}, got {channels.tolist()}")
-    images = torch.arange(count, device=features.device)
+    num_images, num_channels = features.shape[:2]
+    channels = torch.as_tensor(channels, device=features.device).expand(num_images)
+    if num_images and not (0 <= int(channels.min()) and int(channels.max()) < num_channels):
+        raise ValueError(f"channels must be 0 to {num_channels - 1}, got {channels.tolist()}")
+    images = torch.arange(num_images, device=features.device)
     kept = features[images, channels].flatten(1)  # (N, h * w)
     if isinstance(units, Tensor) or units == "peak":
         positions = kept.argmax(1) if isinstance(units, str) else units.to(features.device)
-        if count and not (0 <= int(positions.min()) and int(positions.max()) < kept.shape[1]):
-            raise ValueError(f"units go from 0 to {kept.shape[1] - 1}, got {positions.tolist()}")
+        if num_images and not (0 <= int(positions.min()) and int(positions.max()) < kept.shape[1]):
+            raise ValueError(f"units must be 0 to {kept.shape[1] - 1}, got {positions.tolist()}")
         positions = positions[:, None]
         kept = torch.zeros_like(kept).scatter(1, positions, kept.gather(1, positions))
     elif units != "map":
-        raise ValueError(f"unknown units {units!r}: choose from {', '.join(UNITS)}, or give positions")
+        raise ValueError(f"unknown units {units!r}: choose from {', '.join(UNITS)}, or pass positions")
     signal = torch.zeros_like(features)
     signal[images, channels] = kept.unflatten(1, features.shape[2:])
     return signal

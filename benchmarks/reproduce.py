@@ -27,7 +27,12 @@ def parse_args(argv=None):
     """The flags of the command line; a wrong use ends in one line and exit code 2."""
     parser = ArgumentParser(__doc__)
     add = parser.add_argument
-    add("--ckpt", default=str(SHIPPED), metavar="PATH", help="a model.pt of train.py, or what export.py made of it")
+    add(
+        "--ckpt",
+        default=str(SHIPPED),
+        metavar="PATH",
+        help="a model.pt of train.py, or what training.export made of it",
+    )
     add("--data", default="cifar10", help=f"{', '.join(sources.DATASETS)}, or a folder with train/ and test/<class>/*")
     add("--root", default="data", help="folder that CIFAR-10 is downloaded to and read from")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the arithmetic")

@@ -1,1 +1,1 @@
-"""Data sets as uint8 tensors, and the batches made of them."""
+"""Data sets as uint8 tensors, and training batches."""

@@ -1,4 +1,4 @@
-"""Stored images to network inputs: resized and normalised on the device."""
+"""Resize and normalise stored images on the device."""
 
 import torch
 import torch.nn.functional as F
@@ -6,22 +6,22 @@ from torch import Tensor
 
 
 def mean_and_std(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, in 0..1, over all pixels of (N, 3, H, W) uint8 images: exact.
+    """Exact mean and standard deviation per channel, in 0..1, over all pixels of (N, 3, H, W) uint8 images.
 
-    The deviation is a grey level at least, so that a constant channel can be divided by it.
+    The standard deviation is at least 1/255, so that a constant channel can be normalised.
     """
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in range(images.shape[1]):
-        share = images[:, channel].flatten().bincount(minlength=256).cpu().double()
-        share /= share.sum()
-        mean.append(float(share @ values))
-        std.append(max(float(share @ (values - mean[-1]) ** 2) ** 0.5, 1 / 255))
+        histogram = images[:, channel].flatten().bincount(minlength=256).cpu().double()
+        histogram /= histogram.sum()
+        mean.append(float(histogram @ values))
+        std.append(max(float(histogram @ (values - mean[-1]) ** 2) ** 0.5, 1 / 255))
     return mean, std
 
 
 def resize(images: Tensor, image_size: int) -> Tensor:
-    """(N, 3, H, W) uint8 -> (N, 3, image_size, image_size) float32 in 0..1, bilinear, as PIL resizes."""
+    """(N, 3, H, W) uint8 -> (N, 3, image_size, image_size) float32 in 0..1, bilinear, antialiased as in PIL."""
     images = images.float() / 255
     if images.shape[-2:] == (image_size, image_size):
         return images
@@ -30,11 +30,11 @@ def resize(images: Tensor, image_size: int) -> Tensor:
 
 
 class Preprocess:
-    """What turns stored images into the network's input; torchvision's Resize, ToTensor and Normalize, on the device.
+    """Resize, scale to 0..1 and normalise, like torchvision's Resize, ToTensor and Normalize.
 
-    image_size  pixels a side
-    mean, std   of each channel in 0..1, as `mean_and_std` gives them
-    device      where the images are
+    image_size  side of the network's input in pixels
+    mean, std   per channel, in 0..1, as `mean_and_std` returns them
+    device      device of the images
     """
 
     def __init__(self, image_size: int, mean: list[float], std: list[float], device: torch.device | str = "cpu"):
@@ -42,6 +42,6 @@ class Preprocess:
         self.mean, self.std = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 -> (N, 3, image_size, image_size) float32, laid out channels_last as the network likes."""
+        """(N, 3, H, W) uint8 -> (N, 3, image_size, image_size) float32 in channels_last memory format."""
         images = (resize(images, self.image_size) - self.mean) / self.std
         return images.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
-"""A data set drawn from a seed: ten classes of shapes and textures, for trying things without a download.
+"""A synthetic data set: ten classes of shapes and textures drawn from a seed, no download.
 
-Only additions, multiplications, divisions and roots of numpy's frozen `RandomState` stream are used: IEEE 754 fixes
-their results to the last bit, so every machine draws the same images.
+Every machine draws the same images: numpy guarantees the `RandomState` stream, and the rest are additions,
+multiplications, divisions and square roots, which IEEE 754 rounds identically everywhere.
 """
 
 import numpy as np
@@ -10,15 +10,16 @@ CLASSES = ("disk", "square", "triangle", "ring", "cross", "star", "moon", "strip
 SIZES = {"train": 5000, "test": 1000}
 SEEDS = {"train": 0, "test": 1}
 SIDE = 32  # pixels
-OVERSAMPLING = 3  # points a pixel and direction
+OVERSAMPLING = 3  # sample points per pixel along each axis
 
 
 def draw_shapes(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images (N, 3, 32, 32) uint8, labels (N,) int64 into CLASSES, masks of the shapes (N, 32, 32) bool.
+    """Images (N, 3, 32, 32) uint8, labels (N,) int64 into CLASSES, object masks (N, 32, 32) bool.
 
-    split: "train", 5,000 images, or "test", 1,000; equal shares of the classes in turn. One shape an image, of random
-    place, size (9 to 14 pixels from its centre), turn and colour, on a background that runs from one random colour to
-    another, with noise.
+    split: "train" (N = 5,000) or "test" (N = 1,000); the classes alternate, so they are balanced
+
+    Each image has one shape of random position, radius (9 to 14 px), rotation (up to 44 degrees) and colour, on a
+    gradient between two random colours, plus noise.
     """
     count = SIZES[split]
     random = np.random.RandomState(SEEDS[split])
@@ -35,26 +36,26 @@ def _draw(name: str, random: np.random.RandomState) -> tuple[np.ndarray, np.ndar
     points = (np.arange(SIDE * OVERSAMPLING) + 0.5) / OVERSAMPLING  # in pixels
     radius = random.uniform(9, 14)
     x0, y0 = random.uniform(radius, SIDE - radius, 2)
-    t = random.uniform(-0.4, 0.4)  # the tangent of half the angle, so that no sine is needed: up to 44 degrees
+    t = random.uniform(-0.4, 0.4)  # tan(angle / 2), up to 44 degrees: cosine and sine without libm
     cosine, sine = (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
     x, y = (points[None, :] - x0) / radius, (points[:, None] - y0) / radius
     inside, pattern = INSIDE[name](cosine * x + sine * y, cosine * y - sine * x)
-    coverage, ink = _average(inside), _average(inside & pattern)
+    coverage, ink = _pixel_mean(inside), _pixel_mean(inside & pattern)
 
-    colours = random.uniform(0, 1, (2, 3))
-    towards = random.uniform(0, 1, 2)
-    ramp = (towards[0] * np.arange(SIDE)[None, :] + towards[1] * np.arange(SIDE)[:, None]) / (2 * SIDE)
-    background = colours[0][:, None, None] * (1 - ramp) + colours[1][:, None, None] * ramp
-    middle = background[:, SIDE // 2, SIDE // 2]
-    colour = np.where(middle < 0.5, middle + random.uniform(0.25, 0.5, 3), middle - random.uniform(0.25, 0.5, 3))
-    paper = np.where(middle < 0.5, middle * 0.5, 0.5 + middle * 0.5)  # shows through the gaps of a texture
-    image = background * (1 - coverage) + paper[:, None, None] * (coverage - ink) + colour[:, None, None] * ink
+    ends = random.uniform(0, 1, (2, 3))  # colours of the background gradient
+    slope = random.uniform(0, 1, 2)
+    ramp = (slope[0] * np.arange(SIDE)[None, :] + slope[1] * np.arange(SIDE)[:, None]) / (2 * SIDE)
+    background = ends[0][:, None, None] * (1 - ramp) + ends[1][:, None, None] * ramp
+    center = background[:, SIDE // 2, SIDE // 2]
+    color = np.where(center < 0.5, center + random.uniform(0.25, 0.5, 3), center - random.uniform(0.25, 0.5, 3))
+    gap = np.where(center < 0.5, center * 0.5, 0.5 + center * 0.5)  # between the stripes, squares or dots of a texture
+    image = background * (1 - coverage) + gap[:, None, None] * (coverage - ink) + color[:, None, None] * ink
     image = image + random.uniform(-0.06, 0.06, image.shape)
     return np.floor(np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), coverage >= 0.5
 
 
-def _average(points: np.ndarray) -> np.ndarray:
-    """The share of a pixel's points that are true: (96, 96) bool -> (32, 32) in 0..1."""
+def _pixel_mean(points: np.ndarray) -> np.ndarray:
+    """Fraction of each pixel's sample points that are true: (96, 96) bool -> (32, 32) in 0..1."""
     return points.reshape(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING).sum((1, 3)) / OVERSAMPLING**2
 
 
@@ -62,24 +63,24 @@ def _solid(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return inside, inside
 
 
-def _within(x: np.ndarray, y: np.ndarray, half: float) -> np.ndarray:
-    return np.maximum(np.abs(x), np.abs(y)) < half
+def _square(x: np.ndarray, y: np.ndarray, half_side: float) -> np.ndarray:
+    return np.maximum(np.abs(x), np.abs(y)) < half_side
 
 
 def _stripe(x: np.ndarray) -> np.ndarray:
     return np.floor(x * 2.5 + 0.5) % 2 == 0
 
 
-# name -> (x, y relative to the centre, in radii) -> (inside the shape, inside its ink)
+# class -> function of (x, y) relative to the centre, in radii -> (inside the shape, inside its pattern)
 INSIDE = {
     "disk": lambda x, y: _solid(x * x + y * y < 0.75),
-    "square": lambda x, y: _solid(_within(x, y, 0.72)),
+    "square": lambda x, y: _solid(_square(x, y, 0.72)),
     "triangle": lambda x, y: _solid((y < 0.6) & (np.abs(x) * 1.75 < y + 0.9)),
     "ring": lambda x, y: _solid((x * x + y * y < 1) & (x * x + y * y > 0.36)),
-    "cross": lambda x, y: _solid(_within(x, y, 0.95) & (np.minimum(np.abs(x), np.abs(y)) < 0.25)),
+    "cross": lambda x, y: _solid(_square(x, y, 0.95) & (np.minimum(np.abs(x), np.abs(y)) < 0.25)),
     "star": lambda x, y: _solid(np.sqrt(np.abs(x)) + np.sqrt(np.abs(y)) < 1.08),
     "moon": lambda x, y: _solid((x * x + y * y < 1) & ((x - 0.5) * (x - 0.5) + y * y > 0.64)),
-    "stripes": lambda x, y: (_within(x, y, 0.9), _stripe(y)),
-    "checks": lambda x, y: (_within(x, y, 0.9), _stripe(x) ^ _stripe(y)),
+    "stripes": lambda x, y: (_square(x, y, 0.9), _stripe(y)),
+    "checks": lambda x, y: (_square(x, y, 0.9), _stripe(x) ^ _stripe(y)),
     "dots": lambda x, y: (x * x + y * y < 1, (np.abs(x * 2 % 1 - 0.5) ** 2 + np.abs(y * 2 % 1 - 0.5) ** 2) < 0.1),
 }

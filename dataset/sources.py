@@ -1,7 +1,6 @@
-"""Data sets as uint8 tensors.
+"""Load a data set as uint8 tensors: one of DATASETS by name, or a folder of images.
 
-`load(source, split)` knows three sources: the names in DATASETS ("cifar10", "shapes") and folders of pictures
-`PATH/train/<class>/*`, `PATH/test/<class>/*`.
+To add a data set, write a function like `load_shapes` and add it to DATASETS.
 """
 
 from pathlib import Path
@@ -20,15 +19,15 @@ from dataset.shapes import draw_shapes
 def load(
     source: str, split: str, root: str | Path = "data", image_size: int = 224
 ) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """Images (N, 3, H, W) uint8, labels (N,) int64, and the classes' names.
+    """Images (N, 3, H, W) uint8, labels (N,) int64 and class names.
 
-    source      a name in DATASETS, or a folder with train/<class>/* and test/<class>/* (or val/)
+    source      name in DATASETS, or folder with train/<class>/* and test/<class>/* (or val/<class>/*)
     split       "train" or "test"
-    root        where "cifar10" is kept, and downloaded to
-    image_size  what pictures are resized and centre-cropped to, unless all are squares of one size that is not
-                larger; the named data sets keep their own
+    root        download folder of CIFAR-10
+    image_size  side in pixels that a folder's images are resized and centre-cropped to, unless they are all squares
+                of one size that is not larger
 
-    Raises DataError when the images are missing, broken, or would not fit in memory.
+    Raises DataError if images are missing, unreadable or do not fit in memory, ValueError for an unknown split.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
@@ -36,26 +35,26 @@ def load(
         return DATASETS[source](split, Path(root))
     if not Path(source).is_dir():
         names = ", ".join(DATASETS)
-        raise DataError(f"--data {source} is no folder: {folders.NEEDS}; or choose one of {names}")
+        raise DataError(f"--data {source} is not a folder: {folders.NEEDS}; or choose one of {names}")
     return folders.load_folder(Path(source), split, image_size)
 
 
 def load_cifar10(split: str, root: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """CIFAR-10 (Krizhevsky 2009) by torchvision: 50,000 + 10,000 images of 32x32, downloaded once, md5 checked."""
+    """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 images of 32x32, downloaded once by torchvision, md5 checked."""
     try:
         dataset = torchvision.datasets.CIFAR10(root, train=split == "train", download=True)
     except (OSError, RuntimeError, EOFError) as error:
         archive, md5 = torchvision.datasets.CIFAR10.filename, torchvision.datasets.CIFAR10.tgz_md5
         raise DataError(
             f"CIFAR-10 could not be downloaded to {root} ({error}): put {archive} (md5 {md5}) there yourself, pass "
-            "--data FOLDER with a copy as pictures in train/<class>/ and test/<class>/, or try --data shapes"
+            "--data FOLDER with its images in train/<class>/ and test/<class>/, or try --data shapes"
         ) from error
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor(dataset.targets), tuple(dataset.classes)
 
 
 def load_shapes(split: str, root: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """The embedded drawn shapes: 5,000 + 1,000 images of 32x32; nothing is read from `root`."""
+    """The embedded synthetic shapes: 5,000 + 1,000 images of 32x32; `root` is not used."""
     images, labels, _ = draw_shapes(split)
     return torch.from_numpy(images), torch.from_numpy(labels), SHAPES
 
@@ -64,14 +63,14 @@ DATASETS = {"cifar10": load_cifar10, "shapes": load_shapes}
 
 
 def list_files(source: str | Path, split: str) -> list[Path] | None:
-    """The files of a folder's split in the order of `load`; None for the named data sets, which are arrays."""
+    """The image files of a folder's split, in the order of `load`; None for the data sets in DATASETS."""
     return None if str(source) in DATASETS else folders.list_files(Path(source), split)
 
 
 def hold_out(images: Tensor, labels: Tensor, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Training images without `count` of them, and these: always the same ones, to choose settings by.
+    """Splits `count` images off the training images, for validation; always the same ones.
 
-    (N, 3, H, W) and (N,) -> the two pairs of images and labels, each in the order they came.
+    images (N, 3, H, W), labels (N,) -> (remaining images, labels), (held-out images, labels), each in original order
     """
     held = np.zeros(len(images), bool)
     held[np.random.default_rng(0).permutation(len(images))[:count]] = True

@@ -1,7 +1,9 @@
-"""What several test files share: networks that would show mistakes, small folders of pictures, one trained network."""
+"""Shared by the tests: a network with unusual batch-norm statistics, small image folders, finished runs."""
 
+import functools
 import hashlib
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from network import ResNet18
 
 
 def randomise_batch_norm(network, seed=0):
-    """Statistics, scales (about half of them negative) and shifts as no initialisation would leave them."""
+    """Draws running statistics, scales (about half of them negative) and shifts far from their initial values."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -31,15 +33,18 @@ def randomise_batch_norm(network, seed=0):
 
 @pytest.fixture(scope="session")
 def random_network():
-    """A ResNet-18 in float64 and evaluation mode whose batch norms are far from the identity."""
+    """A ResNet-18 in float64 and evaluation mode, its batch norms far from the identity."""
     torch.manual_seed(0)
     return randomise_batch_norm(ResNet18(10)).double().eval()
 
 
+drawn_shapes = functools.cache(draw_shapes)  # do not write to the arrays
+
+
 def write_folder(path: Path, classes=("disk", "ring", "stripes"), train=16, test=4, suffix=".png") -> Path:
-    """A data folder of drawn shapes, 32x32: so many pictures of each class and split."""
+    """A data folder of 32x32 shapes with `train` and `test` images per class."""
     for split, count in (("train", train), ("test", test)):
-        images, labels, _ = draw_shapes(split)
+        images, labels, _ = drawn_shapes(split)
         for name in classes:
             folder = path / split / name
             folder.mkdir(parents=True)
@@ -48,15 +53,21 @@ def write_folder(path: Path, classes=("disk", "ring", "stripes"), train=16, test
     return path
 
 
+@pytest.fixture(scope="session")
+def folder_template(tmp_path_factory) -> Path:
+    """What `folder` copies; not to be changed."""
+    return write_folder(tmp_path_factory.mktemp("template") / "images")
+
+
 @pytest.fixture
-def folder(tmp_path) -> Path:
-    """A data folder of 3 x 16 training and 3 x 4 test pictures."""
-    return write_folder(tmp_path / "pictures")
+def folder(folder_template, tmp_path) -> Path:
+    """A data folder of 3 x 16 training and 3 x 4 test images, for one test to change as it likes."""
+    return Path(shutil.copytree(folder_template, tmp_path / "pictures"))
 
 
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> Path:
-    """The folder of a finished run that saw little: two epochs of the smallest data at 32x32."""
+    """The folder of a finished run: two epochs of 48 images at 32x32."""
     path = tmp_path_factory.mktemp("small")
     data = write_folder(path / "pictures")
     out = path / "run"
@@ -67,7 +78,7 @@ def small_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory) -> Path:
-    """The folder of a run that has learned the drawn shapes; about a minute on two cores."""
+    """The folder of a run that has learned the shapes; about a minute on two cores."""
     out = tmp_path_factory.mktemp("trained")
     train.main(["--data", "shapes", "--image-size", "64", "--epochs", "3", "--schedule", "onecycle", "--lr", "0.05",
                 "--device", "cpu", "--out", str(out)])  # fmt: skip
@@ -76,7 +87,7 @@ def trained_run(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def fake_cifar10(tmp_path, monkeypatch):
-    """20 + 10 images in the files of CIFAR-10, with their true md5 sums told to torchvision: (root, arrays)."""
+    """20 + 10 images in CIFAR-10's file format, their md5 sums patched into torchvision: (root, arrays)."""
     random = np.random.RandomState(0)
     folder = tmp_path / "root" / "cifar-10-batches-py"
     folder.mkdir(parents=True)

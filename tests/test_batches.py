@@ -1,17 +1,17 @@
-"""What each batch is made of: numpy's padding, counts, and independence of everything but seed, epoch and step."""
+"""Batches against numpy's reflect padding, and randomness as a function of seed, epoch and step alone."""
 
 import numpy as np
 import pytest
 import torch
 
-from dataset.batches import COLUMNS, Batches, epoch_order, random_words
+from dataset.batches import COLUMNS, Augmentation, Batches, epoch_order, random_words
 from dataset.preprocess import Preprocess
 
 
 def batches(images, seed=0, batch_size=None, **augmentation):
     labels = torch.arange(len(images))
     preprocess = Preprocess(images.shape[-1], [0.2, 0.4, 0.6], [0.25] * 3)
-    return Batches(images, labels, preprocess, batch_size or len(images), seed, **augmentation)
+    return Batches(images, labels, preprocess, batch_size or len(images), seed, Augmentation(**augmentation))
 
 
 def noise(count=40, size=(32, 32)):
@@ -19,21 +19,21 @@ def noise(count=40, size=(32, 32)):
 
 
 class TestRandomness:
-    def test_an_epochs_order_is_a_permutation_that_follows_seed_and_epoch(self):
+    def test_order_is_a_permutation_that_depends_on_seed_and_epoch(self):
         order = epoch_order(1000, seed=3, epoch=7)
         assert np.array_equal(np.sort(order), np.arange(1000))
         assert np.array_equal(order, epoch_order(1000, seed=3, epoch=7))
         assert not np.array_equal(order, epoch_order(1000, seed=3, epoch=8))
         assert not np.array_equal(order, epoch_order(1000, seed=4, epoch=7))
 
-    def test_an_iterations_numbers_follow_seed_and_step_alone(self):
-        together = random_words(5, step=0, steps=9, each=7)
+    def test_random_words_depend_on_seed_and_step_alone(self):
+        words = random_words(5, step=0, steps=9, each=7)
         for step in range(9):
-            assert np.array_equal(together[step], random_words(5, step, 1, 7)[0])
-        assert len(np.unique(together)) == together.size
-        assert not np.array_equal(together, random_words(6, 0, 9, 7))
+            assert np.array_equal(words[step], random_words(5, step, 1, 7)[0])
+        assert len(np.unique(words)) == words.size
+        assert not np.array_equal(words, random_words(6, 0, 9, 7))
 
-    def test_each_image_once_an_epoch_and_an_incomplete_batch_left_out(self):
+    def test_an_epoch_has_each_image_once_and_drops_an_incomplete_batch(self):
         made = batches(noise(43), batch_size=10)
         plan = made.plan(2)
         assert len(made) == 4 and plan.shape == (4, 10, len(COLUMNS)) and plan.dtype == torch.int64
@@ -43,21 +43,64 @@ class TestRandomness:
         assert torch.equal(plan, made.plan(2)) and not torch.equal(plan, made.plan(3))
         assert not torch.equal(plan, batches(noise(43), seed=1, batch_size=10).plan(2))
 
-    def test_augmentation_follows_the_step_and_not_the_epoch(self):
-        """With other data of half as many iterations an epoch, the same step has the same crops."""
-        many, few = batches(noise(40), batch_size=10).plan(0), batches(noise(20), batch_size=10)
-        crops = torch.cat([few.plan(0), few.plan(1)])[..., 1:]
-        assert torch.equal(many[..., 1:], crops)
+    def test_augmentation_depends_on_the_step_not_the_epoch(self):
+        """With half as many iterations per epoch, the same step has the same crops."""
+        one_epoch, half = batches(noise(40), batch_size=10).plan(0), batches(noise(20), batch_size=10)
+        two_epochs = torch.cat([half.plan(0), half.plan(1)])
+        assert torch.equal(one_epoch[..., 1:], two_epochs[..., 1:])
 
 
-class TestCut:
+def flips(count=1000, seed=0, batch_size=50, epoch=0, **augmentation):
+    """Flip of each image in an epoch, in the order of the images: (count,) int64."""
+    rows = batches(noise(count, (2, 2)), seed, batch_size, **augmentation).plan(epoch).flatten(0, 1)
+    flip = torch.full((count,), -1)
+    flip[rows[:, COLUMNS.index("image")]] = rows[:, COLUMNS.index("flip")]
+    assert (flip >= 0).all()
+    return flip
+
+
+class TestFlip:
+    def test_alternate_flips_every_image_exactly_every_other_epoch(self):
+        first, second, third = (flips(flip="alternate", epoch=epoch) for epoch in (0, 1, 2))
+        assert torch.equal(second, 1 - first) and torch.equal(third, first)
+        assert abs(int(first.sum()) - 500) < 5 * (1000 / 4) ** 0.5  # about half, within five standard deviations
+
+    def test_alternate_depends_on_the_seed_alone(self):
+        first = flips(flip="alternate")
+        torch.manual_seed(99)
+        np.random.seed(99)
+        assert torch.equal(first, flips(flip="alternate"))
+        assert torch.equal(first, flips(flip="alternate", batch_size=8))
+        assert torch.equal(first, flips(flip="alternate", shift=0, cutout=1))
+        assert not torch.equal(first, flips(flip="alternate", seed=1))
+
+    def test_alternate_is_what_the_images_show(self):
+        images = noise(20)
+        made = batches(images, flip="alternate", shift=0)
+        for epoch in (0, 1):
+            rows = made.plan(epoch)[0]
+            results, labels = made.crop(rows)
+            flipped = (results == images[labels].flip(3)).flatten(1).all(1)
+            kept = (results == images[labels]).flatten(1).all(1)
+            assert (flipped ^ kept).all()
+            assert torch.equal(flipped.long(), rows[:, COLUMNS.index("flip")])
+
+    def test_random_flips_are_drawn_anew_in_each_epoch(self):
+        first, second = flips(), flips(epoch=1)
+        assert 0.4 < (first == second).float().mean() < 0.6  # more than six standard deviations around 1/2
+
+    def test_none_flips_nothing(self):
+        assert not flips(flip="none").any() and not flips(flip="none", epoch=1).any()
+
+
+class TestCrop:
     @pytest.mark.parametrize("size", [(32, 32), (9, 14), (3, 3)])
-    def test_a_crop_of_the_mirrored_border(self, size):
-        """Every result is found among all crops of numpy's reflect padding, flipped or not."""
+    def test_result_is_a_crop_of_the_reflect_padded_image(self, size):
+        """Every result is one of all possible crops of numpy's reflect padding, flipped or not."""
         images = noise(size=size)
         shift = min(4, *(side - 1 for side in size))
         made = batches(images, seed=1, shift=shift)
-        results, labels = made.cut(made.plan(2)[0])
+        results, labels = made.crop(made.plan(2)[0])
         assert results.shape == images.shape and results.dtype == torch.uint8
         found = set()
         for image, result in zip(images[labels].numpy(), results.numpy(), strict=True):
@@ -69,33 +112,33 @@ class TestCut:
                 for flip in (False, True)
             }
             matches = [key for key, crop in candidates.items() if np.array_equal(crop, result)]
-            assert matches, "a result that is no crop of its image"
+            assert matches, "the result is not a crop of its image"
             found.add(matches[0])
         assert len({flip for *_, flip in found}) == 2 and len(found) > 10
 
-    def test_nothing_happens_unless_asked_for(self):
+    def test_without_augmentation_images_are_unchanged(self):
         images = noise()
         made = batches(images, shift=0, flip="none")
-        results, labels = made.cut(made.plan(0)[0])
+        results, labels = made.crop(made.plan(0)[0])
         assert torch.equal(results, images[labels])
 
     def test_shifts_and_flips_are_uniform(self):
-        ramp = torch.arange(32, dtype=torch.uint8).expand(4000, 3, 32, 32)  # a pixel tells its column
+        ramp = torch.arange(32, dtype=torch.uint8).expand(4000, 3, 32, 32)  # a pixel's value is its column
         made = batches(ramp)
-        counts = made.cut(made.plan(0)[0])[0][:, 0, 16, 16].long().bincount(minlength=32)
+        counts = made.crop(made.plan(0)[0])[0][:, 0, 16, 16].long().bincount(minlength=32)
         assert set(counts.nonzero().flatten().tolist()) == set(range(11, 21))  # 16 +- 4, or 15 +- 4 when flipped
         expected = torch.tensor([1, *[2] * 8, 1]) / 18 * 4000
         assert ((counts[11:21] - expected).abs() < 5 * expected.sqrt()).all()
 
     @pytest.mark.parametrize("side", [1, 4, 7])
-    def test_a_cutout_is_a_square_of_mean_colour(self, side):
+    def test_cutout_is_a_square_of_mean_color(self, side):
         images = torch.full((2000, 3, 16, 16), 255, dtype=torch.uint8)
         made = batches(images, shift=0, flip="none", cutout=side)
         plan = made.plan(0)[0]
-        results, _ = made.cut(plan)
+        results, _ = made.crop(plan)
         hidden = (results != 255).all(1)
         assert torch.equal(results[:, :, 8, 8][hidden[:, 8, 8]][0], torch.tensor([51, 102, 153], dtype=torch.uint8))
-        middle = hidden[(plan[:, 4] == 8) & (plan[:, 5] == 8)][0]  # one whose square lies inside
+        middle = hidden[(plan[:, 4] == 8) & (plan[:, 5] == 8)][0]  # centred, so the whole square is inside
         assert middle.sum() == side**2 and middle[8 - side // 2 : 8 - side // 2 + side].any(1).all()
         assert torch.equal(middle, middle.T)
         # a pixel far from the border is hidden in side^2 of 16^2 images
@@ -103,7 +146,7 @@ class TestCut:
         assert abs(hidden[:, 8, 8].float().mean() - share) < 5 * (share / 2000) ** 0.5
         assert hidden[:, 0, 0].any() and hidden.flatten(1).sum(1).min() < side**2 or side == 1
 
-    def test_inputs_are_preprocessed_and_labels_go_with_their_images(self):
+    def test_inputs_are_preprocessed_and_labels_match_their_images(self):
         images = noise(20)
         made = batches(images, batch_size=5, shift=0, flip="none")
         inputs, labels = made(made.plan(0)[1])

@@ -136,14 +136,14 @@ class TestBadInputOfTrain:
         return ["--data", folder, "--image-size", 32, "--batch-size", 16, "--epochs", 1, "--out", tmp_path / "run"]
 
     def test_data_that_are_not_there(self, capsys, flags, tmp_path):
-        ends(capsys, train.main, [*flags, "--data", tmp_path / "nowhere"], 1, "nowhere is no folder")
+        ends(capsys, train.main, [*flags, "--data", tmp_path / "nowhere"], 1, "nowhere is not a folder")
         (tmp_path / "empty").mkdir()
         ends(capsys, train.main, [*flags, "--data", tmp_path / "empty"], 1, "has no folder train")
 
     def test_a_class_without_images(self, capsys, flags, folder):
         for split in ("train", "test"):
             (folder / split / "nothing").mkdir()
-        ends(capsys, train.main, flags, 1, "holds no pictures")
+        ends(capsys, train.main, flags, 1, "has no images")
 
     def test_a_broken_image(self, capsys, flags, folder):
         (folder / "test" / "ring" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -200,7 +200,7 @@ class TestBadInputOfTrain:
     def test_a_failed_overwrite_overwrites_nothing(self, capsys, flags, tmp_path):
         train.main([str(flag) for flag in flags])
         before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
-        ends(capsys, train.main, [*flags, "--overwrite", "--data", tmp_path / "nowhere"], 1, "no folder")
+        ends(capsys, train.main, [*flags, "--overwrite", "--data", tmp_path / "nowhere"], 1, "is not a folder")
         assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
     def test_nothing_to_resume(self, capsys, flags):
@@ -228,7 +228,7 @@ class TestBadInputOfVisualizer:
 
     def test_another_network(self, capsys, tmp_path):
         torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "a.pt")
-        ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "another network than ResNet-18")
+        ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "is not a ResNet-18")
 
     def test_nan(self, capsys, tmp_path):
         state = ResNet18().state_dict()
@@ -248,7 +248,7 @@ class TestBadInputOfVisualizer:
     def test_a_picture_that_is_none(self, capsys, tmp_path, small_run):
         (tmp_path / "cat.jpg").write_text("meow")
         flags = ["--ckpt", small_run / "model.pt", "--out", tmp_path / "plots", "--images"]
-        ends(capsys, visualizer.main, [*flags, tmp_path / "cat.jpg"], 1, "cat.jpg cannot be read as a picture")
+        ends(capsys, visualizer.main, [*flags, tmp_path / "cat.jpg"], 1, "cat.jpg cannot be read as an image")
         ends(capsys, visualizer.main, [*flags, tmp_path / "nowhere.jpg"], 1, "nowhere.jpg cannot be read")
         assert not list((tmp_path / "plots").glob("*.png"))
 
@@ -259,14 +259,14 @@ class TestBadInputOfVisualizer:
 
     def test_data_that_are_gone(self, capsys, tmp_path, small_run):
         flags = ["--ckpt", small_run / "model.pt", "--data", tmp_path / "gone", "--out", tmp_path / "plots"]
-        ends(capsys, visualizer.main, flags, 1, "gone is no folder")
+        ends(capsys, visualizer.main, flags, 1, "gone is not a folder")
 
     def test_data_that_a_gallery_needs(self, capsys, tmp_path, small_run):
         state = checkpoint.load(small_run / "model.pt")
         state["config"] = state["config"] | {"data": str(tmp_path / "gone")}
         torch.save(state, tmp_path / "model.pt")
         flags = ["--ckpt", tmp_path / "model.pt", "--gallery", "--out", tmp_path / "plots"]
-        ends(capsys, visualizer.main, flags, 1, "gone is no folder")
+        ends(capsys, visualizer.main, flags, 1, "gone is not a folder")
         assert not (tmp_path / "plots").exists()
 
     def test_an_output_path_that_is_a_file(self, capsys, tmp_path, small_run):

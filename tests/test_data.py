@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import write_folder
+from conftest import drawn_shapes, write_folder
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -18,7 +18,7 @@ from dataset.preprocess import Preprocess, mean_and_std, resize
 def pictures(count=6, size=32, seed=0):
     """Half noise, half drawn: edges and flat areas."""
     noise = np.random.RandomState(seed).randint(0, 256, (count // 2, 3, 32, 32)).astype(np.uint8)
-    drawn = shapes.draw_shapes("test")[0][: count - len(noise)]
+    drawn = drawn_shapes("test")[0][: count - len(noise)]
     images = torch.from_numpy(np.concatenate([noise, drawn]))
     return v2.functional.resize(images, [size, size], antialias=True)
 
@@ -84,7 +84,7 @@ class TestShapes:
         """The digest is not an oracle: it is the promise that the data set never changes."""
         digest = hashlib.sha256()
         for split in ("train", "test"):
-            for array in shapes.draw_shapes(split):
+            for array in drawn_shapes(split):
                 digest.update(np.ascontiguousarray(array).tobytes())
         assert digest.hexdigest() == DIGEST
 
@@ -92,13 +92,13 @@ class TestShapes:
         images, labels, classes = sources.load("shapes", "train")
         assert images.shape == (5000, 3, 32, 32) and images.dtype == torch.uint8
         assert labels.bincount().tolist() == [500] * 10 and classes == shapes.CLASSES
-        images, labels, masks = shapes.draw_shapes("test")
+        images, labels, masks = drawn_shapes("test")
         assert images.shape == (1000, 3, 32, 32) and masks.shape == (1000, 32, 32) and masks.dtype == bool
         assert 0.05 < masks.mean((1, 2)).min() and masks.mean((1, 2)).max() < 0.8
 
     def test_a_mask_separates_the_shape_from_its_background(self):
         """Within a solid shape, colours vary only by noise; across its border they jump."""
-        images, labels, masks = shapes.draw_shapes("test")
+        images, labels, masks = drawn_shapes("test")
         for image, mask in zip(images[labels == 0], masks[labels == 0], strict=True):  # disks
             inside = image[:, mask].astype(float)
             outside = image[:, ~mask].astype(float)
@@ -106,7 +106,7 @@ class TestShapes:
             assert np.abs(inside.mean(1) - outside.mean(1)).max() > 30
 
     def test_train_and_test_share_no_image(self):
-        train, test = (sources.load("shapes", split)[0].flatten(1).numpy() for split in ("train", "test"))
+        train, test = (drawn_shapes(split)[0] for split in ("train", "test"))
         assert not {image.tobytes() for image in train} & {image.tobytes() for image in test}
 
 
@@ -141,7 +141,7 @@ class TestFolder:
     def test_pictures_come_as_they_are_in_the_order_of_their_names(self, folder):
         images, labels, classes = sources.load(str(folder), "train")
         assert classes == ("disk", "ring", "stripes") and labels.bincount().tolist() == [16, 16, 16]
-        drawn, drawn_labels, _ = shapes.draw_shapes("train")
+        drawn, drawn_labels, _ = drawn_shapes("train")
         expected = np.concatenate([drawn[drawn_labels == n][:16] for n in (0, 3, 7)])
         assert np.array_equal(images.numpy(), expected)  # 2.png before 10.png
         files = sources.list_files(folder, "train")
@@ -215,7 +215,7 @@ class TestBadFolder:
             assert word in str(caught.value)
 
     def test_missing(self, tmp_path):
-        self.refuses(tmp_path / "nowhere", "nowhere is no folder", "cifar10, shapes")
+        self.refuses(tmp_path / "nowhere", "nowhere is not a folder", "cifar10, shapes")
 
     def test_empty(self, tmp_path):
         self.refuses(tmp_path, "no folder train", "train/<class>/*")
@@ -227,10 +227,10 @@ class TestBadFolder:
     def test_a_class_without_images(self, folder):
         (folder / "train" / "empty").mkdir()
         (folder / "test" / "empty").mkdir()
-        self.refuses(folder, os.path.join("train", "empty"), "holds no pictures")
+        self.refuses(folder, os.path.join("train", "empty"), "has no images")
 
     def test_one_class_only(self, tmp_path):
-        self.refuses(write_folder(tmp_path / "one", classes=["disk"]), "holds 1 class folders")
+        self.refuses(write_folder(tmp_path / "one", classes=["disk"]), "has 1 class folders, at least two")
 
     def test_different_classes_in_train_and_test(self, folder):
         (folder / "test" / "ring").rename(folder / "test" / "moon")
@@ -255,8 +255,8 @@ class TestBadFolder:
     def test_both_figures_of_what_does_not_fit(self, folder, monkeypatch):
         monkeypatch.setattr(folders, "available_memory", lambda: 3 * 2**30)
         with pytest.raises(sources.DataError, match=r"need 4\.5 GiB of memory, 3\.0 GiB are free"):
-            folders._refuse_what_does_not_fit(int(4.5 * 2**30), "all of them")
-        folders._refuse_what_does_not_fit(2 * 2**30, "half of them")
+            folders._check_memory(int(4.5 * 2**30), "all of them")
+        folders._check_memory(2 * 2**30, "half of them")
 
     def test_unknown_split(self):
         with pytest.raises(ValueError, match="unknown split 'valid'"):

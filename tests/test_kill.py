@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import write_folder
-from test_train import assert_same_run
+from run_checks import assert_same_run
 
 from runtime import checkpoint
 

@@ -13,26 +13,27 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_folder
+from run_checks import without_speed
 from test_kill import heed
-from test_train import without_speed
 
 from dataset import sources
 from dataset.batches import Batches
 from dataset.preprocess import Preprocess, mean_and_std
 from network import ResNet18
 from runtime import checkpoint
-from training.distributed import Processes
+from training.distributed import World
 from training.evaluation import evaluate
-from training.step import sgd
+from training.optimizer import Optimization, sgd
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch for Windows has no gloo rendezvous")
 ROOT = Path(__file__).parent.parent
 SETTINGS = "--image-size 32 --batch-size 16 --epochs 2 --log-every 2 --device cpu --precision fp32".split()
+GROWING = "--batch-size 16 --log-every 2 --device cpu --precision fp32".split()
 
 
-def start(pictures, out, *flags, processes=2):
+def start(pictures, out, *flags, processes=2, settings=SETTINGS):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*torchrun, str(ROOT / "train.py"), "--data", str(pictures), "--out", str(out), *SETTINGS, *flags]
+    command = [*torchrun, str(ROOT / "train.py"), "--data", str(pictures), "--out", str(out), *settings, *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed,
                             env=environment)  # fmt: skip
@@ -69,7 +70,7 @@ def test_two_processes_train_as_ddp_says(pictures, tmp_path):
     rows = batches.plan(0)[0]
     torch.manual_seed(0)
     network = ResNet18(len(classes)).to(memory_format=torch.channels_last)
-    optimizer = sgd(network, 0.025, 0.9, 5e-4, "all")
+    optimizer = sgd(network, Optimization())
     losses = []
     for half, twin in ((rows[8:], copy.deepcopy(network)), (rows[:8], network)):  # the first's statistics count
         inputs, target = batches(half)
@@ -90,7 +91,7 @@ def test_it_says_what_it_does_once(two):
     assert [(line["kind"], line["step"]) for line in load(out)["history"]] == [
         ("train", 2), ("test", 3), ("train", 4), ("train", 6), ("test", 6)
     ]  # fmt: skip
-    assert "6 iterations on 2 processes of cpu, fp32" in text
+    assert "6 iterations on 2 processes on cpu, fp32" in text
     assert text.count("48 training and 12 test images") == 1 and text.count("next: python visualizer.py") == 1
 
 
@@ -128,10 +129,19 @@ def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(two, pictures, tm
     same(tmp_path, alone)
 
 
+def test_a_change_of_image_size_keeps_gradients_averaged(pictures, tmp_path):
+    """DistributedDataParallel is made anew for every size; a run resumed after the change never had the first one."""
+    sizes = ["--sizes", "32:1", "40:1"]
+    finish(start(pictures, tmp_path / "alone", *sizes, settings=GROWING))
+    finish(start(pictures, tmp_path / "resumed", *sizes, "--max-steps", "3", settings=GROWING))
+    finish(start(pictures, tmp_path / "resumed", *sizes, "--resume", settings=GROWING))
+    same(tmp_path / "alone", tmp_path / "resumed")
+
+
 def test_one_process_goes_on_where_two_stopped(two, pictures, tmp_path):
     finish(start(pictures, tmp_path, "--epochs", "1"))
     text = finish(start(pictures, tmp_path, "--resume", processes=1))
-    assert "from 3 on" in text
+    assert "continuing after 3" in text
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 3, 4, 6, 6]
 
@@ -162,5 +172,5 @@ def test_a_wrong_use_ends_in_one_line(pictures, tmp_path, flags, words):
 
 
 def test_shares_make_up_the_batch():
-    parts = [Processes(rank, 4).share(12) for rank in range(4)]
+    parts = [World(rank, 4).shard(12) for rank in range(4)]
     assert [list(range(12))[part] for part in parts] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]

@@ -8,14 +8,15 @@ import torch
 from dataset.batches import Batches
 from dataset.preprocess import Preprocess
 from network import ResNet18
-from training.step import EMA, TrainStep, accelerated, captured, rehearse, sgd
+from training.acceleration import accelerate, capture, warm_up
+from training.optimizer import Optimization, sgd
+from training.step import EMA, TrainStep
 
 ITERATIONS = 6
 
 
-def make(
-    device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_decay=True, smoothing=0.0, precision="fp32"
-):
+def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_decay=True, nesterov=False, smoothing=0.0,
+         precision="fp32"):  # fmt: skip
     """A training step on noise, and the plan of its first epoch."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8 * ITERATIONS, 3, 32, 32), dtype=torch.uint8, device=device)
@@ -25,15 +26,15 @@ def make(
         preprocess.mean, preprocess.std = preprocess.mean.double(), preprocess.std.double()
     batches = Batches(images, labels, preprocess, 8, seed=0)
     network = ResNet18(4).to(device, dtype, memory_format=torch.channels_last)
-    kept = EMA(network, average) if average else None
-    optimizer = sgd(network, 0.05, 0.9, 1e-3, norm_decay)
-    return TrainStep(network, optimizer, batches, precision, smoothing, kept), batches.plan(0)
+    ema = EMA(network, average) if average else None
+    optimizer = sgd(network, Optimization(0.05, nesterov=nesterov, weight_decay=1e-3, norm_decay=norm_decay))
+    return TrainStep(network, optimizer, batches, precision, smoothing, ema), batches.plan(0)
 
 
-@pytest.mark.parametrize("decays", [True, False])
-def test_two_steps_are_sgd_on_the_cross_entropy(decays):
+@pytest.mark.parametrize("norm_decay, nesterov", [(True, False), (False, True)])
+def test_two_steps_are_sgd_on_the_cross_entropy(norm_decay, nesterov):
     """In float64; the second has momentum, and another learning rate."""
-    step, plan = make(dtype=torch.float64, norm_decay=decays, smoothing=0.1)
+    step, plan = make(dtype=torch.float64, norm_decay=norm_decay, nesterov=nesterov, smoothing=0.1)
     twin = copy.deepcopy(step.network)
     velocity = [torch.zeros_like(value) for value in twin.parameters()]
     for rate, rows in ((0.05, plan[0]), (0.01, plan[1])):
@@ -51,28 +52,41 @@ def test_two_steps_are_sgd_on_the_cross_entropy(decays):
         assert sums[1] == (logits.argmax(1) == labels).sum()
         with torch.no_grad():
             for n, (value, gradient) in enumerate(zip(twin.parameters(), gradients, strict=True)):
-                decay = 1e-3 if decays or value.ndim > 1 else 0.0
-                velocity[n] = 0.9 * velocity[n] + gradient + decay * value
-                value -= rate * velocity[n]
+                decay = 1e-3 if norm_decay or value.ndim > 1 else 0.0
+                gradient = gradient + decay * value
+                velocity[n] = 0.9 * velocity[n] + gradient
+                value -= rate * (gradient + 0.9 * velocity[n] if nesterov else velocity[n])
     for (name, after), expected in zip(step.network.named_parameters(), twin.parameters(), strict=True):
         assert torch.allclose(after, expected, atol=1e-6), name
 
 
-def test_the_average_is_torchs():
-    """torch.optim.swa_utils is the judge."""
+def test_the_moving_average_is_torchs():
+    """torch.optim.swa_utils is the oracle."""
     step, plan = make(average=0.8)
     theirs = torch.optim.swa_utils.AveragedModel(
-        step.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8), use_buffers=True
+        step.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)
     )
     theirs.update_parameters(step.network)  # the first call copies
     for rows in plan:
         step(rows)
         theirs.update_parameters(step.network)
-    expected = theirs.module.state_dict()
-    for name, value in step.ema.network.state_dict().items():
-        if value.is_floating_point():
-            assert torch.allclose(value, expected[name], atol=1e-6), name
+    for (name, value), expected in zip(step.ema.network.named_parameters(), theirs.module.parameters(), strict=True):
+        assert torch.allclose(value, expected, atol=1e-6), name
     assert not torch.allclose(step.ema.network.fc.weight, step.network.fc.weight, atol=1e-4)
+
+
+def test_the_moving_average_has_its_own_batch_norm_statistics():
+    """conv1's statistics are the mean and unbiased variance of what its own weights make of the inputs."""
+    step, plan = make(average=0.8)
+    for rows in plan:
+        step(rows)
+    inputs = step.batches(plan[0])[0]
+    step.ema.update_batch_norm([inputs], "fp32")
+    network = step.ema.network
+    maps = torch.nn.functional.conv2d(inputs, network.conv1.weight, None, 2, 3)
+    assert torch.allclose(network.bn1.running_mean, maps.mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(network.bn1.running_var, maps.transpose(0, 1).flatten(1).var(1), rtol=1e-4)
+    assert not network.training and network.bn1.momentum == step.network.bn1.momentum
 
 
 def losses(step, call, plan):
@@ -90,20 +104,20 @@ def assert_same_state(first, second, **tolerance):
 
 
 @pytest.mark.parametrize("average", [0.0, 0.9])
-def test_a_rehearsal_leaves_no_trace(average):
+def test_a_warm_up_leaves_no_trace(average):
     """What a capture and a compilation begin with: after it, training is the same bit for bit."""
-    (plain, plan), (rehearsed, _) = make(average=average), make(average=average)
-    rehearse(rehearsed, plan[0])
-    assert_same_state(plain, rehearsed, rtol=0, atol=0)
-    assert torch.equal(losses(plain, plain, plan), losses(rehearsed, rehearsed, plan))
-    assert_same_state(plain, rehearsed, rtol=0, atol=0)
+    (plain, plan), (warmed_up, _) = make(average=average), make(average=average)
+    warm_up(warmed_up, plan[0])
+    assert_same_state(plain, warmed_up, rtol=0, atol=0)
+    assert torch.equal(losses(plain, plain, plan), losses(warmed_up, warmed_up, plan))
+    assert_same_state(plain, warmed_up, rtol=0, atol=0)
 
 
 def test_a_compiled_step_gives_the_same_losses():
     """In float64, for training makes much of small differences."""
     (plain, plan), (faster, _) = (make(average=0.9, dtype=torch.float64) for _ in range(2))
     said = []
-    call = accelerated(faster, plan[0], compiles=True, captures=False, say=said.append)
+    call = accelerate(faster, plan[0], compiles=True, captures=False, say=said.append)
     if said[0].startswith("not compiled"):
         pytest.skip(said[0])
     assert "compiled in" in said[0] and isinstance(faster.network, torch._dynamo.OptimizedModule)
@@ -117,7 +131,7 @@ def test_a_compiled_step_gives_the_same_losses():
 def test_a_captured_step_gives_the_same_losses(compiles, dtype, precision):
     (plain, plan), (faster, _) = (make("cuda", dtype, 64, 0.9, precision=precision) for _ in range(2))
     said = []
-    call = accelerated(faster, plan[0], compiles, captures=True, say=said.append)
+    call = accelerate(faster, plan[0], compiles, captures=True, say=said.append)
     assert all("in" in text and not text.startswith("not") for text in said), said
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if precision == "fp32" else {"rtol": 0.1, "atol": 0.3}
     torch.testing.assert_close(losses(plain, plain, plan)[:, 0], losses(faster, call, plan)[:, 0], **tolerance)
@@ -127,16 +141,16 @@ class TestWhatIsNotPossible:
     def test_without_cuda_nothing_is_captured_and_it_says_so(self):
         step, plan = make()
         said = []
-        assert accelerated(step, plan[0], compiles=False, captures=True, say=said.append) is step
-        assert said == ["not captured: that needs a CUDA GPU"]
+        assert accelerate(step, plan[0], compiles=False, captures=True, say=said.append) is step
+        assert said == ["not captured: this needs a CUDA GPU"]
 
     def test_without_a_compiler_the_run_goes_on(self, monkeypatch):
         step, plan = make()
         before = [value.clone() for value in step.state()]
         monkeypatch.setattr(torch, "compile", without_compiler)
         said = []
-        assert accelerated(step, plan[0], compiles=True, captures=False, say=said.append) is step
-        assert said == ["not compiled, going on without: OSError, no compiler here"]
+        assert accelerate(step, plan[0], compiles=True, captures=False, say=said.append) is step
+        assert said == ["not compiled, continuing without: OSError, no compiler here"]
         assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
         assert step(plan[0]).isfinite().all()
 
@@ -149,7 +163,7 @@ class TestWhatIsNotPossible:
         monkeypatch.setattr(torch.cuda, "current_stream", fails)
         before = [value.clone() for value in step.state()]
         with pytest.raises(RuntimeError, match="no stream"):
-            captured(step, plan[0])
+            capture(step, plan[0])
         assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
 
 

@@ -1,1 +1,1 @@
-"""One training run."""
+"""One training run: the step, its acceleration, the learning rate, evaluation, checkpoints, several processes."""

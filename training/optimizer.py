@@ -1,49 +1,93 @@
-"""Learning rate and image size as functions of the iteration alone, so resuming needs no state."""
+"""SGD, and its learning rate as a function of the iteration alone, so resuming needs no scheduler state."""
 
 import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from training.plan import Plan
 
 SCHEDULES = ("step", "exponential", "linear", "cosine", "onecycle")
 DEFAULT_GAMMA = {"step": 0.1, "exponential": 0.35 ** (1 / 30)}
 
 
-def image_size(epoch: int, sizes: list[tuple[int, int]]) -> int:
-    """The image size of an epoch counted from 0; sizes: (image size, number of epochs at it), in order."""
-    for size, epochs in sizes:
-        if epoch < epochs:
-            return size
-        epoch -= epochs
-    raise ValueError(f"the plan {sizes} ends before this epoch")
+@dataclass(frozen=True)
+class Optimization:
+    """Settings of the loss, of SGD and of its learning rate.
+
+    learning_rate    peak
+    weight_decay     L2 penalty; norm_decay: on biases and batch norms, too
+    schedule         one of SCHEDULES; lr_step_size (epochs) and lr_gamma belong to "step", lr_gamma to "exponential"
+    warmup_epochs    epochs of linear warm-up
+    label_smoothing  of the cross-entropy, 0 to 1
+    ema_decay        of the exponential moving average of the weights; 0 disables it
+    """
+
+    learning_rate: float = 0.025
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    norm_decay: bool = True
+    schedule: str = "step"
+    lr_step_size: int = 20
+    lr_gamma: float | None = 0.1
+    warmup_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
 
 
-def learning_rate(step: int, total_steps: int, steps_per_epoch: int, args) -> float:
+def sgd(network: nn.Module, settings: Optimization) -> torch.optim.SGD:
+    """SGD whose learning rate is a tensor on the device and whose momentum buffers exist from the start.
+
+    Capturing a step as a CUDA graph needs both.
+    """
+    parameters = list(network.parameters())
+    decayed = [value for value in parameters if value.ndim > 1 or settings.norm_decay]
+    others = [value for value in parameters if value.ndim == 1 and not settings.norm_decay]
+    groups = [{"params": decayed}] + ([{"params": others, "weight_decay": 0.0}] if others else [])
+    device = parameters[0].device
+    optimizer = torch.optim.SGD(
+        groups,
+        torch.tensor(settings.learning_rate, device=device),
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+        nesterov=settings.nesterov,
+        fused=device.type != "mps",
+    )
+    for value in parameters:
+        optimizer.state[value]["momentum_buffer"] = torch.zeros_like(value)
+    return optimizer
+
+
+def learning_rate(step: int, plan: Plan, settings: Optimization) -> float:
     """The learning rate of iteration `step`, counted from 0.
-
-    args holds schedule, lr (the peak), lr_gamma and, in epochs, lr_step_size and lr_warmup_epochs, as train.py's flags.
 
     The curves are those of torch.optim.lr_scheduler: StepLR and ExponentialLR by epoch; CosineAnnealingLR and
     OneCycleLR (arXiv:1708.07120) by iteration. "linear" falls to 0 from the end of the warm-up on. During the warm-up
     every curve is multiplied by a factor that rises from 0 to 1.
     """
-    warmup = args.lr_warmup_epochs * steps_per_epoch
+    peak, epoch, total_steps = settings.learning_rate, step // plan.steps_per_epoch, plan.total_steps
+    warmup = settings.warmup_epochs * plan.steps_per_epoch
     factor = (step + 1) / warmup if step < warmup else 1.0
-    return factor * _scheduled(step, total_steps, steps_per_epoch, warmup, args)
+    if settings.schedule == "step":
+        return factor * peak * settings.lr_gamma ** (epoch // settings.lr_step_size)
+    if settings.schedule == "exponential":
+        return factor * peak * settings.lr_gamma**epoch
+    if settings.schedule == "linear":
+        return factor * peak * (1 if step < warmup else (total_steps - step) / (total_steps - warmup))
+    if settings.schedule == "cosine":
+        return factor * _cosine(peak, 0, step / total_steps)
+    return factor * _one_cycle(peak, step, total_steps)
 
 
-def _scheduled(step: int, total_steps: int, steps_per_epoch: int, warmup: float, args) -> float:
-    if args.schedule == "step":
-        return args.lr * args.lr_gamma ** (step // steps_per_epoch // args.lr_step_size)
-    if args.schedule == "exponential":
-        return args.lr * args.lr_gamma ** (step // steps_per_epoch)
-    if args.schedule == "linear":
-        return args.lr * (1 if step < warmup else (total_steps - step) / (total_steps - warmup))
-    if args.schedule == "cosine":
-        return cosine(args.lr, 0, step / total_steps)
-    peak, last = 0.3 * total_steps - 1, total_steps - 1
-    if step <= peak:
-        return cosine(args.lr / 25, args.lr, step / peak)
-    return cosine(args.lr, args.lr / 25e4, (step - peak) / (last - peak))
+def _one_cycle(peak: float, step: int, total_steps: int) -> float:
+    rise, last = 0.3 * total_steps - 1, total_steps - 1
+    if step <= rise:
+        return _cosine(peak / 25, peak, step / rise)
+    return _cosine(peak, peak / 25e4, (step - rise) / (last - rise))
 
 
-def cosine(start: float, end: float, share: float) -> float:
-    """Half a cosine wave from `start` (share 0) to `end` (share 1)."""
-    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+def _cosine(start: float, end: float, progress: float) -> float:
+    """Half a cosine wave from `start` (progress 0) to `end` (progress 1)."""
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

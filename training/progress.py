@@ -7,12 +7,14 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from training.plan import Plan
+
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
 REFRESH_SECONDS = 1.0  # between readings of the running loss: each one makes the host wait for the device
 SLOW_RUN_SECONDS = 1800  # a longer run proposes a shorter one
 WARM_UP_STEPS = 1  # iterations left out of the throughput
-FIXED_COST = 64**2  # pixels: an image costs about as much as its pixels and these (measured from 64 to 224 on a CPU)
-EVALUATION_COST = 1 / 3  # of an image in training
+FIXED_COST_PIXELS = 64**2  # an image costs about as much as its pixels plus these (measured from 64 to 224 on a CPU)
+EVALUATION_COST = 1 / 3  # of an image, relative to training
 
 
 def format_duration(seconds: float) -> str:
@@ -25,20 +27,16 @@ def format_duration(seconds: float) -> str:
 class Progress:
     """Throughput, remaining time, and the lines that report them.
 
-    step             iterations done before
-    total_steps      iterations at the end
-    steps_per_epoch  iterations
-    sizes            (image size, number of epochs at it), in order
-    batch_size       images per iteration
-    test_images      images per evaluation, at the end of every epoch
+    step         iterations done before
+    plan         length of the run
+    batch_size   images per iteration
+    test_images  images per evaluation, at the end of every epoch
     """
 
-    def __init__(self, step: int, total_steps: int, steps_per_epoch: int, sizes: list[tuple[int, int]],
-                 batch_size: int, test_images: int):  # fmt: skip
-        self.bar = tqdm(total=total_steps, initial=step, disable=None, dynamic_ncols=True, bar_format=BAR)
-        self.first, self.step, self.total_steps, self.steps_per_epoch = step, step, total_steps, steps_per_epoch
-        self.sizes, self.batch_size, self.test_images = sizes, batch_size, test_images
-        self.epochs = sum(epochs for _, epochs in sizes)
+    def __init__(self, step: int, plan: Plan, batch_size: int, test_images: int):
+        self.bar = tqdm(total=plan.total_steps, initial=step, disable=None, dynamic_ncols=True, bar_format=BAR)
+        self.first, self.step, self.plan = step, step, plan
+        self.batch_size, self.test_images = batch_size, test_images
         self.line_step, self.refreshed = step, time.monotonic()
         self.started = self.line_started = time.monotonic()  # moved on by what is not training
 
@@ -55,7 +53,7 @@ class Progress:
 
     def show(self, epoch: int, loss: float, accuracy: float) -> None:
         """Updates the running values beside the bar."""
-        self.bar.set_description(f"epoch {epoch}/{self.epochs}", refresh=False)
+        self.bar.set_description(f"epoch {epoch}/{self.plan.epochs}", refresh=False)
         self.bar.set_postfix_str(
             f"loss {loss:.3f}, accuracy {accuracy:.1%}, {self.images_per_second():.0f} images/s, "
             f"{format_duration(self.seconds_left())} left"
@@ -68,20 +66,21 @@ class Progress:
     def work(self, start: int, end: int) -> tuple[float, float]:
         """Cost of the iterations from `start` to `end` and of the evaluations after them, in pixels."""
         training = evaluation = begin = 0
-        for size, epochs in self.sizes:
-            cost, stop = size**2 + FIXED_COST, begin + epochs * self.steps_per_epoch
+        per_epoch = self.plan.steps_per_epoch
+        for size, epochs in self.plan.sizes:
+            cost, stop = size**2 + FIXED_COST_PIXELS, begin + epochs * per_epoch
             low, high = max(start, begin), min(end, stop)
             if low < high:
-                ends = -(-high // self.steps_per_epoch) - low // self.steps_per_epoch  # an incomplete epoch counts
+                ends = -(-high // per_epoch) - low // per_epoch  # an incomplete epoch counts
                 training += (high - low) * self.batch_size * cost
                 evaluation += ends * self.test_images * cost * EVALUATION_COST
             begin = stop
         return training, evaluation
 
     def seconds_left(self) -> float:
-        """Of the whole run, from its mean speed so far."""
+        """Until the end of the run, from its mean throughput so far."""
         done, _ = self.work(self.first + WARM_UP_STEPS, self.step)
-        return (time.monotonic() - self.started) * sum(self.work(self.step, self.total_steps)) / max(done, 1)
+        return (time.monotonic() - self.started) * sum(self.work(self.step, self.plan.total_steps)) / max(done, 1)
 
     def say(self, text: str) -> None:
         """Prints a line above the bar, at once even into a file."""
@@ -97,9 +96,9 @@ class Progress:
 
     def train_line(self, entry: dict) -> None:
         """Prints a line of the history and starts the next interval."""
-        left = f", {format_duration(self.seconds_left())} left" if self.step < self.total_steps else ""
+        left = f", {format_duration(self.seconds_left())} left" if self.step < self.plan.total_steps else ""
         self.say(
-            f"epoch {entry['epoch']}/{self.epochs}, iteration {entry['step']:,}/{self.total_steps:,}"
+            f"epoch {entry['epoch']}/{self.plan.epochs}, iteration {entry['step']:,}/{self.plan.total_steps:,}"
             f"{self._size(entry)}: loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.2%}, "
             f"learning rate {entry['learning_rate']:.3g}, {entry['images_per_second']:.0f} images/s{left}"
         )
@@ -108,12 +107,12 @@ class Progress:
     def test_line(self, entry: dict) -> None:
         """Prints the result of an evaluation."""
         self.say(
-            f"epoch {entry['epoch']}/{self.epochs}{self._size(entry)}: "
+            f"epoch {entry['epoch']}/{self.plan.epochs}{self._size(entry)}: "
             f"test loss {entry['loss']:.4f}, accuracy {entry['accuracy']:.2%}"
         )
 
     def _size(self, entry: dict) -> str:
-        return f", {entry['image_size']} px" if len(self.sizes) > 1 else ""
+        return f", {entry['image_size']} px" if len(self.plan.sizes) > 1 else ""
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -1,0 +1,63 @@
+"""Small runs of train.py, and how two runs are compared; shared by the tests of training."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+import train
+from runtime import checkpoint
+from training.step import TrainStep
+
+
+def run_on(pictures, out, *flags):
+    fixed = "--image-size 32 --batch-size 16 --log-every 2 --device cpu".split()
+    train.main(["--data", str(pictures), "--out", str(out), *fixed, *flags])
+
+
+def interrupt(run, steps, number=signal.SIGTERM, resumes=None):
+    """Calls `run(*flags)`, sends a signal in these iterations, counted over all calls, and resumes after each.
+
+    Returns the exit codes of the interrupted calls. resumes: how often to resume, if not after every signal.
+    """
+    done, codes, call = 0, [], TrainStep.__call__
+
+    def train_step(*args):
+        nonlocal done
+        done += 1
+        if done in steps:
+            os.kill(os.getpid(), number)
+        return call(*args)
+
+    before = signal.signal(number, signal.SIG_DFL)  # it is ignored where the tests run in the background
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainStep, "__call__", train_step)
+        for resume in [()] + [("--resume",)] * (len(steps) if resumes is None else resumes):
+            try:
+                run(*resume)
+            except SystemExit as stop:
+                codes.append(stop.code)
+    signal.signal(number, before)
+    return codes
+
+
+def without_speed(history):
+    return [{key: value for key, value in entry.items() if key != "images_per_second"} for entry in history]
+
+
+def assert_same_run(a, b):
+    """Weights, statistics, momentum and history lines, bit for bit."""
+    first, second = (checkpoint.load(out / "last.pt") for out in (a, b))
+    for name, value in first["model"].items():
+        assert torch.equal(value, second["model"][name]), name
+    momentum, other = (state["optimizer"]["state"] for state in (first, second))
+    assert momentum.keys() == other.keys() and len(momentum) == 62
+    for n in momentum:
+        assert torch.equal(momentum[n]["momentum_buffer"], other[n]["momentum_buffer"])
+    for name, value in first.get("ema", {}).items():
+        assert torch.equal(value, second["ema"][name]), name
+    assert without_speed(first["history"]) == without_speed(second["history"])
+    lines, others = ([json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()] for out in (a, b))
+    assert without_speed(lines) == without_speed(others)

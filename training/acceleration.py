@@ -1,0 +1,101 @@
+"""Two ways to make a training step faster: torch.compile, and one CUDA graph per iteration."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from runtime.checkpoint import first_line
+from training.distributed import ALONE, World
+from training.step import TrainStep
+
+WARM_UP_STEPS = 3  # iterations before a capture, in which libraries choose algorithms and allocate memory
+
+
+def warm_up(step: TrainStep, plan: Tensor, count: int = WARM_UP_STEPS) -> None:
+    """Runs iterations and restores weights, momentum, statistics and averages afterwards."""
+    state = step.state()
+    before = [value.clone() for value in state]
+    try:
+        for _ in range(count):
+            step(plan)
+    finally:
+        with torch.no_grad():
+            for value, saved in zip(state, before, strict=True):
+                value.copy_(saved)
+
+
+def compile_network(step: TrainStep, plan: Tensor) -> None:
+    """Compiles the step's network for batches like `plan`; if that fails, restores the step and raises."""
+    eager = step.network
+    torch.compiler.reset()  # code compiled for another image size counts towards a limit
+    step.network = torch.compile(eager, dynamic=False)
+    try:
+        warm_up(step, plan, 1)
+    except Exception:
+        step.network = eager
+        raise
+
+
+def capture(step: TrainStep, plan: Tensor) -> Callable[[Tensor], Tensor]:
+    """The step as one CUDA graph: one launch replaces hundreds, which would cost the host milliseconds.
+
+    plan: rows shaped as in every later call, on the current device. A call's result is overwritten by the next call.
+    """
+    static = plan.clone()
+    current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(current)
+    try:
+        with torch.cuda.stream(stream):
+            warm_up(step, static)
+        current.wait_stream(stream)
+        step.optimizer.zero_grad()  # so that the graph allocates the gradients in its own memory
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            sums = step(static)
+    except Exception:
+        torch.cuda.set_stream(current)  # older versions leave the capture's stream current
+        step.optimizer.zero_grad()
+        raise
+
+    def replay(plan: Tensor) -> Tensor:
+        static.copy_(plan)
+        graph.replay()
+        return sums
+
+    replay.step = step  # keeps alive the memory that the graph uses
+    return replay
+
+
+def accelerate(step: TrainStep, plan: Tensor, compiles: bool, captures: bool, world: World = ALONE,
+               say: Callable[[str], None] = print) -> Callable[[Tensor], Tensor]:  # fmt: skip
+    """The step of all processes, compiled, captured or both, as requested; `say` reports durations and failures.
+
+    plan: rows shaped as in every later call.
+    """
+    if compiles:
+        eager = step.network  # compiled before the processes are connected, because it may fail in one of them
+        compiled = attempt(lambda: compile_network(step, plan), "compiled", say)
+        if world.all_reduce_max(not compiled)[0]:
+            step.network = eager
+    step.network = world.wrap_ddp(step.network)
+    if captures and plan.device.type != "cuda":
+        say("not captured: this needs a CUDA GPU")
+    elif captures and world.size > 1:
+        say("not captured: this needs a single process")
+    elif captures:
+        return attempt(lambda: capture(step, plan), "captured", say) or step
+    return step
+
+
+def attempt(make: Callable, done: str, say: Callable[[str], None]):
+    """The result of `make` (or True), or None if it fails; compilers and drivers fail in many ways."""
+    started = time.monotonic()
+    try:
+        made = make()
+    except Exception as error:
+        say(f"not {done}, continuing without: {type(error).__name__}, {first_line(error)}")
+        return None
+    say(f"{done} in {time.monotonic() - started:.0f} s")
+    return made or True

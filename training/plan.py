@@ -1,0 +1,37 @@
+"""The length of a run: epochs, iterations, and the image size of each epoch. A function of the epoch alone."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Epochs at growing image sizes.
+
+    sizes            (image size in pixels, number of epochs at it), in order
+    steps_per_epoch  iterations
+    total_steps      iterations of the run, at most those of all epochs
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    steps_per_epoch: int
+    total_steps: int
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs."""
+        return sum(epochs for _, epochs in self.sizes)
+
+    def image_size(self, epoch: int) -> int:
+        """The image size of an epoch, counted from 0. Raises ValueError beyond the last."""
+        for size, epochs in self.sizes:
+            if epoch < epochs:
+                return size
+            epoch -= epochs
+        raise ValueError(f"the plan {self.sizes} ends before this epoch")
+
+    def cutout(self, side: int, image_size: int) -> int:
+        """The side of a cutout that hides the same part of the image at `image_size` as `side` at the last size.
+
+        Both are in stored pixels: 12 at 224 is 5 at 96.
+        """
+        return round(side * image_size / self.sizes[-1][0])
