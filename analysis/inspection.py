@@ -1,27 +1,31 @@
-"""What the figures are about: a network, its test images, and what its channels make of them."""
+"""A network with its test images and metadata: what every analysis starts from."""
 
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.activations import TopActivations, cut, mean_correlation, search, strongest, windows
+from analysis.activations import SearchResult, TopActivations, check_finite, search
+from analysis.settings import Settings
 from dataset import folders, sources
 from dataset.preprocess import Preprocess, mean_and_std, resize
-from figures.image_grid import limit_of
-from network import CHANNELS, STAGES
-from reverse_network import ReverseResNet18, isolate
-from runtime.checkpoint import CheckpointError, load_network
+from network import ResNet18
+from runtime.checkpoint import Metadata, load_network
 from runtime.device import pick_device
 
 
-class Picture(NamedTuple):
-    """One image to be explained: where its figures go, what it is, (3, S, S) uint8, and its class where known."""
+@dataclass(frozen=True)
+class Picture:
+    """One image to explain.
+
+    folder  where its figures go, below the output folder; "" for the output folder itself
+    title   what it is, for captions
+    image   (3, S, S) uint8
+    label   name of its class, if known
+    """
 
     folder: str
     title: str
@@ -29,215 +33,146 @@ class Picture(NamedTuple):
     label: str | None
 
 
-class Subject:
-    """What the figures are about: a network and its test images. What costs time is made once, when it is needed."""
+@dataclass(frozen=True)
+class Inspection:
+    """A network, what is known of it, and the images to inspect it with.
 
-    def __init__(self, args):
-        self.args, self.device = args, pick_device(args.device)
-        network, self.info = load_network(args.ckpt)
-        self.network = network.to(self.device, memory_format=torch.channels_last)
-        self.image_size, config = self.info.image_size, self.info.config
-        self.source = args.data or config.get("data", "cifar10")
-        self.root = args.root or config.get("root", "data")
-        self.unpooling = "" if args.unpool == "sum" else ", unpooling that overwrites"  # for titles
-        self.mirrors = {rule: ReverseResNet18(self.network, rule, args.unpool) for rule in args.rules}
-        self.entries: list[dict] = []  # of top9.json
-        self._logits: dict[int, Tensor] = {}  # of test images, as far as known
+    checkpoint   the file it was read from
+    network      in evaluation mode, on `device`
+    metadata     classes, mean, std, image size, history, ...
+    source       name or folder of the data set
+    root         where named data sets are kept
+    preprocess   stored images -> inputs of the network
+    images       the test split: (N, 3, H, W) uint8
+    labels       (N,) int64 into `label_names`
+    label_names  the data set's classes; the network's are metadata.classes
+    files        of the test images; None for named data sets
+    searched     (n,) int64: indices of the test images that are searched
+    search       the strongest of these for every channel, and their logits
+    pictures     the images to explain one by one
 
-    @cached_property
-    def facts(self) -> tuple[list[str], list[float], list[float]]:
-        """The classes' names, mean and deviation: the checkpoint's; of a plain state dict only its data can tell."""
-        if self.info.mean is not None:
-            return list(self.info.classes), self.info.mean, self.info.std
-        images, _, classes = sources.load(self.source, "train", self.root, self.image_size)
-        if len(classes) != (outputs := self.network.fc.out_features):
+    `load_inspection` fills the fields up to `root`. The others are None until the functions below it add them.
+    """
+
+    checkpoint: Path
+    network: ResNet18
+    metadata: Metadata
+    device: torch.device
+    source: str
+    root: str
+    preprocess: Preprocess | None = None
+    images: Tensor | None = None
+    labels: Tensor | None = None
+    label_names: tuple[str, ...] | None = None
+    files: list[Path] | None = None
+    searched: Tensor | None = None
+    search: SearchResult | None = None
+    pictures: tuple[Picture, ...] = ()
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether the test images' classes are the network's, so that predictions can be right or wrong."""
+        return self.label_names == self.metadata.classes
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Stored images (N, 3, H, W) uint8 -> the network's input (N, 3, S, S) on its device."""
+        return self.preprocess(images.to(self.device))
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Stored images (N, 3, H, W) uint8 -> (N, 3, S, S) in 0..1: what the network sees, before normalisation."""
+        return resize(images, self.metadata.image_size)
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """The searched images as inputs of the network, with a progress bar on a terminal."""
+        parts = tqdm(self.searched.split(batch_size), "search", unit="batches", leave=False, disable=None)
+        return (self.inputs(self.images[part]) for part in parts)
+
+    def top_images(self, top: TopActivations, channel: int) -> Tensor:
+        """Indices in the test split of a channel's strongest images, (k,)."""
+        return self.searched[top.indices[channel].cpu()]
+
+
+def load_inspection(
+    checkpoint: str | Path, device: str = "auto", source: str | None = None, root: str | None = None
+) -> Inspection:
+    """A checkpoint's network and metadata, without any image.
+
+    source, root: where the data are; by default as in training. Raises CheckpointError, and OSError for a device that
+    is not there.
+    """
+    device = pick_device(device)
+    network, metadata = load_network(checkpoint)
+    network = network.to(device, memory_format=torch.channels_last)
+    source = source or metadata.config.get("data", "cifar10")
+    root = root or metadata.config.get("root", "data")
+    return Inspection(Path(checkpoint), network, metadata, device, source, root)
+
+
+def add_preprocessing(inspection: Inspection) -> Inspection:
+    """Add `preprocess`. A plain state dict has no metadata: its classes, mean and std are taken from its data.
+
+    Raises DataError when these are missing or have another number of classes.
+    """
+    metadata = inspection.metadata
+    if metadata.mean is None:
+        images, _, classes = sources.load(inspection.source, "train", inspection.root, metadata.image_size)
+        if len(classes) != (outputs := inspection.network.fc.out_features):
             raise sources.DataError(
-                f"{self.args.ckpt} has {outputs} outputs, {self.source} has {len(classes)} classes: "
+                f"{inspection.checkpoint} has {outputs} outputs, {inspection.source} has {len(classes)} classes: "
                 "pass --data with the data it was trained on"
             )
-        return list(classes), *mean_and_std(images)
-
-    @property
-    def classes(self) -> list[str]:
-        """The names of what the network tells apart."""
-        return self.facts[0]
-
-    @cached_property
-    def preprocess(self) -> Preprocess:
-        """What makes the network's input of stored images."""
-        return Preprocess(self.image_size, *self.facts[1:], self.device)
-
-    @cached_property
-    def test(self) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-        """The test split: images, labels, and the names of its classes."""
-        images, labels, classes = sources.load(self.source, "test", self.root, self.image_size)
-        if list(classes) != self.classes:
-            print(f"note: the classes of {self.source} are not those the network was trained on")
-        return images, labels, classes
-
-    @property
-    def comparable(self) -> bool:
-        """Whether the labels of the test images are those the network knows."""
-        return list(self.test[2]) == self.classes
-
-    @cached_property
-    def files(self) -> list[Path] | None:
-        """Where the test images come from; None for a named data set."""
-        return sources.list_files(self.source, "test")
-
-    @cached_property
-    def searched(self) -> Tensor:
-        """Indices of the test images that are searched."""
-        count = len(self.test[0])
-        limit = min(self.args.limit or count, count)
-        return torch.arange(limit) * count // limit
-
-    @property
-    def count(self) -> str:
-        """What is shown of a channel, for titles."""
-        searched = len(self.searched)
-        return f"{min(self.args.top, searched)} strongest of {searched:,} test images"
-
-    def batches(self, title: str) -> Iterator[Tensor]:
-        """The searched images as the network takes them, with a progress bar on a terminal."""
-        images = self.test[0]
-        parts = tqdm(self.searched.split(self.args.batch_size), title, unit="batches", leave=False, disable=None)
-        return (self.preprocess(images[part].to(self.device)) for part in parts)
-
-    @cached_property
-    def top(self) -> dict[str, TopActivations]:
-        """The strongest images of every channel of every stage asked for, in one pass."""
-        top, logits = search(self.network, self.batches("search"), self.args.stages, self.args.top)
-        if logits is not None:
-            self._logits = dict(zip(self.searched.tolist(), logits.cpu(), strict=True))
-        for stage, found in top.items():
-            self.check_finite(found.scores, f"activations of {stage}")
-        return top
-
-    def check_finite(self, values: Tensor, what: str) -> Tensor:
-        """The values. Raises CheckpointError when one is no number: a figure of them would show nothing true."""
-        if not values.isfinite().all():
-            raise CheckpointError(f"{self.args.ckpt}: {what} are not finite: pass other weights")
-        return values
-
-    @cached_property
-    def pictures(self) -> list[Picture]:
-        """The images to explain: the user's files, or the first of the test split."""
-        if not self.args.images:
-            images, labels, classes = self.test
-            label = classes[labels[0]]
-            return [Picture("", f"test image 0 ({label})", images[0], label)]
-        pictures = []
-        for file in map(Path, self.args.images):
-            used = {picture.folder for picture in pictures}
-            stem = file.stem.strip(".") or "image"
-            names = (stem, *(f"{stem}-{n}" for n in range(2, len(used) + 3)))
-            folder = next(name for name in names if name not in used)
-            name = file.name.encode(errors="replace").decode()  # a file's name may be no text
-            title = f"{name}, resized and cropped to {self.image_size}x{self.image_size}"
-            pictures.append(Picture(folder, title, folders.read_image(file, self.image_size), None))
-        return pictures
-
-    def prepare(self, picture: Picture) -> Tensor:
-        """A picture as the network takes it: (1, 3, S, S), normalised, on the device."""
-        return self.preprocess(picture.image[None].to(self.device))
-
-    def shown(self, picture: Picture) -> np.ndarray:
-        """A picture as matplotlib takes it, of the network's size: (S, S, 3) in 0..1."""
-        return to_array(resize(picture.image[None], self.image_size)[0])
-
-    def channels(self, stage: str) -> list[int]:
-        """The channels of a stage to draw: those asked for, or the ones with the highest peaks."""
-        return list(range(CHANNELS[stage])) if self.args.channels == "all" else self.chosen(stage)
-
-    def chosen(self, stage: str) -> list[int]:
-        """The same for figures that have room for a few: where all are asked for, the ones with the highest peaks."""
-        asked = isinstance(self.args.channels, list)
-        return self.args.channels if asked else strongest(self.top[stage].scores[:, 0].cpu())
-
-    def alive_and_dead(self, stage: str, channels: Iterable[int]) -> tuple[list[int], list[int]]:
-        """Those of the channels that some searched image excites, and the others."""
-        excited = (self.top[stage].scores[:, 0] > 0).tolist()
-        parts = [], []
-        for channel in channels:
-            parts[not excited[channel]].append(channel)
-        return parts
-
-    @torch.inference_mode()
-    def logits(self, indices: list[int]) -> Tensor:
-        """What the network says to test images: (n, classes)."""
-        unknown = torch.tensor([index for index in indices if index not in self._logits], dtype=torch.int64)
-        parts = unknown.split(self.args.batch_size) if len(unknown) else ()
-        for part in tqdm(parts, "predictions", unit="batches", leave=False, disable=None if len(parts) > 1 else True):
-            logits = self.network(self.preprocess(self.test[0][part].to(self.device)))
-            self._logits |= zip(part.tolist(), logits.cpu(), strict=True)
-        return torch.stack([self._logits[index] for index in indices])
-
-    @torch.inference_mode()
-    def maps(self, picture: Picture) -> dict[str, Tensor]:
-        """What each stage asked for makes of a picture: stage -> (C, h, w)."""
-        stages = self.args.stages
-        features = self.network.trace(self.prepare(picture), max(stages, key=STAGES.index)).features
-        return {stage: self.check_finite(features[stage][0].cpu(), f"activations of {stage}") for stage in stages}
-
-    @torch.inference_mode()
-    def reconstruct(self, images: Tensor, stage: str, channels, units) -> dict[str, Tensor]:
-        """What a channel an image saw: rule -> (N, 3, S, S), of (N, 3, H, W) uint8 images."""
-        trace = self.network.trace(self.preprocess(images.to(self.device)), stage)
-        signal = isolate(trace.features[stage], channels, units)
-        drawn = {rule: mirror(signal, stage, trace).cpu() for rule, mirror in self.mirrors.items()}
-        return {rule: self.check_finite(each, f"reconstructions by {rule}") for rule, each in drawn.items()}
-
-    def reconstruct_maps(self, picture: Picture, stage: str, channels: list[int]) -> dict[str, np.ndarray]:
-        """What the whole map of each channel saw in a picture: rule -> (channels, S, S, 3); some channels at a time."""
-        size = self.args.batch_size
-        parts = [channels[n : n + size] for n in range(0, len(channels), size)]
-        drawn = [self.reconstruct(picture.image.expand(len(part), -1, -1, -1), stage, part, "map") for part in parts]
-        return {rule: to_array(torch.cat([part[rule] for part in drawn])) for rule in self.mirrors}
-
-    def channel(self, stage: str, channel: int) -> dict:
-        """A channel's strongest images and their reconstructions, as figures.top9_channel draws them."""
-        images, labels, classes = self.test
-        top = self.top[stage]
-        positions, indices = top.positions[channel].cpu(), self.searched[top.indices[channel].cpu()]
-        units = positions if self.args.units == "peak" else "map"
-        drawn = self.reconstruct(images[indices], stage, channel, units)
-        predicted = [self.classes[n] for n in self.logits(indices.tolist()).argmax(1)]
-        truth = [classes[n] for n in labels[indices]]
-        side, corners = windows(list(drawn.values()))
-        patches = cut(resize(images[indices], self.image_size), side, corners, outside=0.5)
-        pictures = {rule: to_array(cut(each, side, corners, outside=0.0)) for rule, each in drawn.items()}
-        scale = {rule: limit_of(each) for rule, each in pictures.items()}
-        correlation = {rule: mean_correlation(cut(each, *windows([each]), outside=0.0)) for rule, each in drawn.items()}
-        width = top.map_size[1]
-        entries = [
-            {
-                "stage": stage,
-                "channel": channel,
-                "rank": rank + 1,
-                "index": index,
-                "activation": top.scores[channel, rank].item(),
-                "row": positions[rank].item() // width,
-                "column": positions[rank].item() % width,
-                "label": truth[rank],
-                "predicted": predicted[rank],
-                "correct": predicted[rank] == truth[rank] if truth[rank] in self.classes else None,
-                "file": str(self.files[index]) if self.files else None,
-                "scale": scale,
-                "correlation": correlation,
-            }
-            for rank, index in enumerate(indices.tolist())
-        ]
-        return {
-            "channel": channel,
-            "patches": to_array(patches),
-            "pictures": pictures,
-            "scale": scale,
-            "correlation": correlation,
-            "entries": entries,
-        }
+        mean, std = mean_and_std(images)
+        metadata = replace(metadata, classes=tuple(classes), mean=tuple(mean), std=tuple(std))
+    preprocess = Preprocess(metadata.image_size, metadata.mean, metadata.std, inspection.device)
+    return replace(inspection, metadata=metadata, preprocess=preprocess)
 
 
-def to_array(pictures: Tensor) -> np.ndarray:
-    """(..., 3, H, W) -> (..., H, W, 3), as matplotlib takes pictures."""
-    return pictures.movedim(-3, -1).numpy()
+def add_test_images(inspection: Inspection, limit: int | None = None) -> Inspection:
+    """Add the test split; `limit` of its images, evenly spread, are searched (default: all). Raises DataError."""
+    source = inspection.source
+    images, labels, names = sources.load(source, "test", inspection.root, inspection.metadata.image_size)
+    if tuple(names) != inspection.metadata.classes:
+        print(f"note: the classes of {source} are not those the network was trained on")
+    limit = min(limit or len(images), len(images))
+    return replace(
+        inspection,
+        images=images,
+        labels=labels,
+        label_names=tuple(names),
+        files=sources.list_files(source, "test"),
+        searched=torch.arange(limit) * len(images) // limit,
+    )
+
+
+def add_search(inspection: Inspection, settings: Settings) -> Inspection:
+    """Add the strongest test images of every channel of the chosen stages, and the logits: one pass over the images.
+
+    Raises CheckpointError when activations are not finite.
+    """
+    batches = inspection.batches(settings.batch_size)
+    found = search(inspection.network, batches, settings.stages, settings.top, with_logits=True)
+    for stage, top in found.top.items():
+        check_finite(top.scores, f"activations of {stage}")
+    return replace(inspection, search=found)
+
+
+def add_pictures(inspection: Inspection, files: Sequence[str] | None = None) -> Inspection:
+    """Add the images to explain: these files, or the first test image. Raises DataError for a file that is no image."""
+    if files:
+        return replace(inspection, pictures=tuple(read_pictures(files, inspection.metadata.image_size)))
+    label = inspection.label_names[inspection.labels[0]]
+    return replace(inspection, pictures=(Picture("", f"test image 0 ({label})", inspection.images[0], label),))
+
+
+def read_pictures(files: Sequence[str], image_size: int) -> list[Picture]:
+    """The user's files, resized and centre-cropped, each with a folder name of its own."""
+    pictures: list[Picture] = []
+    for file in map(Path, files):
+        used = {picture.folder for picture in pictures}
+        stem = file.stem.strip(".") or "image"
+        candidates = (stem, *(f"{stem}-{n}" for n in range(2, len(used) + 3)))
+        folder = next(name for name in candidates if name not in used)
+        name = file.name.encode(errors="replace").decode()  # a file name need not be valid text
+        title = f"{name}, resized and cropped to {image_size}x{image_size}"
+        pictures.append(Picture(folder, title, folders.read_image(file, image_size), None))
+    return pictures

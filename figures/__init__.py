@@ -1,1 +1,91 @@
-"""The figures."""
+"""The registry of figures: name -> how it is drawn, what it is, and how to read it.
+
+A new figure is a file of its own with a function `draw_...(inspection, settings)`, and one entry here.
+"""
+
+from figures.entry import FigureEntry
+from figures.evolution import draw_evolution
+from figures.filters import draw_filters
+from figures.mirrors import draw_unpooling
+from figures.rules import draw_branches, draw_rules
+from figures.sanity import draw_sanity
+from figures.scores import draw_confusion_matrix, draw_mistakes
+from figures.single_image import draw_feature_maps, draw_input, draw_reconstructions
+from figures.top9 import draw_top9
+from figures.training_curves import draw_training_curves
+
+FIGURES = {
+    "training_curves": FigureEntry(
+        draw_training_curves,
+        "Loss and accuracy during training",
+        "A growing gap between the training and the test curve is overfitting.",
+        needs="checkpoint",
+    ),
+    "filters": FigureEntry(
+        draw_filters,
+        "Filters of the first layer",
+        "Each tile is one filter: smooth tiles are tuned to edges and colors, noisy ones have learned little.",
+        needs="checkpoint",
+    ),
+    "input": FigureEntry(
+        draw_input,
+        "Input image and prediction",
+        "The bars are the predicted probabilities of the ten most probable classes; the true class is blue.",
+        needs="pictures",
+    ),
+    "feature_maps": FigureEntry(
+        draw_feature_maps,
+        "Feature maps of one image",
+        "Each tile is a channel's activation after the ReLU: bright where the channel found its pattern.",
+        needs="pictures",
+    ),
+    "reconstructions": FigureEntry(
+        draw_reconstructions,
+        "Strongest channels of one image",
+        "Beside each feature map is the image structure that caused it, projected back to the pixels by each rule.",
+        needs="pictures",
+    ),
+    "top9": FigureEntry(
+        draw_top9,
+        "Images that excite a channel most",
+        "What a channel's patches have in common is what it responds to; the reconstructions show which part of them.",
+    ),
+    "rules": FigureEntry(
+        draw_rules,
+        "The same units under three ReLU rules",
+        "The columns differ only in how the backward signal passes a ReLU; where they agree, the picture does not "
+        "depend on that choice.",
+    ),
+    "branches": FigureEntry(
+        draw_branches,
+        "Residual and shortcut branches",
+        "The norms say how much of a picture came through the convolutions alone and through the shortcuts alone.",
+    ),
+    "unpooling": FigureEntry(
+        draw_unpooling,
+        "Exact unpooling and unpooling that overwrites",
+        "The difference is what a picture loses when one of the values that meet at a switch overwrites the others.",
+    ),
+    "sanity": FigureEntry(
+        draw_sanity,
+        "Pictures from random weights",
+        "A picture that stays the same, with a correlation near 1, as weights become random does not explain what the "
+        "network learned.",
+    ),
+    "evolution": FigureEntry(
+        draw_evolution,
+        "Channels during training",
+        "Each row is one channel: it has settled once its strongest image and its picture stop changing.",
+    ),
+    "confusion_matrix": FigureEntry(
+        draw_confusion_matrix,
+        "Confusion matrix",
+        "Each row is a true class, in percent of its images; what lies off the diagonal is misclassified.",
+    ),
+    "mistakes": FigureEntry(
+        draw_mistakes,
+        "Most confident mistakes",
+        "Each image is captioned with its class and the prediction: look for wrong labels and for classes that look "
+        "alike.",
+    ),
+}

@@ -1,12 +1,23 @@
-"""Numpy arrays of pictures -> one array to draw: what hundreds of axes would do slowly, an array does at once."""
+"""Pictures composed as one array, which is drawn at once: hundreds of axes would take minutes.
+
+Pictures are (H, W, 3) float in 0..1; reconstructions have any sign and are drawn around grey, which is zero.
+"""
 
 import math
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
+from torch import Tensor
 
 
-def mosaic(tiles: np.ndarray, columns: int, gap: int = 1, fill: float = 1.0) -> np.ndarray:
-    """Tiles (n, h, w, ...) set in rows as one array, so that hundreds are drawn at once."""
+def to_array(pictures: Tensor) -> np.ndarray:
+    """(..., 3, H, W) -> (..., H, W, 3), as matplotlib takes pictures."""
+    return pictures.movedim(-3, -1).numpy()
+
+
+def image_grid(tiles: np.ndarray, columns: int, gap: int = 1, fill: float = 1.0) -> np.ndarray:
+    """Tiles (n, h, w, ...) in rows of `columns`, as one array; `gap` pixels of `fill` between them."""
     count, height, width, *rest = tiles.shape
     rows = math.ceil(count / columns)
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, *rest), fill, dtype=tiles.dtype)
@@ -17,18 +28,18 @@ def mosaic(tiles: np.ndarray, columns: int, gap: int = 1, fill: float = 1.0) -> 
     return canvas
 
 
-def around_grey(pictures: np.ndarray, limit: float) -> np.ndarray:
-    """Values -limit..limit -> 0..1, with zero at grey; all grey where the limit is zero."""
-    return np.clip(0.5 + 0.5 * pictures / limit, 0, 1) if limit > 0 else np.full_like(pictures, 0.5)
-
-
-def limit_of(pictures: np.ndarray) -> float:
-    """The half-width of the scale that shows all of these: their largest absolute value."""
+def color_limit(pictures: np.ndarray) -> float:
+    """Half-width of the scale that shows all of these: their largest absolute value."""
     return float(np.abs(pictures).max(initial=0))
 
 
-def beside(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures of one height in a row, with white between them."""
+def diverging_rgb(pictures: np.ndarray, limit: float) -> np.ndarray:
+    """-limit..limit -> 0..1, with zero at grey; values beyond are clipped. All grey for a limit of zero."""
+    return np.clip(0.5 + 0.5 * pictures / limit, 0, 1) if limit > 0 else np.full_like(pictures, 0.5)
+
+
+def hstack_images(pictures: list[np.ndarray]) -> np.ndarray:
+    """Pictures of one height side by side, with white between them."""
     gap = np.ones((pictures[0].shape[0], max(2, pictures[0].shape[1] // 24), 3))
     row = [pictures[0]]
     for picture in pictures[1:]:
@@ -36,8 +47,23 @@ def beside(pictures: list[np.ndarray]) -> np.ndarray:
     return np.concatenate(row, axis=1)
 
 
-def enlarge(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w) -> size by repeating pixels, so that a unit stays a square one can count."""
+def upscale(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(h, w) -> size by nearest neighbour, so that units stay squares one can count."""
     rows = np.arange(size[0]) * array.shape[0] // size[0]
     columns = np.arange(size[1]) * array.shape[1] // size[1]
     return array[rows][:, columns]
+
+
+def draw_numbered_grid(axes: Axes, tiles: np.ndarray, columns: int, fill: float = 1.0, **imshow) -> AxesImage:
+    """Draw tiles as one grid; ticks give the number of each row's first tile and of each column."""
+    times = math.ceil(7 / min(tiles.shape[1:3]))  # so that the gaps are thin beside the smallest maps
+    tiles = tiles.repeat(times, 1).repeat(times, 2)
+    height, width = tiles.shape[1:3]
+    picture = axes.imshow(image_grid(tiles, columns, fill=fill), interpolation="nearest", **imshow)
+    rows = math.ceil(len(tiles) / columns)
+    every = 1 if columns <= 16 else 4
+    axes.set_xticks([(width - 1) / 2 + n * (width + 1) for n in range(0, columns, every)], range(0, columns, every))
+    axes.set_yticks([(height - 1) / 2 + n * (height + 1) for n in range(rows)], [n * columns for n in range(rows)])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return picture

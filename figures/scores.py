@@ -1,95 +1,124 @@
-"""How well a network does on its test images, in figures and in plots/summary.json."""
+"""How well the network classifies: confusion matrix, mistakes, and the content of summary.json."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.inspection import Subject, to_array
-from dataset.preprocess import resize
-from figures import training_curves
-from figures.style import short
+from analysis.inspection import Inspection
+from analysis.scores import Scores, score
+from analysis.settings import Settings
+from figures.entry import NotDrawn
+from figures.image_grid import to_array
+from figures.style import WIDTH, heading, short, styled
 
-SHOWN = 24  # mistakes
-MOST_CLASSES = 50  # that a confusion matrix is legible for
-
-
-def draw_confusion_matrix(subject: Subject) -> Iterator[tuple[Path, Figure]]:
-    """Which classes are taken for which."""
-    if not subject.comparable or len(subject.classes) > MOST_CLASSES:
-        print(f"confusion_matrix: left out, it needs test images of the network's classes, {MOST_CLASSES} at most")
-        return
-    labels, predicted = labels_and_predictions(subject)
-    title = f"accuracy {(labels == predicted).mean():.2%} on {len(labels):,} test images"
-    counts = confusion(labels, predicted, len(subject.classes))
-    yield Path("confusion_matrix"), training_curves.confusion_matrix(counts, subject.classes, title)
+MISTAKES_SHOWN = 24
+MAX_CLASSES = 50  # that a confusion matrix is legible for
 
 
-def draw_mistakes(subject: Subject) -> Iterator[tuple[Path, Figure]]:
-    """The misclassified images that the network is most certain of."""
-    if not subject.comparable:
-        print("mistakes: left out, they need test images of the network's classes")
-        return
-    labels, predicted = labels_and_predictions(subject)
-    confidence = subject.logits(subject.searched.tolist()).softmax(1).amax(1).numpy()
-    wrong = np.flatnonzero(labels != predicted)
+def draw_confusion_matrix(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
+    """Which classes are predicted as which."""
+    scores, classes = score(inspection), inspection.metadata.classes
+    if not scores or len(classes) > MAX_CLASSES:
+        raise NotDrawn(f"it needs test images of the network's classes, {MAX_CLASSES} at most")
+    title = f"accuracy {scores.accuracy:.2%} on {len(scores.labels):,} test images"
+    yield Path("confusion_matrix"), confusion_figure(scores.counts, classes, title)
+
+
+def draw_mistakes(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
+    """The misclassified images with the highest confidence."""
+    if not (scores := score(inspection)):
+        raise NotDrawn("they need test images of the network's classes")
+    wrong = np.flatnonzero(scores.labels != scores.predicted)
     if not len(wrong):
-        print(f"mistakes: left out, there are none in {len(labels):,} test images")
-        return
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
-    indices = subject.searched[worst]
+        raise NotDrawn(f"there are none in {len(scores.labels):,} test images")
+    worst = wrong[np.argsort(-scores.confidence[wrong], kind="stable")][:MISTAKES_SHOWN]
+    indices, classes = inspection.searched[worst], inspection.metadata.classes
     captions = [
-        f"{short(subject.classes[labels[n]], 12)}, image {index}\n"
-        f"as {short(subject.classes[predicted[n]], 14)}, {confidence[n]:.1%}"
+        f"{short(classes[scores.labels[n]], 12)}, image {index}\n"
+        f"as {short(classes[scores.predicted[n]], 14)}, {scores.confidence[n]:.1%}"
         for n, index in zip(worst, indices.tolist(), strict=True)
     ]
-    pictures = to_array(resize(subject.test[0][indices], subject.image_size))
-    title = f"the {len(worst)} of {len(wrong):,} mistakes on {len(labels):,} test images that the network is surest of"
-    yield Path("mistakes"), training_curves.mistakes(pictures, captions, title)
+    pictures = to_array(inspection.resized(inspection.images[indices]))
+    total, searched = len(wrong), len(scores.labels)
+    title = f"the {len(worst)} of {total:,} mistakes on {searched:,} test images that the network is surest of"
+    yield Path("mistakes"), mistakes_figure(pictures, captions, title)
 
 
-def labels_and_predictions(subject: Subject) -> tuple[np.ndarray, np.ndarray]:
-    """Of the searched test images, (n,) int64 each."""
-    _ = subject.top  # the search, which is wanted for the summary anyway, mostly finds the logits, too
-    predicted = subject.logits(subject.searched.tolist()).argmax(1)
-    return subject.test[1][subject.searched].numpy(), predicted.numpy()
+def summary(inspection: Inspection, settings: Settings) -> dict:
+    """What summary.json holds: accuracy, accuracy by class, dead channels by stage, settings.
 
-
-def accuracy(subject: Subject) -> float | None:
-    """On the searched test images; None where their classes are not the network's."""
-    if not subject.comparable:
-        return None
-    labels, predicted = labels_and_predictions(subject)
-    return float((labels == predicted).mean())
-
-
-def confusion(labels: np.ndarray, predicted: np.ndarray, count: int) -> np.ndarray:
-    """How often each class (row) is taken for each (column): (count, count) int64."""
-    return np.bincount(labels * count + predicted, minlength=count**2).reshape(count, count)
-
-
-def summary(subject: Subject) -> dict:
-    """What plots/summary.json holds: accuracy, accuracy by class, dead channels by stage, and the settings used.
-
-    A channel is dead when it is zero in every image that was searched.
+    A channel is dead if it is zero in every searched image.
     """
-    found = {
-        "checkpoint": str(subject.args.ckpt),
-        "data": subject.source,
-        "result": subject.info.result,
-        "settings": vars(subject.args),
-        "images_searched": len(subject.searched),
+    top = inspection.search.top
+    content = {
+        "checkpoint": str(inspection.checkpoint),
+        "data": inspection.source,
+        "result": inspection.metadata.result,
+        "settings": asdict(settings) | {"device": str(inspection.device)},
+        "images_searched": len(inspection.searched),
         "dead_channels": {
-            stage: (top.scores[:, 0] <= 0).nonzero().flatten().tolist() for stage, top in subject.top.items()
+            stage: (found.scores[:, 0] <= 0).nonzero().flatten().tolist() for stage, found in top.items()
         },
     }
-    if subject.comparable:
-        labels, predicted = labels_and_predictions(subject)
-        counts = confusion(labels, predicted, len(subject.classes))
-        totals = counts.sum(1)
-        found["accuracy"] = float(counts.trace() / counts.sum())
-        found["accuracy_by_class"] = {
-            name: counts[n, n] / totals[n] if totals[n] else None for n, name in enumerate(subject.classes)
-        }
-    return found
+    if scores := score(inspection):
+        content |= {"accuracy": scores.accuracy, "accuracy_by_class": accuracy_by_class(inspection, scores)}
+    return content
+
+
+def accuracy_by_class(inspection: Inspection, scores: Scores) -> dict[str, float | None]:
+    """Class -> accuracy in 0..1 on its images; None without any."""
+    totals = scores.counts.sum(1)
+    return {
+        name: float(scores.counts[n, n] / totals[n]) if totals[n] else None
+        for n, name in enumerate(inspection.metadata.classes)
+    }
+
+
+@styled
+def confusion_figure(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Confusion matrix (n, n), true class by predicted class, in percent of the true class.
+
+    With more than 20 classes the figure takes the width of the page and leaves out the numbers.
+    """
+    count = len(names)
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    width = WIDTH * 0.75 if count <= 20 else WIDTH
+    figure = Figure((width, width * 0.88), layout="compressed")
+    axes = figure.subplots()
+    wrong = np.where(np.eye(count, dtype=bool), 0, shares)
+    true, seen = np.unravel_index(wrong.argmax(), wrong.shape)
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    labels = [short(name, 14) for name in names]
+    tilt = 45 if count <= 20 else 90
+    axes.set_xticks(range(count), labels, rotation=tilt, ha="right", va="center", rotation_mode="anchor")
+    axes.set_yticks(range(count), [f"{label} ({total})" for label, total in zip(labels, counts.sum(1), strict=True)])
+    for row, column in np.argwhere(counts) if count <= 20 else ():
+        color = "white" if shares[row, column] > 55 else "black"
+        axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", color=color, fontsize=6)
+    axes.tick_params(length=0)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class (its images)")
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class (%)")
+    most = f"most often mistaken: {wrong.max():.1f} % of {labels[true]} seen as {labels[seen]}"
+    heading(figure, title, most if wrong.any() else "no mistakes", width=80)
+    return figure
+
+
+@styled
+def mistakes_figure(pictures: np.ndarray, captions: list[str], title: str) -> Figure:
+    """Images (n, H, W, 3) in rows of six, each with its caption."""
+    columns, count = 6, len(captions)
+    rows = max(1, -(-count // columns))
+    figure = Figure((WIDTH, 0.35 + rows * (WIDTH / columns + 0.25)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, picture, caption in zip(grid, pictures, captions, strict=False):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(caption, fontsize=6)
+    heading(figure, title)
+    return figure

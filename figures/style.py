@@ -1,4 +1,4 @@
-"""How all figures look: sized for print, 7 inches wide, text of 6 points and more; and how they are saved."""
+"""How all figures look and are saved: 7 inches wide for print, text of at least 6 points."""
 
 import textwrap
 import warnings
@@ -10,7 +10,7 @@ WIDTH = 7.0  # inches
 DPI = 300
 STYLE = {
     "pdf.fonttype": 42,  # as journals ask for
-    "text.parse_math": False,  # a $ in the name of a file or class is a $
+    "text.parse_math": False,  # a $ in a file or class name is a $
     "font.size": 7,
     "axes.titlesize": 7,
     "axes.labelsize": 7,
@@ -28,7 +28,7 @@ WRONG = "#b2182b"
 
 
 def styled(draw):
-    """A drawing function under this file's style, whatever the reader's matplotlibrc says."""
+    """Decorate a drawing function: it uses this file's style, whatever the user's matplotlibrc says."""
 
     def drawn(*args, **kwargs):
         with context(["default", STYLE]):
@@ -40,27 +40,32 @@ def styled(draw):
 
 @styled
 def save(figure: Figure, file, format: str = "png", dpi: int = DPI) -> None:
-    """Writes a figure to a path or a binary file, as "png" or, with text as text, as "pdf"; without the time of day."""
+    """Write a figure to a path or binary file as "png" or "pdf" (text stays text), without a creation date."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in a script the font lacks shows boxes
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in scripts that the font lacks show boxes
         figure.savefig(file, format=format, dpi=dpi, metadata={"CreationDate": None} if format == "pdf" else None)
 
 
 def heading(figure: Figure, *lines: str, width: int = 105) -> None:
-    """A title over the whole figure, whose long lines are broken before they leave it."""
+    """A title over the whole figure, wrapped at `width` letters."""
     figure.suptitle("\n".join(textwrap.fill(line, width) for line in lines))
 
 
 def short(name: str, most: int) -> str:
-    """A name cut to so many letters."""
+    """A name of at most this many letters, with an ellipsis where it was cut."""
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def number(value: float | None, form: str) -> str:
-    """A number in a format of Python's, a dash for none."""
+def format_number(value: float | None, form: str) -> str:
+    """A number in one of Python's formats; a dash for None."""
     return "–" if value is None else format(value, form)
 
 
-def two_digits(value: float | None) -> str:
-    """A number as captions give it, a dash for none."""
-    return number(None if value is None else round(value, 2) + 0.0, ".2f")  # -0.00 is 0.00
+def format_two_digits(value: float | None) -> str:
+    """A number with two decimals; a dash for None."""
+    return format_number(None if value is None else round(value, 2) + 0.0, ".2f")  # -0.00 becomes 0.00
+
+
+def unpooling_note(unpool: str) -> str:
+    """What titles say of unpooling that is not exact."""
+    return "" if unpool == "sum" else ", unpooling that overwrites"

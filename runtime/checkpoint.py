@@ -1,6 +1,6 @@
-"""Save and load checkpoints: files that appear whole or not at all, holding tensors and plain types only.
+"""Checkpoints of tensors and plain types, written atomically.
 
-Everything is read with `torch.load(weights_only=True)`, so a file from somewhere else cannot run code.
+Every file is read with `torch.load(weights_only=True)`, so a file from elsewhere cannot execute code.
 """
 
 import os
@@ -17,18 +17,18 @@ from torchvision.models import ResNet18_Weights
 
 from network import ResNet18
 
-SNAPSHOT = "snapshot_{}.pt"  # of an epoch
+SNAPSHOT = "snapshot_{}.pt"  # {}: epoch
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used or written; the message says what to do."""
+    """A checkpoint cannot be used or written; the message says what to do."""
 
 
 @contextmanager
 def atomic_file(path: str | Path, keep_previous: bool = False) -> Iterator[BinaryIO]:
-    """A file to write to that replaces `path` when the block ends well, and leaves it as it was otherwise.
+    """A file that replaces `path` if the block succeeds; otherwise `path` is unchanged.
 
-    keep_previous: the file it replaces stays as `<name>.prev<suffix>`.
+    keep_previous: keep the replaced file as `<name>.prev<suffix>`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -46,7 +46,7 @@ def atomic_file(path: str | Path, keep_previous: bool = False) -> Iterator[Binar
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename last through a power cut, where folders can be opened (not on Windows)."""
+    """Makes a rename survive a power failure, where folders can be opened (not on Windows)."""
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_DIRECTORY)
         try:
@@ -56,35 +56,29 @@ def _sync_folder(folder: Path) -> None:
 
 
 def save(state: dict[str, Any], path: str | Path, keep_previous: bool = False) -> None:
-    """Writes a dict of tensors and plain types to an `atomic_file`.
-
-    Raises CheckpointError, with the old file untouched, when it cannot be written.
-    """
+    """Writes a dict of tensors and plain types atomically. Raises CheckpointError if it cannot be written."""
     try:
         with atomic_file(path, keep_previous) as file:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} could not be written ({first_line(error)}): see that its folder is writable and the disk not full"
+            f"{path} could not be written ({first_line(error)}): make its folder writable, or free space on the disk"
         ) from error
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before the one at `path` is kept: last.pt -> last.prev.pt."""
+    """The path of the checkpoint before this one: last.pt -> last.prev.pt."""
     return path.with_suffix(f".prev{path.suffix}")
 
 
 def snapshots(folder: Path) -> dict[int, Path]:
-    """The epochs of which a folder keeps the weights, in order, and their files."""
+    """The snapshots in a folder: epoch -> file, in order."""
     found = {file.stem.partition("_")[2]: file for file in folder.glob(SNAPSHOT.format("*"))}
     return {int(epoch): found[epoch] for epoch in sorted((name for name in found if name.isdecimal()), key=int)}
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The dict a file holds, on the CPU; of a folder, its model.pt.
-
-    Raises CheckpointError when there is none that is safe to read.
-    """
+    """The dict in a file, or in a folder's model.pt, on the CPU. Raises CheckpointError if it cannot be read safely."""
     path = Path(path)
     if path.is_dir() and (path / "model.pt").exists():
         path = path / "model.pt"
@@ -94,13 +88,13 @@ def load(path: str | Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is no checkpoint of tensors and plain types, and what it holds instead is not run: "
-            "pass a model.pt that train.py wrote, or a state dict"
+            f"{path} is not a checkpoint of tensors and plain types (its contents were not executed): "
+            "pass a model.pt of train.py, or a state dict"
         ) from error
-    except Exception as error:  # a damaged file can make the reader fail anywhere
-        raise CheckpointError(f"{path} is damaged or no checkpoint: pass another, or train again") from error
+    except Exception as error:  # a damaged file can fail anywhere in the reader
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: pass another, or train again") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds a {type(state).__name__}, no checkpoint: pass a model.pt of train.py")
+        raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint: pass a model.pt of train.py")
     return state
 
 
@@ -200,7 +194,7 @@ def load_pretrained(path: str | Path, network: ResNet18) -> None:
 def _num_classes(weights: Any, path: str | Path) -> int:
     last = weights.get("fc.weight") if isinstance(weights, dict) else None
     if not isinstance(last, Tensor) or last.ndim != 2:
-        raise CheckpointError(f"{path} holds no ResNet-18 (no fc.weight): its names must be torchvision's")
+        raise CheckpointError(f"{path} is not a ResNet-18 (no fc.weight): its names must be torchvision's")
     return last.shape[0]
 
 
@@ -208,21 +202,17 @@ def check_weights(weights: dict[str, Any], network: ResNet18, path: str | Path) 
     """Raises CheckpointError unless `weights` are a finite state dict for `network`."""
     expected = network.state_dict()
     if strange := sorted(expected.keys() ^ weights.keys(), key=str):
-        raise CheckpointError(
-            f"{path} holds another network than ResNet-18: {len(strange)} names differ, the first is {strange[0]}"
-        )
+        raise CheckpointError(f"{path} is not a ResNet-18: {len(strange)} names differ, the first is {strange[0]}")
     for name, value in expected.items():
         found = weights[name]
         if not isinstance(found, Tensor) or found.shape != value.shape:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise CheckpointError(
-                f"{path} holds another network than ResNet-18: {name} is {shape}, not {tuple(value.shape)}"
-            )
+            raise CheckpointError(f"{path} is not a ResNet-18: {name} is {shape}, not {tuple(value.shape)}")
         if not torch.isfinite(found).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values: pass an earlier checkpoint")
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough to stand inside a sentence."""
+    """The first line of an error message, or the name of its class."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

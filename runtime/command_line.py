@@ -1,4 +1,4 @@
-"""What both scripts need at the command line: errors in one line, checked numbers, the output folder."""
+"""Command-line helpers of the scripts: argument types, errors in one line, the output folder."""
 
 import argparse
 import math
@@ -13,7 +13,7 @@ import torch
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the description, and names the default of every flag that has one."""
+    """Keeps the lines of the description, and shows the default of every flag that has one."""
 
     def _get_help_string(self, action):
         default = action.default
@@ -23,9 +23,9 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse that shows every default, takes no abbreviations, and ends a wrong use in one line with exit code 2.
+    """argparse that shows defaults, rejects abbreviations, and reports a usage error in one line with exit code 2.
 
-    reads_files: `@FILE` stands for the flags in a file, which may have comments (`# ...`).
+    reads_files: `@FILE` reads flags from a file, which may have comments (`# ...`).
     """
 
     def __init__(self, description: str, reads_files: bool = False):
@@ -40,7 +40,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return shlex.split(line, comments=True)
 
     def error(self, message: str):
-        self.exit(2, f"error: {message} (--help explains every flag)\n")
+        self.exit(2, f"error: {message} (see --help)\n")
 
 
 def number(
@@ -64,7 +64,7 @@ def number(
 
 
 def size_and_epochs(text: str) -> tuple[int, int]:
-    """ "96:20" -> (96, 20), for argparse: image size, and number of epochs at it."""
+    """A `type=` for argparse: image size and number of epochs at it, "96:20" -> (96, 20)."""
     size, colon, epochs = text.partition(":")
     if not colon:
         raise argparse.ArgumentTypeError(f"{text!r} is not SIZE:EPOCHS, for example 96:20")
@@ -73,7 +73,7 @@ def size_and_epochs(text: str) -> tuple[int, int]:
 
 @contextmanager
 def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
-    """Ends the script with `error: ...` and exit code 1 for errors a user can mend; all others keep their traceback."""
+    """Reports errors that a user can fix as `error: ...` with exit code 1; all others keep their traceback."""
     try:
         yield
     except (*expected, OSError) as error:
@@ -82,7 +82,7 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
         if not full:
             raise
-        message = "the memory is full: pass a smaller --batch-size or --image-size"
+        message = "out of memory: pass a smaller --batch-size or --image-size"
     except KeyboardInterrupt:
         sys.exit(130)
     else:
@@ -92,7 +92,7 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
 
 
 def output_folder(path: str) -> Path:
-    """The folder, made where it was missing. Raises OSError when nothing can be written there."""
+    """The folder, created if it is missing. Raises OSError if it is not writable."""
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,5 +100,5 @@ def output_folder(path: str) -> Path:
             pass
     except OSError as error:
         reason = error.strerror or str(error)
-        raise OSError(f"--out {path} is no folder that can be written to ({reason}): pass another") from error
+        raise OSError(f"--out {path} is not a writable folder ({reason}): pass another") from error
     return folder

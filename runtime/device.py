@@ -1,4 +1,4 @@
-"""What the scripts take from the machine: a device, the precision it is good at, and its memory."""
+"""The device, its precision, and the memory allocator."""
 
 import ctypes
 import sys
@@ -7,9 +7,9 @@ import torch
 
 
 def pick_device(name: str, gpu: int = 0) -> torch.device:
-    """A device by torch's name; "auto" is the CUDA GPU of this number, as is "cuda", or else the CPU.
+    """A device by torch's name; "cuda" is the GPU of this index, "auto" the same or, without CUDA, the CPU.
 
-    Raises OSError when it is not there.
+    A GPU becomes torch's current one. Raises OSError if the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,6 +18,8 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except Exception as error:  # every backend has its own way to fail
         here = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
         raise OSError(f"there is no device {name!r}: pass --device auto, or one of {', '.join(here)}") from error
@@ -25,17 +27,17 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Makes of "auto" bf16 on GPUs that multiply it natively (NVIDIA's from Ampere on), and fp32 elsewhere."""
+    """The precision "auto" stands for: bf16 on GPUs with native bf16 (NVIDIA Ampere or newer), fp32 elsewhere."""
     if name == "auto":
         return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     return name
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep the memory of freed tensors: the next iteration needs as much again.
+    """Makes glibc keep the memory of freed tensors, because the next iteration allocates the same sizes again.
 
-    Otherwise glibc gives blocks of more than 32 MB back at once, and the system clears each page of them anew whenever
-    they are asked for: a tenth of an iteration's time at 224x224 on a CPU. Does nothing elsewhere than on Linux.
+    By default glibc returns blocks above 32 MB to the system, which clears their pages at the next allocation: a tenth
+    of an iteration at 224x224 on a CPU. Does nothing on other systems.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl

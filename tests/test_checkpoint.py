@@ -105,7 +105,7 @@ class TestBadFiles:
 
     def test_empty(self, tmp_path):
         (tmp_path / "a.pt").touch()
-        self.refuses(tmp_path / "a.pt", "damaged or no checkpoint")
+        self.refuses(tmp_path / "a.pt", "damaged or not a checkpoint")
 
     @pytest.mark.parametrize("share", [0.01, 0.5, 0.99, 0.99999])
     def test_cut_short(self, tmp_path, share):
@@ -132,7 +132,7 @@ class TestBadFiles:
             torch.save(state, tmp_path / "a.pt")
         else:
             (tmp_path / "a.pt").write_bytes(pickle.dumps(state, protocol))
-        self.refuses(tmp_path / "a.pt", "is not run" if protocol != 5 else "no checkpoint")
+        self.refuses(tmp_path / "a.pt", "were not executed" if protocol != 5 else "not a checkpoint")
         assert not marker.exists()
         with contextlib.suppress(RuntimeError):
             torch.load(tmp_path / "a.pt", weights_only=False)
@@ -140,7 +140,7 @@ class TestBadFiles:
 
     def test_a_whole_module_is_not_run(self, tmp_path):
         torch.save(ResNet18(), tmp_path / "a.pt")
-        self.refuses(tmp_path / "a.pt", "is not run")
+        self.refuses(tmp_path / "a.pt", "were not executed")
 
 
 class TestBadNetworks:
@@ -152,9 +152,10 @@ class TestBadNetworks:
             assert word in str(caught.value)
 
     def test_another_network(self, tmp_path):
-        self.refuses(torchvision.models.resnet34().state_dict(), tmp_path / "a.pt", "another network", "names differ")
-        self.refuses(torchvision.models.resnet50().state_dict(), tmp_path / "b.pt", "another network")
-        self.refuses(torchvision.models.alexnet().state_dict(), tmp_path / "c.pt", "no ResNet-18", "fc.weight")
+        names = torchvision.models.resnet34().state_dict()
+        self.refuses(names, tmp_path / "a.pt", "is not a ResNet-18", "names differ")
+        self.refuses(torchvision.models.resnet50().state_dict(), tmp_path / "b.pt", "is not a ResNet-18")
+        self.refuses(torchvision.models.alexnet().state_dict(), tmp_path / "c.pt", "is not a ResNet-18", "fc.weight")
 
     def test_another_shape(self, tmp_path):
         state = ResNet18().state_dict()

@@ -254,7 +254,7 @@ class TestBadInputOfVisualizer:
 
     def test_another_network(self, capsys, tmp_path):
         torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "a.pt")
-        ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "another network than ResNet-18")
+        ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "is not a ResNet-18")
 
     def test_nan(self, capsys, tmp_path):
         state = ResNet18().state_dict()

@@ -5,6 +5,7 @@ import torch
 
 import train
 from training.optimizer import SCHEDULES, learning_rate
+from training.plan import Plan
 
 
 class TestLearningRate:
@@ -22,8 +23,9 @@ class TestLearningRate:
         return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
 
     def ours(self, steps, steps_per_epoch, *flags):
-        settings = train.make_optimization(train.parse_args(["--lr", "0.2", *flags]))
-        return [learning_rate(step, steps, steps_per_epoch, settings) for step in range(steps)]
+        settings = train.loop_settings(train.parse_args(["--lr", "0.2", *flags]), torch.device("cpu")).optimization
+        plan = Plan(((32, -(-steps // steps_per_epoch)),), steps_per_epoch, steps)
+        return [learning_rate(step, plan, settings) for step in range(steps)]
 
     def test_step(self):
         optimizer = self.optimizer()
@@ -49,6 +51,17 @@ class TestLearningRate:
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 120)
         expected = self.scheduled(scheduler, optimizer, 120)
         assert self.ours(120, 4, "--schedule", "cosine") == pytest.approx(expected, rel=1e-9)
+
+    def test_linear_after_a_warm_up(self):
+        """LinearLR up, then LinearLR down to 0."""
+        optimizer = self.optimizer()
+        up = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / 10, 1, total_iters=9)
+        down = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0, total_iters=30)
+        both = torch.optim.lr_scheduler.SequentialLR(optimizer, [up, down], [10])
+        expected = self.scheduled(both, optimizer, 40)
+        ours = self.ours(40, 4, "--schedule", "linear", "--lr-warmup-epochs", "2.5")
+        assert ours == pytest.approx(expected, rel=1e-9)
+        assert max(ours) == 0.2 and 0 < ours[-1] < 0.01
 
     @pytest.mark.parametrize("steps", [120, 97, 7])
     def test_onecycle(self, steps):

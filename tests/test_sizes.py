@@ -11,6 +11,7 @@ from run_checks import assert_same_run, interrupt, run_on, without_speed
 import train
 from dataset import sources
 from dataset.preprocess import Preprocess
+from figures.training_curves import training_curves
 from runtime import checkpoint
 from training.evaluation import evaluate
 from training.plan import Plan
@@ -134,6 +135,14 @@ class TestResume:
         with pytest.raises(SystemExit):
             run(small_run.parent / "pictures", growing, "--resume", "--sizes", "32:1", "64:1")
         assert "--sizes was" in capsys.readouterr().err
+
+
+def test_the_curves_name_the_sizes_and_do_not_connect_them(growing):
+    history = checkpoint.load(growing / "model.pt")["history"]
+    for axes in training_curves(history).axes:
+        assert [text.get_text() for text in axes.texts] == ["32 px", "40", "64"]
+        assert [len(line.get_xdata()) for line in axes.lines[1:]] == [1, 2, 1]  # epochs at each size
+        assert list(axes.lines[2].get_xdata()) == [6, 9]
 
 
 def test_a_step_is_rebuilt_for_every_size(small_run, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from training.plan import Plan
+
 SCHEDULES = ("step", "exponential", "linear", "cosine", "onecycle")
 DEFAULT_GAMMA = {"step": 0.1, "exponential": 0.35 ** (1 / 30)}
 
@@ -58,15 +60,15 @@ def sgd(network: nn.Module, settings: Optimization) -> torch.optim.SGD:
     return optimizer
 
 
-def learning_rate(step: int, total_steps: int, steps_per_epoch: int, settings: Optimization) -> float:
+def learning_rate(step: int, plan: Plan, settings: Optimization) -> float:
     """The learning rate of iteration `step`, counted from 0.
 
     The curves are those of torch.optim.lr_scheduler: StepLR and ExponentialLR by epoch; CosineAnnealingLR and
     OneCycleLR (arXiv:1708.07120) by iteration. "linear" falls to 0 from the end of the warm-up on. During the warm-up
     every curve is multiplied by a factor that rises from 0 to 1.
     """
-    peak, epoch = settings.learning_rate, step // steps_per_epoch
-    warmup = settings.warmup_epochs * steps_per_epoch
+    peak, epoch, total_steps = settings.learning_rate, step // plan.steps_per_epoch, plan.total_steps
+    warmup = settings.warmup_epochs * plan.steps_per_epoch
     factor = (step + 1) / warmup if step < warmup else 1.0
     if settings.schedule == "step":
         return factor * peak * settings.lr_gamma ** (epoch // settings.lr_step_size)

@@ -1,0 +1,38 @@
+"""What is visualised, and how: chosen once at the command line, handed to every analysis and figure."""
+
+from dataclasses import dataclass
+
+from network import STAGES
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    stages      names of network.STAGES
+    channels    numbers, the same for every stage; "all"; or None for the nine with the highest activation
+    top         images per channel
+    rules       names of reverse_network.RULES
+    unpool      one of reverse_network.UNPOOLINGS
+    units       one of reverse_network.UNITS: what the top images are reconstructed from
+    limit       how many test images to search; None for all
+    batch_size  images per forward pass
+    """
+
+    stages: tuple[str, ...] = ("conv1", "conv5_x")
+    channels: tuple[int, ...] | str | None = None
+    top: int = 9
+    rules: tuple[str, ...] = ("deconvnet", "guided")
+    unpool: str = "sum"
+    units: str = "peak"
+    limit: int | None = None
+    batch_size: int = 24
+
+    @property
+    def deepest_stage(self) -> str:
+        """The stage furthest from the image."""
+        return max(self.stages, key=STAGES.index)
+
+    @property
+    def channel_numbers(self) -> list[int] | None:
+        """The channels that were asked for by number, if any."""
+        return None if self.channels in (None, "all") else list(self.channels)

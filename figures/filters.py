@@ -1,0 +1,49 @@
+"""The first layer's filters, in colour and by input channel."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from analysis.inspection import Inspection
+from analysis.settings import Settings
+from figures.image_grid import color_limit, diverging_rgb, draw_numbered_grid
+from figures.style import WIDTH, styled
+
+
+def draw_filters(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
+    """conv1_filters, and conv1_filters_red, _green and _blue on one scale."""
+    weights = inspection.network.conv1.weight.detach().cpu().contiguous().numpy()
+    yield Path("conv1_filters"), filters_figure(weights)
+    limit = color_limit(weights)
+    for channel, name in enumerate(("red", "green", "blue")):
+        yield Path(f"conv1_filters_{name}"), filter_channel_figure(weights[:, channel], name, limit)
+
+
+@styled
+def filters_figure(weights: np.ndarray) -> Figure:
+    """Filters of RGB input, (n, 3, h, w), in colour around grey; each has its own scale."""
+    tiles = np.stack([diverging_rgb(tile, color_limit(tile)) for tile in weights.transpose(0, 2, 3, 1)])
+    figure = Figure((WIDTH * 0.55, WIDTH * 0.55 + 0.35), layout="compressed")
+    axes = figure.subplots()
+    draw_numbered_grid(axes, tiles, columns=math.ceil(math.sqrt(len(tiles))))
+    largest = np.abs(weights).max((1, 2, 3))
+    axes.set_title(
+        f"conv1: {len(weights)} filters of {weights.shape[2]}x{weights.shape[3]} in RGB; grey is 0\n"
+        f"each scaled by its largest weight, {largest.min():.2g} to {largest.max():.2g}"
+    )
+    return figure
+
+
+@styled
+def filter_channel_figure(weights: np.ndarray, name: str, limit: float) -> Figure:
+    """The filters' weights on one input channel, (n, h, w), on the scale -limit to limit."""
+    figure = Figure((WIDTH * 0.55 + 0.5, WIDTH * 0.55 + 0.25), layout="compressed")
+    axes = figure.subplots()
+    columns = math.ceil(math.sqrt(len(weights)))
+    picture = draw_numbered_grid(axes, weights, columns, cmap="RdBu_r", vmin=-limit, vmax=limit, fill=np.nan)
+    axes.set_title(f"conv1: weights on the {name} input channel")
+    figure.colorbar(picture, ax=axes, shrink=0.9, label="weight")
+    return figure

@@ -1,0 +1,42 @@
+"""The exact mirror beside one with a known mistake: where pooling windows share a switch, unpooling overwrites."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from analysis.channels import reconstruct_units
+from analysis.inspection import Inspection
+from analysis.settings import Settings
+from figures.comparison import (
+    GREY,
+    comparison_figure,
+    crop_rows,
+    relative_norms,
+    row_captions,
+    select_units_above_pooling,
+)
+from figures.style import format_number
+from reverse_network import UNPOOLINGS, ReverseResNet18
+
+
+def draw_unpooling(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
+    """The same units by unpooling that sums and that overwrites, and the difference, with its norm."""
+    units = select_units_above_pooling(inspection, settings)
+    rule = settings.rules[0]
+    mirrors = {unpool: ReverseResNet18(inspection.network, rule, unpool) for unpool in UNPOOLINGS}
+    pictures = reconstruct_units(inspection, mirrors, units)
+    pictures["difference"] = pictures["overwrite"] - pictures["sum"]
+    errors = relative_norms(pictures["difference"], pictures["sum"])
+    patches, columns = crop_rows(inspection, units, pictures)
+    limits = np.abs(columns["sum"]).max((1, 2, 3), initial=0)
+    captions = {name: [f"±{limit:.2g}" for limit in limits] for name in columns}
+    captions["difference"] = [f"error {format_number(error, '.0%')}" for error in errors]
+    known = [error for error in errors if error is not None]
+    mean = format_number(np.mean(known) if known else None, ".0%")
+    title = (
+        f"{units.stage}, {rule}: unpooling that sums what meets, or overwrites it (F.max_unpool2d)",
+        f"mean error {mean} of the norm; each row on one scale; {GREY}",
+    )
+    yield Path("unpooling"), comparison_figure(patches, columns, row_captions(units), captions, title, limits)

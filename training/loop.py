@@ -1,0 +1,192 @@
+"""What a training loop needs around its step: batches and step at each image size, evaluation, logging, saving."""
+
+import gc
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset.batches import Augmentation, Batches
+from dataset.preprocess import Preprocess
+from training.acceleration import accelerate
+from training.data import Data
+from training.evaluation import evaluate, mean_metrics
+from training.optimizer import Optimization
+from training.progress import Progress, format_duration
+from training.run import Run
+from training.step import TrainStep
+
+BATCH_NORM_IMAGES = 6400  # training images behind the batch-norm statistics of a moving average
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the loop.
+
+    batch_size    images per iteration, over all processes
+    seed          of order and augmentation
+    augmentation  at the last image size
+    optimization  of the loss, SGD and its learning rate
+    precision     "fp32" or "bf16"
+    compiles      torch.compile the network
+    captures      replay each iteration as a CUDA graph
+    log_every     iterations between log lines
+    save_every    iterations between checkpoints; None: about once a minute
+    snapshots     epochs to keep the weights of
+    """
+
+    batch_size: int
+    seed: int
+    augmentation: Augmentation
+    optimization: Optimization
+    precision: str = "fp32"
+    compiles: bool = False
+    captures: bool = False
+    log_every: int = 300
+    save_every: int | None = None
+    snapshots: tuple[int, ...] = ()
+
+
+class Loop:
+    """The parts of a training loop that repeat in every epoch and iteration.
+
+    run, data, settings  what is trained, on which images, how
+    progress             console output
+    advises              on a CPU, propose a shorter run if this one is slow
+    """
+
+    def __init__(self, run: Run, data: Data, settings: Settings, advises: bool = False):
+        self.run, self.data, self.settings, self.advises = run, data, settings, advises
+        self.progress = Progress(run.step, run.plan, settings.batch_size, len(data.test[0]))
+        self.batches: Batches | None = None
+        self.step: Callable[[Tensor], Tensor] | None = None
+
+    def start_epoch(self, epoch: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """The training step at the image size of an epoch, and the rows (iterations, B, 6) that are left of it.
+
+        A new image size needs a new step: compiled code and CUDA graphs have static shapes.
+        """
+        run, plan = self.run, self.run.plan
+        is_resized = self.batches is None or self.batches.preprocess.image_size != plan.image_size(epoch)
+        if is_resized:
+            self.batches = self.make_batches(plan.image_size(epoch))
+        rows = self.batches.plan(epoch)[:, run.world.shard(self.settings.batch_size)]
+        if is_resized:
+            with self.progress.paused():
+                self.step = None  # releases the memory of a captured graph, and DistributedDataParallel's hooks
+                gc.collect()
+                self.step = self._make_step(rows[0])
+        start = run.step % plan.steps_per_epoch
+        if start == 0:
+            run.in_epoch.zero_()
+        return self.step, rows[start : plan.total_steps - epoch * plan.steps_per_epoch]
+
+    def make_batches(self, image_size: int) -> Batches:
+        """The augmented training batches at an image size."""
+        settings, data = self.settings, self.data
+        cutout = self.run.plan.cutout(settings.augmentation.cutout, image_size)
+        preprocess = Preprocess(image_size, data.mean, data.std, data.train[0].device)
+        augmentation = replace(settings.augmentation, cutout=cutout)
+        return Batches(*data.train, preprocess, settings.batch_size, settings.seed, augmentation)
+
+    def _make_step(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+        run, settings = self.run, self.settings
+        smoothing = settings.optimization.label_smoothing
+        step = TrainStep(run.network, run.optimizer, self.batches, settings.precision, smoothing, run.ema)
+        return accelerate(step, rows, settings.compiles, settings.captures, run.world, self.progress.say)
+
+    def end_step(self, signals: list[int]) -> int:
+        """Prints, evaluates and saves what is due; returns the signal to stop for, or 0."""
+        run, progress, settings = self.run, self.progress, self.settings
+        if progress.advance():
+            progress.show(run.epoch, *mean_metrics(run.since_line))
+        if run.since_line.device.type == "cpu" and progress.step == progress.first + 3:
+            progress.forecast(self.advises)
+        ends_line, ends_epoch = run.step % settings.log_every == 0, run.step % run.plan.steps_per_epoch == 0
+        if ends_line:
+            self._end_line()
+        if ends_epoch:
+            self._end_epoch()
+            if run.epoch in settings.snapshots:
+                run.save_snapshot()
+        stop, save = run.agree(signals, settings.save_every, may_save=ends_line or ends_epoch)
+        if save and not stop:
+            run.save()
+        return stop
+
+    def end(self) -> None:
+        """Reports an incomplete interval and epoch. Not saved: a longer run would not have these lines."""
+        if self.run.world.all_reduce_sum(self.run.since_line)[2] > 0:
+            self._end_line()
+        if self.run.step % self.run.plan.steps_per_epoch:
+            self._end_epoch()
+
+    def _end_line(self) -> None:
+        entry = self.run.train_entry(self.progress.images_per_second())
+        self.run.record(entry)
+        self.progress.train_line(entry)
+
+    def _end_epoch(self) -> None:
+        self.run.check_finite()
+        with self.progress.paused():
+            loss, accuracy = self.evaluate()
+        entry = self.run.test_entry(loss, accuracy)
+        self.run.record(entry)
+        self.progress.test_line(entry)
+
+    def evaluate(self, flip: bool = False) -> tuple[float, float]:
+        """Test loss and accuracy at the image size of the epoch, of the moving average if there is one.
+
+        flip: average the logits of each image and its mirror image.
+        """
+        run, precision = self.run, self.settings.precision
+        batches = self.make_batches(run.image_size)
+        if run.ema:
+            rows = batches.plan(0)[: math.ceil(BATCH_NORM_IMAGES / self.settings.batch_size)]
+            run.ema.update_batch_norm((batches(each)[0] for each in rows), precision)
+        return evaluate(run.evaluated, *self.data.test, batches.preprocess, precision, run.world, flip)
+
+    def describe(self) -> str:
+        """The first line of the log."""
+        run, (images, _) = self.run, self.data.train
+        sizes = ", ".join(f"{size}x{size}" for size, _ in run.plan.sizes)
+        processes = f"{run.world.size} processes on " if run.world.size > 1 else ""
+        resumed = f", continuing after {run.step:,}" if run.step else ""
+        return (
+            f"{len(images):,} training and {len(self.data.test[0]):,} test images of {len(self.data.classes)} classes "
+            f"at {sizes}; {run.plan.total_steps:,} iterations on {processes}{images.device}, "
+            f"{self.settings.precision}{resumed}"
+        )
+
+
+def result(run: Run, flip_accuracy: float | None) -> dict[str, Any]:
+    """The result of a finished run, as model.pt holds it.
+
+    flip_accuracy: test accuracy (0..1) with the logits of each image and its mirror image averaged, if measured
+    """
+    train_loss, train_accuracy = mean_metrics(run.world.all_reduce_sum(run.in_epoch))
+    test = [entry for entry in run.history if entry["kind"] == "test"][-1]
+    found = {name: test[name] for name in ("epoch", "step", "image_size")}
+    found |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
+    found |= {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
+    found |= {"seconds": round(run.seconds, 1), "torch": str(torch.__version__)}
+    if flip_accuracy is not None:
+        found["test_accuracy_flipped"] = flip_accuracy
+    if run.since_line.device.type == "cuda":
+        found["peak_gpu_bytes"] = torch.cuda.max_memory_reserved()
+    return found
+
+
+def summarize(result: dict[str, Any]) -> str:
+    """A result in one line."""
+    flip, memory = result.get("test_accuracy_flipped"), result.get("peak_gpu_bytes")
+    return (
+        f"train accuracy {result['train_accuracy']:.2%} (mean over the last epoch, as trained), "
+        f"test accuracy {result['test_accuracy']:.2%}"
+        + (f" ({flip:.2%} averaged with mirror images)" if flip is not None else "")
+        + (f", {memory / 1e9:.1f} GB of GPU memory" if memory else "")
+        + f", in {format_duration(result['seconds'])}"
+    )
