@@ -1,10 +1,10 @@
-"""Trials of the recipe, one change at a time, judged on training images that are held out; never on the test split.
+"""Compare settings of train.py on held-out training images, one change at a time; the test split is never used.
 
-python benchmarks/recipe.py --data FOLDER --out runs/recipe                     all trials as train.py trains by default
-python benchmarks/recipe.py --data FOLDER --image-size 64 --epochs 5 --lr-step-size 2   5 small epochs
+python benchmarks/recipe.py --data FOLDER --image-size 64 --epochs 5 --lr-step-size 2
+python benchmarks/recipe.py --data FOLDER --trials fp32 bf16 --seeds 0 1 2 --sizes 64:3 96:2
 
-Every trial is a run of train.py in a folder of its own. One that is finished is not done again and one that was
-interrupted goes on, so this can be stopped at any time. The table at the end has what is finished.
+All other flags go to train.py. Every trial is a run in a folder of its own: a finished one is not repeated, an
+interrupted one is resumed. Differences are paired by seed and relative to the first trial.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import train
 from runtime import checkpoint
 
 TRAIN = Path(__file__).parent.parent / "train.py"
-
+LOCAL = {"out", "resume", "overwrite"}  # flags that do not belong to the trial
 TRIALS = {
     "default": [],
     "learning rate 0.0125": ["--lr", "0.0125"],
@@ -27,17 +27,21 @@ TRIALS = {
     "learning rate 0.1": ["--lr", "0.1"],
     "weight decay 1e-4": ["--weight-decay", "1e-4"],
     "weight decay 1e-3": ["--weight-decay", "1e-3"],
-    "weight decay not on biases and batch norms": ["--no-norm-decay"],
+    "no weight decay on biases and batch norms": ["--no-norm-decay"],
     "label smoothing 0.1": ["--label-smoothing", "0.1"],
     "cutout 8": ["--cutout", "8"],
     "no shift": ["--shift", "0"],
     "no flip": ["--flip", "none"],
+    "alternating flip": ["--flip", "alternate"],
     "no augmentation": ["--no-augment"],
-    "warm-up of an epoch": ["--lr-warmup-epochs", "1"],
-    "average of weights, 0.999": ["--ema-decay", "0.999"],
+    "warm-up of 1 epoch": ["--lr-warmup-epochs", "1"],
+    "EMA 0.999": ["--ema-decay", "0.999"],
+    "Nesterov": ["--nesterov"],
+    "linear": ["--schedule", "linear"],
     "one cycle": ["--schedule", "onecycle"],
     "cosine": ["--schedule", "cosine"],
     "fp32": ["--precision", "fp32"],
+    "bf16": ["--precision", "bf16"],
 }
 
 
@@ -47,23 +51,31 @@ def parse_args(argv=None):
     parser.add_argument("--out", default="runs/recipe", help="folder of the runs (default: runs/recipe)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--trials", nargs="+", choices=list(TRIALS), default=list(TRIALS), metavar="NAME")
-    parser.add_argument("--hold-out", type=int, default=5000, help="training images to judge by (default: 5000)")
+    parser.add_argument("--hold-out", type=int, default=5000, help="held-out training images (default: 5000)")
     parser.add_argument("--json", metavar="FILE", help="also write the results there")
     return parser.parse_known_args(argv)
 
 
 def run(folder: Path, flags: list[str]) -> dict:
-    """The result of a run of train.py, which is begun, taken up again, or only looked at."""
+    """The result of a run of train.py, which is started, resumed, or only read."""
     if not (folder / "model.pt").exists():
         resume = ["--resume"] if (folder / "last.pt").exists() else ["--overwrite"]
         command = [sys.executable, str(TRAIN), "--out", str(folder), *flags, *resume]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     state = checkpoint.load(folder / "model.pt")
-    asked = vars(train.parse_args(flags))
-    of_run = set(asked) - {"out", "resume", "overwrite"}
-    if other := [name for name in of_run if state["config"].get(name) != asked[name]]:
-        sys.exit(f"{folder} is of a run with another {other[0]}: pass another --out")
+    wanted = {name: value for name, value in vars(train.parse_args(flags)).items() if name not in LOCAL}
+    if other := [name for name in wanted if state["config"].get(name) != wanted[name]]:
+        sys.exit(f"{folder} holds a run with another {other[0]}: pass another --out")
     return state["result"]
+
+
+def paired_difference(values: list[float], baseline: list[float]) -> str:
+    """Mean and standard error of the differences; the latter needs two pairs."""
+    differences = [value - other for value, other in zip(values, baseline, strict=True)]
+    mean = f"{100 * statistics.mean(differences):+.2f}"
+    if len(differences) < 2:
+        return mean
+    return f"{mean} ± {100 * statistics.stdev(differences) / len(differences) ** 0.5:.2f}"
 
 
 def main(argv=None):
@@ -73,20 +85,20 @@ def main(argv=None):
     for seed in args.seeds:
         for name in args.trials:
             folder = Path(args.out) / f"{name.replace(' ', '-')}-{seed}"
-            flags = [*settings, *TRIALS[name], "--seed", str(seed), "--hold-out", str(args.hold_out), "--test-flip"]
+            flags = [*settings, *TRIALS[name], "--seed", str(seed), "--hold-out", str(args.hold_out)]
             result = results.setdefault(name, {})[seed] = run(folder, flags)
             print(f"{name}, seed {seed}: {result['test_accuracy']:.2%} in {result['seconds']:.0f} s", flush=True)
     if args.json:
         Path(args.json).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
 
-    print("\n| change | seeds | accuracy on what was held out, mean (range) | with mirror images |\n|---|---|---|---|")
-    for name, by_seed in results.items():
-        plain = [result["test_accuracy"] for result in by_seed.values()]
-        flipped = [result["test_accuracy_flipped"] for result in by_seed.values()]
-        print(
-            f"| {name} | {len(plain)} | {statistics.mean(plain):.2%} ({min(plain):.2%} to {max(plain):.2%}) "
-            f"| {statistics.mean(flipped):.2%} |"
-        )
+    accuracies = {name: [result["test_accuracy"] for result in by_seed.values()] for name, by_seed in results.items()}
+    first = args.trials[0]
+    print(f"\n| trial | seeds | held-out accuracy (%), mean (range) | difference to {first}, mean ± standard error |")
+    print("|---|---|---|---|")
+    for name, values in accuracies.items():
+        low, mean, high = (100 * value for value in (min(values), statistics.mean(values), max(values)))
+        difference = "" if name == first else paired_difference(values, accuracies[first])
+        print(f"| {name} | {len(values)} | {mean:.2f} ({low:.2f} to {high:.2f}) | {difference} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Images per second of training by 1, 2, ... processes: one GPU each, or shares of the CPU's cores.
+"""Training throughput of 1, 2, ... processes: one GPU each, or equal parts of the CPU's cores.
 
 python benchmarks/scaling.py --data FOLDER --processes 1 2 4 8
 
-Each process has a batch of its own of --batch-size images, so the global batch grows with their number, as the learning
-rate then should. Runs torchrun on train.py, in turn, and reads what it wrote.
+Each process has --batch-size images per iteration (weak scaling). Runs torchrun on train.py, one configuration after the
+other, and reads history.jsonl.
 """
 
 import argparse
@@ -23,16 +23,18 @@ TRAIN = Path(__file__).parent.parent / "train.py"
 def parse_args(argv=None):
     """The flags of the command line; all others go to train.py."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[2], help="how many, beside 1 (default: 2)")
-    parser.add_argument("--batch-size", type=int, default=32, help="images an iteration and process (default: 32)")
-    parser.add_argument("--steps", type=int, default=20, help="iterations a line (default: 20)")
-    parser.add_argument("--repetitions", type=int, default=3, help="runs of each (default: 3)")
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=[2], help="numbers of processes to compare with 1 (default: 2)"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="images per iteration and process (default: 32)")
+    parser.add_argument("--steps", type=int, default=20, help="iterations per log line (default: 20)")
+    parser.add_argument("--repetitions", type=int, default=3, help="runs of each configuration (default: 3)")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     return parser.parse_known_args(argv)
 
 
 def images_per_second(count: int, args, settings: list[str]) -> float:
-    """The second and third lines' of a run by so many processes; the first has what happens once."""
+    """Mean throughput of a run after its first log line, which includes the warm-up."""
     threads = max(1, torch.get_num_threads() // count)
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
@@ -58,8 +60,8 @@ def main(argv=None):
     if args.json:
         report = {"device": device, "torch": str(torch.__version__), "settings": settings, "images_per_second": speeds}
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{device}, torch {torch.__version__}, batch {args.batch_size} a process, {' '.join(settings)}\n")
-    print("| processes | images/s, median (range) | beside one |\n|---|---|---|")
+    print(f"{device}, torch {torch.__version__}, batch {args.batch_size} per process, {' '.join(settings)}\n")
+    print("| processes | images/s, median (range) | relative to 1 |\n|---|---|---|")
     one = statistics.median(speeds[1])
     for count, values in speeds.items():
         median = statistics.median(values)

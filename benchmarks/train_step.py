@@ -1,14 +1,14 @@
-"""Images per second of training, in turn and in one run: (a) the script one would otherwise write, (b) this project.
+"""Training throughput, measured alternately in one run: (a) a standard PyTorch script, (b) this project.
 
-python benchmarks/train_step.py --data FOLDER                     as both reports trained: 224x224, batch 32, 2 workers
+python benchmarks/train_step.py --data FOLDER                     224x224, batch 32, 2 workers
 
-(a) is torchvision's resnet18 on an ImageFolder with PIL transforms and a DataLoader, in fp32, with `.item()` each step;
-(b) the same network, data, augmentation and optimizer settings through batches.py and step.py, as train.py uses them.
-Each is a process of its own, timed while the others wait. Of several (a), the fastest is what (b) is compared with.
+(a) is torchvision's resnet18 on an ImageFolder with PIL transforms and a DataLoader, in fp32, with `.item()` in each step;
+(b) the same network, data, augmentation and optimizer settings through dataset/batches.py and training/step.py. Each runs
+in a process of its own and is timed while the others wait. (b) is compared with the fastest (a).
 
-Two physical limits are measured in the same run, too. The first is the rate of matrix products in the same precision,
-of which an image takes 3 x 3.55 GFLOP forwards and backwards at 224x224. The second counts memory traffic, too: kernels
-one after the other, each at the full rate of products or of copies. On GPUs torch's fp32 convolutions use TF32.
+Two hardware limits are measured in the same run: the rate of matrix products in the same precision, of which an image
+takes 3 x 3.55 GFLOP forward and backward at 224x224; and that rate together with memory traffic, for kernels that run one
+after the other, each at the full rate of products or of copies. On GPUs torch's fp32 convolutions use TF32.
 """
 
 import argparse
@@ -31,9 +31,11 @@ from dataset import preprocess, sources
 from dataset.batches import Batches
 from network import ResNet18
 from runtime.device import keep_freed_memory, pick_precision
-from training.step import TrainStep, accelerated, sgd
+from training.acceleration import accelerate
+from training.optimizer import Optimization, sgd
+from training.step import TrainStep
 
-GFLOP_AT_224 = 10.65  # an image, forwards and backwards; grows with the number of pixels
+GFLOP_AT_224 = 10.65  # per image, forward and backward; proportional to the number of pixels
 FORMS = {"eager": (False, False), "compiled": (True, False), "captured": (False, True), "both": (True, True)}
 
 
@@ -44,13 +46,17 @@ def parse_args(argv=None):
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument(
-        "--workers", type=int, nargs="+", default=[2], help="of (a)'s DataLoader; several are tried in turn"
+        "--workers", type=int, nargs="+", default=[2], help="workers of (a)'s DataLoader; several values are compared"
     )
     parser.add_argument("--precisions", nargs="+", choices=("auto", "fp32", "bf16"), default=["auto"], help="of (b)")
     parser.add_argument(
-        "--forms", nargs="+", choices=FORMS, default=["eager"], help="of (b): --compile, --cuda-graph, or both"
+        "--forms",
+        nargs="+",
+        choices=FORMS,
+        default=["eager"],
+        help="of (b): --compile, --cuda-graph, or both",
     )
-    parser.add_argument("--steps", type=int, default=10, help="iterations timed a repetition, at least (default: 10)")
+    parser.add_argument("--steps", type=int, default=10, help="least number of iterations per repetition (default: 10)")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", metavar="FILE", help="also write the table there")
@@ -58,13 +64,13 @@ def parse_args(argv=None):
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for a GPU; a CPU has no queue."""
+    """Waits for a GPU; does nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def timed(iterate, steps: int, device: torch.device) -> float:
-    """Seconds that `steps` calls take."""
+    """Duration of `steps` calls, seconds."""
     synchronize(device)
     started = time.perf_counter()
     for _ in range(steps):
@@ -74,7 +80,7 @@ def timed(iterate, steps: int, device: torch.device) -> float:
 
 
 def usual_script(args, device: torch.device, workers: int):
-    """(a): returns a function that makes one that does an iteration, with workers of its own."""
+    """(a): a factory of functions that run one iteration, each with workers of its own."""
     transform = v2.Compose(
         [
             v2.RandomCrop(32, padding=4),
@@ -119,15 +125,15 @@ def usual_script(args, device: torch.device, workers: int):
 
 
 def this_project(args, device: torch.device, precision: str, form: str):
-    """(b): returns a function that returns one that does an iteration."""
+    """(b): a factory of functions that run one iteration."""
     keep_freed_memory()
     images, labels, classes = sources.load(args.data, "train", image_size=args.image_size)
     prepare = preprocess.Preprocess(args.image_size, *preprocess.mean_and_std(images), device)
     batches = Batches(images.to(device), labels.to(device), prepare, args.batch_size, seed=0)
     network = ResNet18(len(classes)).to(device, memory_format=torch.channels_last).train()
-    step = TrainStep(network, sgd(network, 0.025, 0.9, 5e-4), batches, precision)
+    step = TrainStep(network, sgd(network, Optimization()), batches, precision)
     plan = batches.plan(0)
-    call = accelerated(step, plan[0], *FORMS[form], say=lambda text: print(f"(b) {precision}, {form}: {text}"))
+    call = accelerate(step, plan[0], *FORMS[form], say=lambda text: print(f"(b) {precision}, {form}: {text}"))
     sums, position = torch.zeros(3, device=device), 0
 
     def iterate():
@@ -140,7 +146,7 @@ def this_project(args, device: torch.device, precision: str, form: str):
 
 
 def compete(connection, args, contestant, *setting) -> None:
-    """A process of its own for a contestant: sends its images per second whenever it gets true."""
+    """The process of a contestant: sends its throughput (images/s) whenever it receives true."""
     device = torch.device(args.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)

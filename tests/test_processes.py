@@ -28,11 +28,12 @@ from training.optimizer import Optimization, sgd
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch for Windows has no gloo rendezvous")
 ROOT = Path(__file__).parent.parent
 SETTINGS = "--image-size 32 --batch-size 16 --epochs 2 --log-every 2 --device cpu --precision fp32".split()
+GROWING = "--batch-size 16 --log-every 2 --device cpu --precision fp32".split()
 
 
-def start(pictures, out, *flags, processes=2):
+def start(pictures, out, *flags, processes=2, settings=SETTINGS):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*torchrun, str(ROOT / "train.py"), "--data", str(pictures), "--out", str(out), *SETTINGS, *flags]
+    command = [*torchrun, str(ROOT / "train.py"), "--data", str(pictures), "--out", str(out), *settings, *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed,
                             env=environment)  # fmt: skip
@@ -126,6 +127,15 @@ def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(two, pictures, tm
     alone = tmp_path / "alone"
     finish(start(pictures, alone, "--epochs", target))
     same(tmp_path, alone)
+
+
+def test_a_change_of_image_size_keeps_gradients_averaged(pictures, tmp_path):
+    """DistributedDataParallel is made anew for every size; a run resumed after the change never had the first one."""
+    sizes = ["--sizes", "32:1", "40:1"]
+    finish(start(pictures, tmp_path / "alone", *sizes, settings=GROWING))
+    finish(start(pictures, tmp_path / "resumed", *sizes, "--max-steps", "3", settings=GROWING))
+    finish(start(pictures, tmp_path / "resumed", *sizes, "--resume", settings=GROWING))
+    same(tmp_path / "alone", tmp_path / "resumed")
 
 
 def test_one_process_goes_on_where_two_stopped(two, pictures, tmp_path):
