@@ -19,15 +19,17 @@ from runtime import checkpoint
 ROOT = Path(__file__).parent.parent
 
 
-# matplotlib 3.8 calls deprecated names of pyparsing
-WARNINGS = (
-    "error,ignore::DeprecationWarning:matplotlib._fontconfig_pattern,ignore::DeprecationWarning:matplotlib._mathtext"
-)
+WARNINGS = [
+    "error",
+    "ignore::ResourceWarning",  # torch 2.6 leaves a temporary folder to the interpreter's exit
+    "ignore::DeprecationWarning:matplotlib._fontconfig_pattern",  # matplotlib 3.8 with pyparsing 3.3
+    "ignore::DeprecationWarning:matplotlib._mathtext",
+]
 
 
 def run(script, *flags, cwd):
     """The script in a process of its own; any warning is an error."""
-    environment = os.environ | {"PYTHONWARNINGS": WARNINGS}
+    environment = os.environ | {"PYTHONWARNINGS": ",".join(WARNINGS)}
     command = [sys.executable, str(ROOT / script), *map(str, flags)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
