@@ -7,6 +7,7 @@ python visualizer.py --figures top9 --stages conv4_x --channels 3 17 --rules dec
 
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,21 +106,18 @@ def visualize(args) -> None:
     settings = settings_from(args)
     inspection, names = load_what_is_needed(args, settings)
     folder = output_folder(args.out)
-    is_searched = inspection.images is not None and (args.gallery or "search" in needs_of(names))
+    is_searched = args.gallery or "search" in needs_of(names)
     if is_searched:
         inspection = add_search(inspection, settings)
     for name in names:
-        started = time.monotonic()
         try:
-            for path, content in FIGURES[name].draw(inspection, settings):
-                write(folder, path, content, args.format, args.dpi, started)
-                started = time.monotonic()
+            write_figures(folder, FIGURES[name].draw(inspection, settings), args.format, args.dpi)
         except NotDrawn as reason:
             print(f"{name}: left out, {reason}")
     if args.gallery:
         print(write_gallery(inspection, settings, folder))
     if is_searched:
-        write(folder, Path("summary"), summary(inspection, settings))
+        write_json(folder / "summary.json", summary(inspection, settings))
 
 
 def needs_of(names: list[str]) -> set[str]:
@@ -134,8 +132,8 @@ def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]
     asked for that needs the test images, and they are missing, their figures are left out with a message.
     """
     inspection = load_inspection(args.ckpt, args.device, args.data, args.root)
-    drawn = [name for name, entry in FIGURES.items() if not (args.images and entry.needs == "search")]
-    names = list(dict.fromkeys(args.figures or drawn))
+    default = [name for name, entry in FIGURES.items() if not (args.images and entry.needs == "search")]
+    names = list(dict.fromkeys(args.figures or default))
     needs = needs_of(names) | ({"search"} if args.gallery else set())
     try:
         if needs & {"pictures", "search"}:
@@ -153,17 +151,26 @@ def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]
     return inspection, names
 
 
-def write(folder: Path, path: Path, content: Figure | Any, format: str = "png", dpi: int = style.DPI, started=None):
-    """Write a figure, or anything else as JSON, whole or not at all, and print its name."""
-    is_figure = isinstance(content, Figure)
-    file = folder / f"{path}.{format if is_figure else 'json'}"
-    file.parent.mkdir(exist_ok=True)
-    with atomic_file(file) as stream:
-        if is_figure:
+def write_figures(folder: Path, drawn: Iterator[tuple[Path, Figure | Any]], format: str, dpi: int) -> None:
+    """Write each figure as it is drawn, and anything else as JSON; print the name and the seconds it took."""
+    started = time.monotonic()
+    for path, content in drawn:
+        if not isinstance(content, Figure):
+            write_json(folder / f"{path}.json", content)
+            continue
+        file = folder / f"{path}.{format}"
+        file.parent.mkdir(exist_ok=True)
+        with atomic_file(file) as stream:
             style.save(content, stream, format, dpi)
-        else:
-            stream.write(json.dumps(content, indent=1, allow_nan=False).encode())
-    print(f"{file} ({time.monotonic() - started:.1f} s)" if is_figure else file, flush=True)
+        print(f"{file} ({time.monotonic() - started:.1f} s)", flush=True)
+        started = time.monotonic()
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all, and print its name."""
+    with atomic_file(file) as stream:
+        stream.write(json.dumps(content, indent=1, allow_nan=False).encode())
+    print(file)
 
 
 def main(argv=None):

@@ -176,3 +176,15 @@ def read_pictures(files: Sequence[str], image_size: int) -> list[Picture]:
         title = f"{name}, resized and cropped to {image_size}x{image_size}"
         pictures.append(Picture(folder, title, folders.read_image(file, image_size), None))
     return pictures
+
+
+def inspect(
+    checkpoint: str | Path,
+    settings: Settings,
+    device: str = "auto",
+    source: str | None = None,
+    root: str | None = None,
+) -> Inspection:
+    """All of the above in one call: the network, its test images, the first of them as picture, and the search."""
+    inspection = add_preprocessing(load_inspection(checkpoint, device, source, root))
+    return add_search(add_pictures(add_test_images(inspection, settings.limit)), settings)

@@ -1,11 +1,11 @@
-"""Top-9 search and reconstructions, in turn and in one run: (a) as one would otherwise write them, (b) this project.
+"""Top-9 search and reconstructions: (a) a script as usually written, (b) this project, in turn and in one run.
 
 python benchmarks/reconstruct.py --ckpt checkpoints/model.pt --data FOLDER
 
-(a) opens, resizes and passes one picture at a time through torchvision's resnet18, whose hooks keep the stages'
-features, and reconstructs one unit at a time with Captum's Deconvolution and GuidedBackprop; (b) is what visualizer.py
-does for the same, windows and patches included. A reconstruction by one rule counts as one tile. The limit is the rate
-of matrix products, measured in the same run, over the 3.63 GFLOP of an image's way through the network at 224x224.
+(a) reads, resizes and passes one picture at a time through torchvision's resnet18 with forward hooks, and reconstructs
+one unit at a time with Captum's Deconvolution and GuidedBackprop. (b) does the same, crops and patches included, as in
+visualizer.py. One reconstruction by one rule counts as one tile. The limit is the rate of matrix products, measured in
+the same run, divided by the 3.63 GFLOP of an image's forward pass at 224x224.
 Needs captum (requirements-dev.txt).
 """
 
@@ -15,6 +15,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,13 +26,13 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from train_step import matrix_product_rate
 
-import visualizer
-from analysis.activations import search
-from analysis.inspection import Subject
-from runtime.checkpoint import load_network
+from analysis.activations import search, strongest_channels
+from analysis.channels import inspect_channel
+from analysis.inspection import Inspection, inspect
+from analysis.settings import Settings
 from runtime.device import keep_freed_memory
 
-GFLOP_AT_224 = 3.63  # an image, forwards; grows with the number of pixels
+GFLOP_AT_224 = 3.63  # forward pass of one image; proportional to the number of pixels
 STAGES = {"conv1": "relu", "conv5_x": "layer4"}  # stage -> where torchvision's network has it
 
 
@@ -40,17 +41,17 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", required=True, help="a model.pt of train.py")
     parser.add_argument("--data", required=True, help="a folder with test/<class>/*")
-    parser.add_argument("--images", type=int, default=192, help="to search in a repetition (default: 192)")
-    parser.add_argument("--channels", type=int, default=4, help="of each stage to reconstruct (default: 4)")
+    parser.add_argument("--images", type=int, default=192, help="images to search per repetition (default: 192)")
+    parser.add_argument("--channels", type=int, default=4, help="channels to reconstruct per stage (default: 4)")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--json", metavar="FILE", help="also write the table there")
     return parser.parse_args(argv)
 
 
 class UsualScript:
-    """(a)."""
+    """(a): torchvision, hooks and Captum, one image at a time."""
 
-    def __init__(self, args, info, weights, dataset):
+    def __init__(self, info, weights, dataset):
         self.network = torchvision.models.resnet18(num_classes=len(info.classes)).eval()
         self.network.load_state_dict(weights)
         for module in self.network.modules():
@@ -72,7 +73,7 @@ class UsualScript:
         return self.transform(self.dataset.loader(path))[None]
 
     def search(self, indices: list[int]) -> None:
-        """The nine best images of every channel, with the place of the strongest unit."""
+        """The nine strongest images of every channel, with the position of the strongest unit."""
         features, hooks = {}, []
         for stage, name in STAGES.items():
             hook = lambda module, inputs, output, stage=stage: features.update({stage: output})  # noqa: E731
@@ -89,7 +90,7 @@ class UsualScript:
             hook.remove()
 
     def reconstruct(self, stage: str, tiles: list[tuple[int, int, int, int]]) -> None:
-        """Tiles of (image, channel, row, column), one at a time."""
+        """Reconstruct tiles (image, channel, row, column), one at a time, by two rules."""
         children = list(self.network.named_children())
         last = [name for name, _ in children].index(STAGES[stage])
         part = torch.nn.Sequential(*(module for _, module in children[: last + 1]))
@@ -99,66 +100,74 @@ class UsualScript:
 
 
 def timed(action) -> float:
-    """Seconds that a call takes."""
+    """Duration of a call in seconds."""
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
 
 
-def main(argv=None):
-    """The script."""
-    args = parse_args(argv)
-    keep_freed_memory()
-    network, info = load_network(args.ckpt)
+def tasks(args, inspection: Inspection, settings: Settings) -> dict[str, tuple[int, Callable, Callable]]:
+    """name -> (how many images or tiles, the usual script's call, this project's call)."""
+    images = inspection.images
     dataset = torchvision.datasets.ImageFolder(Path(args.data) / "test")
-    usual = UsualScript(args, info, network.state_dict(), dataset)
-    flags = ["--ckpt", args.ckpt, "--data", args.data, "--device", "cpu", "--limit", "1000"]
-    subject = Subject(visualizer.parse_args([*flags, "--stages", *STAGES]))
-    images = subject.test[0]
+    usual = UsualScript(inspection.metadata, inspection.network.state_dict(), dataset)
     chosen = torch.linspace(0, len(images) - 1, args.images).long()
-    _ = subject.top
 
     def ours() -> None:
-        batches = (subject.preprocess(images[part]) for part in chosen.split(subject.args.batch_size))
-        search(subject.network, batches, STAGES)
+        batches = (inspection.inputs(images[part]) for part in chosen.split(settings.batch_size))
+        search(inspection.network, batches, STAGES)
 
-    tiles = {}
-    for stage in STAGES:
-        top, channels = subject.top[stage], visualizer.strongest(subject.top[stage].scores[:, 0])[: args.channels]
-        tiles[stage] = [
+    work = {"search, images": (len(chosen), lambda: usual.search(chosen.tolist()), ours)}
+    for stage, top in inspection.search.top.items():
+        channels = strongest_channels(top.scores[:, 0], args.channels)
+        tiles = [
             (
-                int(subject.searched[top.indices[channel, n]]),
+                int(inspection.top_images(top, channel)[n]),
                 channel,
                 *divmod(int(top.positions[channel, n]), top.map_size[1]),
             )
             for channel in channels
             for n in range(9)
         ]
-    work = {"search, images": (len(chosen), lambda: usual.search(chosen.tolist()), ours)}
-    for stage, wanted in tiles.items():
-        channels = list(dict.fromkeys(channel for _, channel, *_ in wanted))
         work[f"{stage}, tiles"] = (
-            2 * len(wanted),
-            lambda stage=stage, wanted=wanted: usual.reconstruct(stage, wanted),
-            lambda stage=stage, channels=channels: [subject.channel(stage, channel) for channel in channels],
+            2 * len(tiles),
+            lambda stage=stage, tiles=tiles: usual.reconstruct(stage, tiles),
+            lambda stage=stage, channels=channels: [
+                inspect_channel(inspection, settings, stage, channel) for channel in channels
+            ],
         )
+    return work
+
+
+def measure(work: dict[str, tuple[int, Callable, Callable]], repetitions: int) -> dict[str, dict[str, list[float]]]:
+    """name -> per second by (a) and by (b), one value per repetition after a warm-up."""
     speeds = {name: {"a": [], "b": []} for name in work}
-    products = 0.0
-    for repetition in range(args.repetitions + 1):
-        for name, (count, theirs, ours_) in work.items():
-            both = {"a": count / timed(theirs), "b": count / timed(ours_)}
-            if repetition > 0:  # the first is for warming up
-                for who, speed in both.items():
+    for repetition in range(repetitions + 1):
+        for name, (count, theirs, ours) in work.items():
+            for who, action in (("a", theirs), ("b", ours)):
+                speed = count / timed(action)
+                if repetition > 0:
                     speeds[name][who].append(speed)
-        products = max(products, matrix_product_rate(torch.device("cpu"), torch.float32))
-    limit = products / (GFLOP_AT_224 * 1e9 * (info.image_size / 224) ** 2)
+    return speeds
+
+
+def main(argv=None):
+    """The script."""
+    args = parse_args(argv)
+    keep_freed_memory()
+    settings = Settings(stages=tuple(STAGES), limit=1000)
+    inspection = inspect(args.ckpt, settings, "cpu", args.data)
+    image_size = inspection.metadata.image_size
+    speeds = measure(tasks(args, inspection, settings), args.repetitions)
+    products = matrix_product_rate(torch.device("cpu"), torch.float32)
+    limit = products / (GFLOP_AT_224 * 1e9 * (image_size / 224) ** 2)
     machine = f"CPU, {torch.get_num_threads()} threads"
     report = {"device": machine, "platform": platform.platform(), "torch": str(torch.__version__),
-              "image_size": info.image_size, "matrix_products_gflops": round(products / 1e9, 1),
+              "image_size": image_size, "matrix_products_gflops": round(products / 1e9, 1),
               "per_second": speeds}  # fmt: skip
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
-    print(f"{machine}, torch {torch.__version__}, {info.image_size}x{info.image_size}")
+    print(f"{machine}, torch {torch.__version__}, {image_size}x{image_size}")
     print(f"matrix products at {products / 1e9:.0f} GFLOP/s: {limit:.0f} images/s through the network\n")
     print("| per second, median (range) | (a) | (b) | (b) / (a) | (b) of the limit |\n|---|---|---|---|---|")
     for name, values in speeds.items():

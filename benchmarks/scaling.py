@@ -2,8 +2,8 @@
 
 python benchmarks/scaling.py --data FOLDER --processes 1 2 4 8
 
-Each process has --batch-size images per iteration (weak scaling). Runs torchrun on train.py, one configuration after the
-other, and reads history.jsonl.
+Each process has --batch-size images per iteration (weak scaling). Runs torchrun on train.py, one configuration after
+the other, and reads history.jsonl.
 """
 
 import argparse

@@ -2,13 +2,13 @@
 
 python benchmarks/train_step.py --data FOLDER                     224x224, batch 32, 2 workers
 
-(a) is torchvision's resnet18 on an ImageFolder with PIL transforms and a DataLoader, in fp32, with `.item()` in each step;
-(b) the same network, data, augmentation and optimizer settings through dataset/batches.py and training/step.py. Each runs
-in a process of its own and is timed while the others wait. (b) is compared with the fastest (a).
+(a) is torchvision's resnet18 on an ImageFolder with PIL transforms and a DataLoader, in fp32, with `.item()` in each
+step; (b) the same network, data, augmentation and optimizer settings through dataset/batches.py and training/step.py.
+Each runs in a process of its own and is timed while the others wait. (b) is compared with the fastest (a).
 
 Two hardware limits are measured in the same run: the rate of matrix products in the same precision, of which an image
-takes 3 x 3.55 GFLOP forward and backward at 224x224; and that rate together with memory traffic, for kernels that run one
-after the other, each at the full rate of products or of copies. On GPUs torch's fp32 convolutions use TF32.
+takes 3 x 3.55 GFLOP forward and backward at 224x224; and that rate together with memory traffic, for kernels that run
+one after the other, each at the full rate of products or of copies. On GPUs torch's fp32 convolutions use TF32.
 """
 
 import argparse

@@ -1,12 +1,14 @@
-"""Brute force over all activations is the judge of the search; the windows are checked by what they must hold."""
+"""The search against brute force over all activations; crops by the energy they must hold."""
+
+import copy
 
 import numpy as np
 import pytest
 import torch
 
-from analysis.activations import cut, mean_correlation, search, supports, windows
+from analysis.activations import search, split_dead_channels, top_activations
+from analysis.crops import bounding_boxes, crop, crop_boxes, mean_correlation
 from network import CHANNELS, ResNet18
-from visualizer import top_activations
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +46,12 @@ def test_all_stages_in_one_pass(network):
             passes.append(len(part))
             yield part
 
-    found, logits = search(network, batches(), CHANNELS)
+    found = search(network, batches(), CHANNELS, with_logits=True)
     assert passes == [5, 5, 2]
-    assert torch.allclose(logits, network(images), atol=1e-5)
-    assert search(network, batches(), ["conv1", "conv4_x"])[1] is None
-    for stage, top in found.items():
+    assert torch.allclose(found.logits, network(images), atol=1e-5)
+    assert search(network, batches(), ["conv1", "conv4_x"]).logits is None
+    assert torch.equal(search(network, batches(), ["conv1"], with_logits=True).logits, found.logits)
+    for stage, top in found.top.items():
         assert torch.equal(top.scores, top_activations(network, images.split(5), stage)[0])
         assert top.scores.shape == (CHANNELS[stage], 9)
 
@@ -64,66 +67,76 @@ def test_fewer_images_than_asked_for(network):
     assert scores.shape == indices.shape == (64, 4)
 
 
+def test_dead_channels_are_those_that_are_zero_in_every_image(network):
+    network = copy.deepcopy(network)
+    with torch.no_grad():
+        for channel in (5, 40):
+            network.bn1.weight[channel] = network.bn1.bias[channel] = 0
+        network.bn1.bias[[3, 7, 60]] = 10.0
+    top = search(network, [torch.randn(3, 3, 32, 32)], ["conv1"]).top["conv1"]
+    assert split_dead_channels(top, [60, 40, 3, 5, 7]) == ([60, 3, 7], [40, 5])
+
+
 def test_what_is_kept_does_not_grow_with_the_images(network):
-    few = search(network, torch.randn(20, 3, 32, 32).split(10), ["conv5_x"])[0]["conv5_x"]
-    many = search(network, torch.randn(60, 3, 32, 32).split(10), ["conv5_x"])[0]["conv5_x"]
+    few = search(network, torch.randn(20, 3, 32, 32).split(10), ["conv5_x"]).top["conv5_x"]
+    many = search(network, torch.randn(60, 3, 32, 32).split(10), ["conv5_x"]).top["conv5_x"]
     for name in ("scores", "indices", "positions"):
         assert getattr(few, name).untyped_storage().nbytes() == getattr(many, name).untyped_storage().nbytes()
 
 
 def energy_within(picture, side, corner):
-    tile = cut(picture[None], side, [corner], outside=0.0)
+    tile = crop(picture[None], side, [corner], fill=0.0)
     return (tile.square().sum() / picture.square().sum()).item()
 
 
-def test_the_support_holds_95_percent_of_the_energy():
+def test_the_bounding_box_holds_95_percent_of_the_energy():
     generator = torch.Generator().manual_seed(0)
     y, x = torch.meshgrid(torch.arange(64.0), torch.arange(80.0), indexing="ij")
     for width in (1.0, 4.0, 12.0):
         blob = torch.exp(-((y - 20) ** 2 + (x - 50) ** 2) / (2 * width**2)) * torch.randn(
             3, 64, 80, generator=generator
         )
-        [(top, left, bottom, right)] = supports(blob[None])
+        [(top, left, bottom, right)] = bounding_boxes(blob[None])
         held = blob[:, top:bottom, left:right].square().sum() / blob.square().sum()
         assert held >= 0.95
         assert bottom - top < 6 * width + 3 and right - left < 6 * width + 3  # and little more than it must
 
 
-def test_windows_are_of_one_size_and_hold_the_energy_of_every_rule():
+def test_crops_share_their_size_and_hold_the_energy_of_every_rule():
     pictures = [torch.zeros(4, 3, 100, 100) for _ in range(2)]
     for n in range(4):
         pictures[0][n, :, 10 * n : 10 * n + 20, 40:60] = 1
         pictures[1][n, :, 10 * n + 30 : 10 * n + 40, 45:50] = -1
-    side, corners = windows(pictures)
+    side, corners = crop_boxes(pictures)
     assert 32 <= side <= 40
     for rule in pictures:
         for n in range(4):
             assert energy_within(rule[n], side, corners[n]) >= 0.95
 
 
-def test_a_small_support_stays_in_the_middle_even_at_a_border():
+def test_a_small_bounding_box_is_centred_even_at_a_border():
     picture = torch.zeros(2, 3, 64, 64)
     picture[0, :, 30:37, 30:37] = 1
     picture[1, :, 0:7, 57:64] = 1
-    side, corners = windows([picture])
-    tiles = cut(picture, side, corners, outside=0.0)
+    side, corners = crop_boxes([picture])
+    tiles = crop(picture, side, corners, fill=0.0)
     assert side == 32 and torch.equal(tiles[0], tiles[1])
     assert mean_correlation(tiles.numpy()) == pytest.approx(1)
-    beyond = cut(torch.zeros_like(picture), side, corners, outside=1.0)
+    beyond = crop(torch.zeros_like(picture), side, corners, fill=1.0)
     assert not beyond[0].any() and beyond[1, 0].mean() > 0.5
 
 
-def test_windows_of_pictures_without_energy():
+def test_crops_of_pictures_without_energy():
     nothing = torch.zeros(2, 3, 64, 64)
-    assert supports(nothing) == [None, None]
+    assert bounding_boxes(nothing) == [None, None]
     something = nothing.clone()
     something[0, :, 0:5, 0:5] = 1
-    assert windows([nothing])[0] == 32
-    assert windows([something, nothing])[1] == windows([something])[1]  # a rule that is zero moves no window
+    assert crop_boxes([nothing])[0] == 32
+    assert crop_boxes([something, nothing])[1] == crop_boxes([something])[1]  # an all-zero picture moves no crop
 
 
 def test_small_images_are_shown_whole():
-    assert windows([torch.rand(3, 3, 20, 20)]) == (20, [(0, 0)] * 3)
+    assert crop_boxes([torch.rand(3, 3, 20, 20)]) == (20, [(0, 0)] * 3)
 
 
 def test_mean_correlation_is_numpys():

@@ -3,13 +3,16 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
 import pytest
+import torch
 
-from figures import drawing, style, training_curves
-from figures.image_grid import around_grey, limit_of, mosaic
+from analysis.channels import ChannelResult, TopImage
+from figures import comparison, filters, single_image, style, top9, training_curves
+from figures.image_grid import diverging_rgb, image_grid, to_array
 
 RANDOM = np.random.RandomState(0)
 
@@ -20,39 +23,43 @@ def drawn(figure):
     return [image.get_array() for axes in figure.get_axes() for image in axes.get_images()]
 
 
-def channel(number=3, rules=("deconvnet", "guided"), count=9, dead=0):
-    entries = [
-        {"rank": n + 1, "activation": 0.0 if n >= count - dead else 9.5 - n, "index": 100 + n,
-         "label": "cat", "predicted": "dog" if n == 1 else "cat", "correct": n != 1}
-        for n in range(count)
-    ]  # fmt: skip
-    pictures = {rule: RANDOM.randn(count, 32, 32, 3) for rule in rules}
+def result(number=3, rules=("deconvnet", "guided"), count=9, dead=0):
+    """A channel's result of random pictures, the last `dead` of which it does not respond to."""
+    images = tuple(
+        TopImage(
+            n + 1, 100 + n, 0.0 if n >= count - dead else 9.5 - n, 0, 0, "cat", predicted, predicted == "cat", None
+        )
+        for n, predicted in enumerate(["cat", "dog", *["cat"] * count][:count])
+    )
+    pictures = {rule: torch.from_numpy(RANDOM.randn(count, 3, 32, 32)) for rule in rules}
     for each in pictures.values():
         each[count - dead :] = 0
-    return {
-        "channel": number,
-        "patches": RANDOM.rand(count, 32, 32, 3),
-        "pictures": pictures,
-        "scale": {rule: limit_of(each) for rule, each in pictures.items()},
-        "correlation": {rule: 0.25 for rule in rules},
-        "entries": entries,
-    }
+    return ChannelResult(
+        "conv5_x",
+        number,
+        images,
+        torch.from_numpy(RANDOM.rand(count, 3, 32, 32)),
+        pictures,
+        scale={rule: each.abs().max().item() for rule, each in pictures.items()},
+        correlation=dict.fromkeys(rules, 0.25),
+    )
 
 
-def test_figures_know_neither_torch_nor_pyplot():
-    code = "import sys, figures; assert not {'torch', 'matplotlib.pyplot'} & sys.modules.keys(), sys.modules.keys()"
+def test_figures_do_not_import_pyplot():
+    """It keeps every figure in a global list, and may ask for a display."""
+    code = "import sys, figures, figures.gallery; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_around_grey():
+def test_diverging_rgb():
     values = np.array([-2.0, -1, 0, 1, 2, 5])
-    assert around_grey(values, 2).tolist() == [0, 0.25, 0.5, 0.75, 1, 1]
-    assert around_grey(np.zeros(3), 0).tolist() == [0.5] * 3
+    assert diverging_rgb(values, 2).tolist() == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert diverging_rgb(np.zeros(3), 0).tolist() == [0.5] * 3
 
 
-def test_mosaic_sets_tiles_in_rows():
+def test_image_grid_sets_tiles_in_rows():
     tiles = np.arange(5 * 2 * 3).reshape(5, 2, 3)
-    canvas = mosaic(tiles, columns=3, gap=1, fill=-1)
+    canvas = image_grid(tiles, columns=3, gap=1, fill=-1)
     assert canvas.shape == (5, 11)
     assert np.array_equal(canvas[:2, 4:7], tiles[1]) and np.array_equal(canvas[3:, :3], tiles[3])
     assert (canvas[2] == -1).all() and (canvas[3:, 8:] == -1).all()
@@ -102,7 +109,7 @@ class TestTrainingCurves:
 def test_filters_are_drawn_once_each_on_its_own_scale():
     weights = RANDOM.randn(64, 3, 7, 7)
     weights[5] *= 100
-    (canvas,) = drawn(drawing.filters(weights))
+    (canvas,) = drawn(filters.filters_figure(weights))
     assert canvas.shape == (63, 63, 3)
     expected = 0.5 + 0.5 * weights[9].transpose(1, 2, 0) / np.abs(weights[9]).max()
     assert np.allclose(canvas[8:15, 8:15], expected)
@@ -110,7 +117,7 @@ def test_filters_are_drawn_once_each_on_its_own_scale():
 
 def test_a_filter_channel_has_one_scale_around_zero_and_a_colour_bar():
     weights = RANDOM.randn(64, 7, 7)
-    figure = drawing.filter_channel(weights, "green", 5.0)
+    figure = filters.filter_channel_figure(weights, "green", 5.0)
     image = figure.get_axes()[0].get_images()[0]
     assert image.get_clim() == (-5, 5)
     assert np.array_equal(image.get_array()[:7, :7], weights[0])
@@ -121,7 +128,7 @@ def test_a_filter_channel_has_one_scale_around_zero_and_a_colour_bar():
 def test_feature_maps_are_one_picture(count, shape):
     maps = np.maximum(RANDOM.randn(count, 7, 7), 0)
     maps[3] = 0
-    figure = drawing.feature_maps(maps, "a stage")
+    figure = single_image.feature_maps_figure(maps, "a stage")
     axes, bar = figure.get_axes()
     (canvas,) = [image.get_array() for image in axes.get_images()]
     assert canvas.shape == (shape[0] * 8 - 1, shape[1] * 8 - 1)
@@ -133,34 +140,34 @@ def test_feature_maps_are_one_picture(count, shape):
 
 
 def test_feature_maps_that_are_all_zero():
-    drawing.feature_maps(np.zeros((64, 2, 2)), "a stage").draw_without_rendering()
+    single_image.feature_maps_figure(np.zeros((64, 2, 2)), "a stage").draw_without_rendering()
 
 
 def test_input_image_shows_the_ten_most_probable_classes():
     probabilities = RANDOM.dirichlet(np.ones(20))
     names = [f"class {n}" for n in range(20)]
     best = np.argsort(-probabilities)[:10]
-    left, right = drawing.input_image(
+    left, right = single_image.input_figure(
         RANDOM.rand(32, 32, 3), "a title", names, probabilities, names[best[2]]
     ).get_axes()
     assert [text.get_text() for text in right.get_yticklabels()] == [names[n] for n in best]
     assert [bar.get_width() for bar in right.patches] == pytest.approx((100 * probabilities[best]).tolist())
-    colours = [bar.get_facecolor() for bar in right.patches]
-    assert colours.count(colours[2]) == 1 and left.get_title() == "a title"
+    colors = [bar.get_facecolor() for bar in right.patches]
+    assert colors.count(colors[2]) == 1 and left.get_title() == "a title"
 
 
 def test_reconstructions_stand_beside_their_maps():
     image, maps = RANDOM.rand(28, 28, 3), np.maximum(RANDOM.randn(9, 7, 7), 0)
     maps[4] = 0
     pictures = {"deconvnet": RANDOM.randn(9, 28, 28, 3), "guided": RANDOM.randn(9, 28, 28, 3)}
-    figure = drawing.reconstructions(image, maps, pictures, list(range(10, 19)), "a title")
+    figure = single_image.reconstructions_figure(image, maps, pictures, list(range(10, 19)), "a title")
     shown = drawn(figure)
     assert len(shown) == 10 and np.array_equal(shown[0], image)
     gap = 2
     block = shown[1]
     shades = matplotlib.colormaps["magma"](np.kron(maps[0] / maps[0].max(), np.ones((4, 4))))[:, :, :3]
     assert np.allclose(block[:, :28], shades)
-    expected = around_grey(pictures["guided"][0], np.abs(pictures["guided"][0]).max())
+    expected = diverging_rgb(pictures["guided"][0], np.abs(pictures["guided"][0]).max())
     assert np.allclose(block[:, 2 * (28 + gap) :], expected)
     captions = [axes.get_title("left") for axes in figure.get_axes()]
     assert captions[0] == "image" and captions[1] == f"channel 10, peak {maps[0].max():.2f}"
@@ -169,27 +176,27 @@ def test_reconstructions_stand_beside_their_maps():
 
 class TestTop9:
     def test_a_channel_large(self):
-        one = channel(dead=2)
-        figure = drawing.top9_channel(one, "conv5_x, channel 3")
+        one = result(dead=2)
+        figure = top9.channel_figure(one, "conv5_x, channel 3")
         shown = drawn(figure)
         assert len(shown) == 9 and shown[0].shape == (32, 3 * 32 + 2 * 2, 3)
-        assert np.array_equal(shown[4][:, :32], one["patches"][4])
-        expected = around_grey(one["pictures"]["guided"][4], one["scale"]["guided"])
+        assert np.array_equal(shown[4][:, :32], to_array(one.patches)[4])
+        expected = diverging_rgb(to_array(one.reconstructions["guided"])[4], one.scale["guided"])
         assert np.allclose(shown[4][:, -32:], expected)
         assert (shown[8][:, -32:] == 0.5).all()  # dead: flat grey
         captions = [axes.get_title("left") for axes in figure.get_axes()]
         assert captions[0] == "1: 9.50, image 100\ncat"
         assert captions[1] == "2: 8.50, image 101\ncat, seen as dog"
         assert captions[8] == "9: dead"
-        assert f"deconvnet (±{one['scale']['deconvnet']:.2g}, correlation 0.25)" in figure.get_suptitle()
+        assert f"deconvnet (±{one.scale['deconvnet']:.2g}, correlation 0.25)" in figure.get_suptitle()
 
     def test_the_overview_has_a_block_a_channel(self):
-        channels = [channel(n) for n in (3, 17, 40)]
-        figure = drawing.top9_overview(channels, "conv5_x")
+        channels = [result(n) for n in (3, 17, 40)]
+        figure = top9.overview_figure(channels, "conv5_x")
         shown = drawn(figure)
         assert len(shown) == 3
         side = 3 * 32 + 2
-        assert np.array_equal(shown[1][:side, :side], mosaic(channels[1]["patches"], 3))
+        assert np.array_equal(shown[1][:side, :side], image_grid(to_array(channels[1].patches), 3))
         assert (
             figure.get_axes()[1]
             .get_title("left")
@@ -197,66 +204,73 @@ class TestTop9:
         )
 
     def test_a_dead_channel_says_so(self):
-        assert "channel 5: dead" in drawing.top9_overview([channel(5, dead=9)], "x").get_axes()[0].get_title("left")
+        assert "channel 5: dead" in top9.overview_figure([result(5, dead=9)], "x").get_axes()[0].get_title("left")
 
     @pytest.mark.parametrize("rules", [("gradient",), ("deconvnet", "guided", "gradient")])
     @pytest.mark.parametrize("count", [1, 4, 16])
     def test_other_numbers_of_rules_and_images(self, rules, count):
-        one = channel(rules=rules, count=count)
-        assert len(drawn(drawing.top9_channel(one, "x"))) == count
-        assert len(drawn(drawing.top9_overview([one], "x"))) == 1
+        one = result(rules=rules, count=count)
+        assert len(drawn(top9.channel_figure(one, "x"))) == count
+        assert len(drawn(top9.overview_figure([one], "x"))) == 1
 
 
 def test_a_figure_does_not_depend_on_the_readers_settings_nor_change_them():
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 30, "image.origin": "lower"}):
-        figure = drawing.filters(RANDOM.randn(64, 3, 7, 7))
+        figure = filters.filters_figure(RANDOM.randn(64, 3, 7, 7))
     assert figure.get_axes()[0].title.get_fontsize() == 7
     assert figure.get_axes()[0].get_images()[0].origin == "upper"
     assert dict(matplotlib.rcParams) == before
 
 
 def test_names_with_dollars_are_shown_as_they_are():
-    figure = drawing.input_image(RANDOM.rand(8, 8, 3), "cost_$5_^$x.png", ["a$b$", "c"], np.array([0.5, 0.5]), None)
+    figure = single_image.input_figure(
+        RANDOM.rand(8, 8, 3), "cost_$5_^$x.png", ["a$b$", "c"], np.array([0.5, 0.5]), None
+    )
     style.save(figure, io.BytesIO())
 
 
 def test_long_class_names_stay_within_their_column():
-    entry = {"rank": 9, "activation": 12.5, "index": 9999, "label": "Staffordshire Bull Terrier"}
-    caption = drawing.tile_caption(entry | {"predicted": "American Staffordshire Terrier", "correct": False})
+    names = "Staffordshire Bull Terrier", "American Staffordshire Terrier"
+    caption = top9.tile_caption(TopImage(9, 9999, 12.5, 0, 0, *names, False, None))
     assert max(map(len, caption.splitlines())) <= 45 and "Staffordshire Bu…, seen as American Staffor…" in caption
 
 
 def test_an_undefined_correlation_is_a_dash():
-    one = channel() | {"correlation": {"deconvnet": None, "guided": 0.5}}
-    assert "guided 0.00" in drawing.top9_overview([channel() | {"correlation": {"guided": -0.001}}], "x").axes[
-        0
-    ].get_title("left")
-    assert "correlation –)" in drawing.top9_channel(one, "x").get_suptitle()
-    assert "correlation deconvnet –, guided 0.50" in drawing.top9_overview([one], "x").get_axes()[0].get_title("left")
+    one = replace(result(), correlation={"deconvnet": None, "guided": -0.001})
+    assert "correlation –)" in top9.channel_figure(one, "x").get_suptitle()
+    caption = top9.overview_figure([one], "x").get_axes()[0].get_title("left")
+    assert "correlation deconvnet –, guided 0.00" in caption
 
 
-@pytest.mark.parametrize(
-    "figure",
-    [
-        drawing.top9_channel(
-            channel(511, rules=("deconvnet", "guided", "gradient")), "conv5_x, channel 511: " + "long " * 30
-        ),
-        drawing.top9_overview([channel(n, rules=("deconvnet", "guided", "gradient")) for n in range(3)], "long " * 40),
-        drawing.feature_maps(RANDOM.rand(64, 7, 7), "conv1 of " + "a_long_file_name_" * 8 + ".jpg"),
-        drawing.feature_maps(RANDOM.rand(64, 32, 32), "conv1 of a picture"),
-        drawing.feature_maps(RANDOM.rand(512, 2, 2), "conv5_x of a picture"),
-        drawing.filters(RANDOM.randn(64, 3, 7, 7)),
-        drawing.filter_channel(RANDOM.randn(64, 7, 7), "red", 3.0),
-        training_curves.training_curves(TestTrainingCurves.history),
-        drawing.input_image(
-            RANDOM.rand(9, 9, 3), "a title", ["a_long_class_name_" * 8] * 2, np.ones(2), "a_long_class"
-        ),
-        drawing.input_image(RANDOM.rand(9, 9, 3), "a_long_file_name_" * 8, ["cat"], np.ones(1), None),
-    ],
-    ids=["channel", "overview", "maps", "conv1 maps", "conv5_x maps", "filters", "red", "curves", "classes", "input"],
-)
-def test_no_text_leaves_the_figure(figure):
+THREE_RULES = ("deconvnet", "guided", "gradient")
+LONG_NAME = "a_long_file_name_" * 8
+FIGURES = {
+    "channel": lambda: top9.channel_figure(result(511, THREE_RULES), "conv5_x, channel 511: " + "long " * 30),
+    "overview": lambda: top9.overview_figure([result(n, THREE_RULES) for n in range(3)], "long " * 40),
+    "maps": lambda: single_image.feature_maps_figure(RANDOM.rand(64, 7, 7), f"conv1 of {LONG_NAME}.jpg"),
+    "conv1 maps": lambda: single_image.feature_maps_figure(RANDOM.rand(64, 32, 32), "conv1 of a picture"),
+    "conv5_x maps": lambda: single_image.feature_maps_figure(RANDOM.rand(512, 2, 2), "conv5_x of a picture"),
+    "filters": lambda: filters.filters_figure(RANDOM.randn(64, 3, 7, 7)),
+    "red": lambda: filters.filter_channel_figure(RANDOM.randn(64, 7, 7), "red", 3.0),
+    "curves": lambda: training_curves.training_curves(TestTrainingCurves.history),
+    "classes": lambda: single_image.input_figure(
+        RANDOM.rand(9, 9, 3), "a title", ["a_long_class_name_" * 8] * 2, np.ones(2), "a_long_class"
+    ),
+    "input": lambda: single_image.input_figure(RANDOM.rand(9, 9, 3), LONG_NAME, ["cat"], np.ones(1), None),
+    "comparison": lambda: comparison.comparison_figure(
+        RANDOM.rand(2, 32, 32, 3),
+        {name: RANDOM.randn(2, 32, 32, 3) for name in THREE_RULES},
+        ["channel 500\nimage 9999\nactivation 123.45"] * 2,
+        {name: ["±1.2e-05, norm 0.25"] * 2 for name in THREE_RULES},
+        ["conv5_x, deconvnet: " + "long " * 20, "below: " + "long " * 30],
+    ),
+}
+
+
+@pytest.mark.parametrize("draw", FIGURES.values(), ids=FIGURES.keys())
+def test_no_text_leaves_the_figure(draw):
+    figure = draw()
     figure.draw_without_rendering()
     used = figure.get_tightbbox()  # of all that is visible, in inches
     width, height = figure.get_size_inches()

@@ -1,94 +1,115 @@
+"""Accuracy, confusion and mistakes, for logits chosen by the test."""
+
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_folder
 
-import visualizer
-from analysis.inspection import Subject
-from dataset import sources
-from dataset.preprocess import Preprocess
+from analysis.activations import SearchResult
+from analysis.inspection import inspect
+from analysis.scores import confusion_counts, score
+from analysis.settings import Settings
 from figures import scores
-from runtime import checkpoint
+from figures.entry import NotDrawn
+
+LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])  # of the test images
+PREDICTED = torch.tensor([0, 1, 0, 2, 1, 1, 1, 1, 0, 2, 1, 0])
+MARGINS = torch.tensor([3.0, 1, 2, 4, 1, 1, 1, 1, 6, 1, 2, 5])  # of the predicted class's logit
 
 
-@pytest.fixture
-def subject(small_run):
-    return Subject(visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--device", "cpu"]))
+@pytest.fixture(scope="module")
+def plain(small_run):
+    return inspect(small_run / "model.pt", Settings(), "cpu")
 
 
-@pytest.fixture
-def truth(small_run):
-    """Labels and probabilities of the test images, by the network alone."""
-    network, info = checkpoint.load_network(small_run / "model.pt")
-    images, labels, _ = sources.load(str(small_run.parent / "pictures"), "test")
-    with torch.inference_mode():
-        return labels, network(Preprocess(32, info.mean, info.std)(images)).softmax(1)
+def with_logits(inspection):
+    """The inspection of a network that predicts PREDICTED for the images that are searched."""
+    logits = (torch.nn.functional.one_hot(PREDICTED, 3) * MARGINS[:, None])[inspection.searched]
+    return replace(inspection, search=SearchResult(inspection.search.top, logits))
+
+
+@pytest.fixture(scope="module")
+def inspection(plain):
+    assert torch.equal(plain.labels, LABELS)
+    return with_logits(plain)
+
+
+@pytest.fixture(scope="module")
+def limited(small_run):
+    """Of a search of the images 0, 2, 4, 7 and 9; of these only image 9 is a mistake."""
+    found = inspect(small_run / "model.pt", Settings(limit=5), "cpu")
+    return with_logits(replace(found, labels=torch.where(torch.arange(12) == 9, 0, LABELS)))
 
 
 def test_confusion_counts_pairs():
-    counts = scores.confusion(np.array([0, 0, 2, 2, 2]), np.array([0, 1, 2, 2, 0]), 3)
+    counts = confusion_counts(np.array([0, 0, 2, 2, 2]), np.array([0, 1, 2, 2, 0]), 3)
     assert counts.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 2]]
 
 
-def test_the_matrix_drawn_is_that_of_the_network(subject, truth):
-    labels, probabilities = truth
-    ((path, figure),) = scores.draw_confusion_matrix(subject)
+def test_scores_are_those_of_the_network(plain):
+    with torch.inference_mode():
+        probabilities = plain.network(plain.preprocess(plain.images)).softmax(1)
+    found = score(plain)
+    assert np.array_equal(found.labels, LABELS)
+    assert found.confidence == pytest.approx(probabilities.amax(1).numpy(), rel=1e-4)
+    chosen = probabilities[torch.arange(12), torch.from_numpy(found.predicted)]
+    assert chosen.numpy() == pytest.approx(probabilities.amax(1).numpy(), rel=1e-4)
+
+
+def test_the_matrix_shows_percent_of_the_true_class(inspection):
+    ((_, figure),) = scores.draw_confusion_matrix(inspection, Settings())
     shares = figure.get_axes()[0].get_images()[0].get_array()
-    predicted = probabilities.argmax(1)
-    for row in range(3):
-        for column in range(3):
-            expected = (predicted[labels == row] == column).float().mean().item() * 100
-            assert shares[row, column] == pytest.approx(expected, abs=1e-4)
-    assert f"accuracy {(predicted == labels).float().mean():.2%} on 12 test images" in figure.get_suptitle()
+    assert shares.tolist() == [[50, 25, 25], [0, 100, 0], [50, 25, 25]]
+    assert "accuracy 58.33% on 12 test images" in figure.get_suptitle()
 
 
-def test_mistakes_come_with_the_surest_first(subject, truth):
-    labels, probabilities = truth
-    confidence, predicted = probabilities.max(1)
-    wrong = [n for n in confidence.sort(descending=True).indices.tolist() if predicted[n] != labels[n]]
-    ((_, figure),) = scores.draw_mistakes(subject)
+def test_mistakes_come_with_the_surest_first(inspection):
+    ((_, figure),) = scores.draw_mistakes(inspection, Settings())
     captions = [axes.get_title() for axes in figure.get_axes() if axes.get_title()]
+    confidence = [np.exp(margin) / (np.exp(margin) + 2) for margin in (6, 5, 4, 2, 1)]
+    names = inspection.metadata.classes
     expected = [
-        f"{subject.classes[labels[n]]}, image {n}\nas {subject.classes[predicted[n]]}, {confidence[n]:.1%}"
-        for n in wrong
+        f"{names[LABELS[n]]}, image {n}\nas {names[PREDICTED[n]]}, {each:.1%}"
+        for n, each in zip((8, 11, 3, 10, 1), confidence, strict=True)
     ]
     assert captions == expected
+    assert "5 of 5 mistakes on 12 test images" in figure.get_suptitle()
 
 
-def test_of_a_limited_search(small_run, truth):
-    flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--limit", "5"]
-    subject = Subject(visualizer.parse_args(flags))
-    labels, probabilities = truth
-    searched = [0, 2, 4, 7, 9]
-    right = probabilities.argmax(1) == labels
-    assert scores.summary(subject)["accuracy"] == pytest.approx(right[searched].float().mean().item())
-    ((_, figure),) = scores.draw_mistakes(subject)
-    wrong = sorted((n for n in searched if not right[n]), key=lambda n: -probabilities[n].max())
-    titles = [axes.get_title() for axes in figure.get_axes() if axes.get_title()]
-    assert [int(title.split("image ")[1].split()[0]) for title in titles] == wrong and wrong
-    pictures = [axes.get_images()[0].get_array() for axes in figure.get_axes() if axes.get_title()]
-    for picture, n in zip(pictures, wrong, strict=True):
-        assert np.allclose(picture, subject.test[0][n].permute(1, 2, 0) / 255, atol=1e-6)
+def test_of_a_limited_search(limited):
+    assert scores.summary(limited, Settings())["accuracy"] == pytest.approx(4 / 5)
+    ((_, figure),) = scores.draw_mistakes(limited, Settings())
+    (axes,) = [axes for axes in figure.get_axes() if axes.get_title()]
+    assert "image 9\n" in axes.get_title()
+    assert np.allclose(axes.get_images()[0].get_array(), limited.images[9].permute(1, 2, 0) / 255, atol=1e-6)
 
 
-def test_the_summary(subject, truth):
-    labels, probabilities = truth
-    right = probabilities.argmax(1) == labels
-    found = json.loads(json.dumps(scores.summary(subject)))
-    assert found["accuracy"] == pytest.approx(right.float().mean().item())
-    assert found["accuracy_by_class"] == {
-        name: pytest.approx(right[labels == n].float().mean().item()) for n, name in enumerate(subject.classes)
-    }
-    assert found["images_searched"] == 12 and found["settings"]["device"] == "cpu"
+def test_no_mistakes(inspection):
+    perfect = replace(inspection, labels=PREDICTED)
+    with pytest.raises(NotDrawn, match="none in 12 test images"):
+        list(scores.draw_mistakes(perfect, Settings()))
+    ((_, figure),) = scores.draw_confusion_matrix(perfect, Settings())
+    assert "no mistakes" in figure.get_suptitle()
+
+
+def test_the_summary(inspection):
+    found = json.loads(json.dumps(scores.summary(inspection, Settings(top=4))))
+    assert found["accuracy"] == pytest.approx(7 / 12)
+    names = inspection.metadata.classes
+    assert found["accuracy_by_class"] == {names[0]: 0.5, names[1]: 1.0, names[2]: 0.25}
+    assert found["images_searched"] == 12
+    assert found["settings"]["device"] == "cpu" and found["settings"]["top"] == 4
     assert found["dead_channels"].keys() == {"conv1", "conv5_x"}
 
 
 def test_other_classes_than_the_networks_have_no_accuracy(small_run, tmp_path, capsys):
     folder = write_folder(tmp_path / "other", classes=("disk", "ring", "cross"))
-    flags = ["--ckpt", str(small_run / "model.pt"), "--data", str(folder), "--device", "cpu"]
-    subject = Subject(visualizer.parse_args(flags))
-    assert not list(scores.draw_confusion_matrix(subject)) and not list(scores.draw_mistakes(subject))
-    assert "accuracy" not in scores.summary(subject)
-    assert capsys.readouterr().out.count("left out") == 2
+    inspection = inspect(small_run / "model.pt", Settings(), "cpu", source=str(folder))
+    assert "not those the network was trained on" in capsys.readouterr().out
+    for draw in (scores.draw_confusion_matrix, scores.draw_mistakes):
+        with pytest.raises(NotDrawn, match="test images of the network's classes"):
+            list(draw(inspection, Settings()))
+    assert "accuracy" not in scores.summary(inspection, Settings())

@@ -29,7 +29,7 @@ def test_it_is_small_and_complete():
     state = checkpoint.load(SHIPPED)
     assert {value.dtype for value in state["model"].values() if value.ndim > 1} == {torch.float16}
     _, info = checkpoint.load_network(SHIPPED)
-    assert info.classes == "airplane automobile bird cat deer dog frog horse ship truck".split()
+    assert info.classes == tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
     assert info.image_size == 224 and info.config["data"] == "cifar10"
     tests = [entry for entry in info.history if entry["kind"] == "test"]
     assert info.result["test_accuracy"] == tests[-1]["accuracy"]  # the last epoch's, not the best
