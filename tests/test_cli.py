@@ -118,6 +118,7 @@ class TestBadInputOfTrain:
             ends(capsys, train.main, [*flags, "--out", out], 1, "holds an earlier run", "--resume", "--overwrite")
             assert (out / name).read_text() == "mine"
 
+    @pytest.mark.slow
     def test_overwrite_does_only_if_the_new_run_starts(self, capsys, flags, tmp_path, small_run):
         out = tmp_path / "run"
         shutil.copytree(small_run, out)
