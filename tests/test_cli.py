@@ -98,7 +98,7 @@ class TestBadInputOfTrain:
 
     @pytest.mark.parametrize("name", ["cuda:99", "tpu", "nonsense"])
     def test_a_device_that_is_not_there(self, capsys, flags, name):
-        ends(capsys, train.main, [*flags, "--device", name], 1, name, "--device auto", "cpu")
+        ends(capsys, train.main, [*flags, "--device", name], 1, name, "pass --device", "cpu")
 
     def test_an_output_path_that_is_a_file(self, capsys, flags, tmp_path):
         (tmp_path / "file").write_text("mine")
