@@ -36,7 +36,7 @@ def draw_unpooling(inspection: Inspection, settings: Settings) -> Iterator[tuple
     known = [error for error in errors if error is not None]
     mean = format_number(np.mean(known) if known else None, ".0%")
     title = (
-        f"{units.stage}, {rule}: unpooling that sums what meets, or overwrites it (F.max_unpool2d)",
-        f"mean error {mean} of the norm; each row on one scale; {GREY}",
+        f"{units.stage}, {rule}: exact unpooling (sum) and unpooling that overwrites (F.max_unpool2d)",
+        f"mean relative error {mean}; one scale per row; {GREY}",
     )
     yield Path("unpooling"), comparison_figure(patches, columns, row_captions(units), captions, title, limits)

@@ -28,8 +28,8 @@ def draw_rules(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pat
     mirrors = mirrors_by_rule(inspection.network, reversed(RULES), settings.unpool)
     patches, columns = crop_rows(inspection, units, reconstruct_units(inspection, mirrors, units))
     title = (
-        f"{units.stage}: one unit, three ways back through a ReLU{unpooling_note(settings.unpool)}",
-        f"below: each tile's own scale; {GREY}",
+        f"{units.stage}: the same unit under three ReLU rules{unpooling_note(settings.unpool)}",
+        f"below: scale of each tile; {GREY}",
     )
     yield Path("rules"), comparison_figure(patches, columns, row_captions(units), scale_captions(columns), title)
 
@@ -49,8 +49,8 @@ def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[
         ]
     note = unpooling_note(settings.unpool)
     title = (
-        f"{units.stage}, {rule}: one unit, through both branches of every block or one alone{note}",
-        "below: each tile's own scale, and its norm over that of both (with all mixed ways)",
+        f"{units.stage}, {rule}: the same unit through both branches of every block, or through one alone{note}",
+        "below: scale of each tile, and its norm relative to both (which includes all mixed paths)",
         GREY,
     )
     yield Path("branches"), comparison_figure(patches, columns, row_captions(units), captions, title)

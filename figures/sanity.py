@@ -37,8 +37,8 @@ def draw_sanity(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pa
     rows = [f"{rule}\nchannel {channel}" for rule in SHOWN_RULES for channel in channels]
     note = unpooling_note(settings.unpool)
     title = (
-        f"{units.stage}, whole maps{note}: weights made random from the top down, and Sobel's edges",
-        "below: Spearman's rank correlation of the absolute values with those of the trained network",
+        f"{units.stage}, whole maps{note}: weights randomised from the top down, and Sobel edges",
+        "below: Spearman rank correlation of absolute values with the trained network's",
     )
     yield Path("sanity"), comparison_figure(patches, columns, rows, captions, title)
 
