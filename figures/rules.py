@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from analysis.channels import reconstruct_units
 from analysis.inspection import Inspection
-from analysis.reconstruction import mirrors_by_rule
+from analysis.reconstruction import ALL_RULES, mirrors_by_branches, mirrors_by_rule
 from analysis.settings import Settings
 from figures.comparison import (
     GREY,
@@ -19,13 +19,12 @@ from figures.comparison import (
     select_units_above_pooling,
 )
 from figures.style import format_number, unpooling_note
-from reverse_network import BRANCHES, RULES, ReverseResNet18
 
 
 def draw_rules(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """The same units under all three rules."""
     units = select_units_above_pooling(inspection, settings)
-    mirrors = mirrors_by_rule(inspection.network, reversed(RULES), settings.unpool)
+    mirrors = mirrors_by_rule(inspection.network, ALL_RULES, settings.unpool)
     patches, columns = crop_rows(inspection, units, reconstruct_units(inspection, mirrors, units))
     title = (
         f"{units.stage}: the same unit under three ReLU rules{unpooling_note(settings.unpool)}",
@@ -38,11 +37,11 @@ def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[
     """The same units through both branches of every block, through the residual alone, through the shortcut alone."""
     units = select_units_above_pooling(inspection, settings)
     rule = settings.rules[0]
-    mirrors = {branches: ReverseResNet18(inspection.network, rule, settings.unpool, branches) for branches in BRANCHES}
+    mirrors = mirrors_by_branches(inspection.network, rule, settings.unpool)
     pictures = reconstruct_units(inspection, mirrors, units)
     patches, columns = crop_rows(inspection, units, pictures)
     captions = scale_captions(columns)
-    for name in BRANCHES[1:]:
+    for name in ("residual", "shortcut"):
         norms = relative_norms(pictures[name], pictures["both"])
         captions[name] = [
             f"{scale}, norm {format_number(norm, '.2g')}" for scale, norm in zip(captions[name], norms, strict=True)
