@@ -81,7 +81,8 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on GPUs with native bf16")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+        help="auto: bf16 on GPUs with native bf16, else fp32 (convolutions in TF32 on newer NVIDIA GPUs)")  # fmt: skip
     add("--compile", action="store_true", help="compile the network with torch.compile")
     add("--cuda-graph", action="store_true", help="replay each iteration as one CUDA graph")
 
@@ -158,6 +159,7 @@ def loop_settings(args, device: torch.device) -> Settings:
 def train(args, world: World) -> None:
     """The recipe: data, network, optimizer, loop."""
     out, device = Path(args.out), pick_device(args.device, world.local_rank)
+    torch.backends.cudnn.benchmark = True  # shapes are static within an image size
     settings = loop_settings(args, device)
     state = world.broadcast(partial(earlier_state, args))
 
@@ -182,7 +184,7 @@ def train(args, world: World) -> None:
 
     # loop
     loop = Loop(run, data, settings, advises=args.data != "shapes")
-    with graceful_shutdown(world.size == 1) as signals, loop.progress.bar, writer or nullcontext():
+    with graceful_shutdown(world.size == 1, world.is_main) as signals, loop.progress.bar, writer or nullcontext():
         loop.progress.say(loop.describe())
         stop = train_epochs(loop, signals)
         run.save()

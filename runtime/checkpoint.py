@@ -5,6 +5,7 @@ Every file is read with `torch.load(weights_only=True)`, so a file from elsewher
 
 import os
 import pickle
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -18,6 +19,7 @@ from torchvision.models import ResNet18_Weights
 from network import ResNet18
 
 SNAPSHOT = "snapshot_{}.pt"  # {}: epoch
+REPLACE_SECONDS = 5
 
 
 class CheckpointError(ValueError):
@@ -38,11 +40,23 @@ def atomic_file(path: str | Path, keep_previous: bool = False) -> Iterator[Binar
             file.flush()
             os.fsync(file.fileno())
         if keep_previous and path.exists():
-            os.replace(path, previous(path))
-        os.replace(temporary, path)
+            _replace(path, previous(path))
+        _replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """os.replace; on Windows it fails while another process reads the target, so it is tried for a few seconds."""
+    deadline = time.monotonic() + REPLACE_SECONDS
+    while True:
+        try:
+            return os.replace(source, target)
+        except PermissionError:
+            if os.name != "nt" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _sync_folder(folder: Path) -> None:

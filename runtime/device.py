@@ -5,6 +5,11 @@ import sys
 
 import torch
 
+from runtime.checkpoint import first_line
+
+CUDA_INDEX = "https://download.pytorch.org/whl/cu128"  # PyPI's torch for Windows is CPU-only
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h; bytes
+
 
 def pick_device(name: str, gpu: int = 0) -> torch.device:
     """A device by torch's name; "cuda" is the GPU of this index, "auto" the same or, without CUDA, the CPU.
@@ -13,6 +18,8 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if sys.platform == "win32" and torch.version.cuda is None:
+            print(f"note: this torch has no CUDA; for a GPU: pip install torch torchvision --index-url {CUDA_INDEX}")
     if name == "cuda":
         name = f"cuda:{gpu}"
     try:
@@ -21,8 +28,10 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
         if device.type == "cuda":
             torch.cuda.set_device(device)
     except Exception as error:  # every backend has its own way to fail
-        here = ["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
-        raise OSError(f"there is no device {name!r}: pass --device auto, or one of {', '.join(here)}") from error
+        found = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
+        raise OSError(
+            f"device {name!r} does not work ({first_line(error)}): pass --device cpu (found: {found})"
+        ) from error
     return device
 
 
@@ -39,8 +48,9 @@ def keep_freed_memory() -> None:
     By default glibc returns blocks above 32 MB to the system, which clears their pages at the next allocation: a tenth
     of an iteration at 224x224 on a CPU. Does nothing on other systems.
     """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
-        if mallopt:
-            mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD, bytes, as malloc.h numbers them
-            mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
+    # Every successful call ends glibc's own adaptation of both thresholds, so the trim threshold is set only after a
+    # large mmap threshold was accepted; glibc before about 2.34 rejects 2**30.
+    if mallopt and any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25)):
+        mallopt(CUDA_INDEX = "https://download.pytorch.org/whl/cu128"  # PyPI's torch for Windows is CPU-only
+M_TRIM_THRESHOLD, 2**31 - 1)

@@ -35,16 +35,17 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def graceful_shutdown(second_ends: bool = True) -> Iterator[list[int]]:
+def graceful_shutdown(alone: bool = True, says: bool = True) -> Iterator[list[int]]:
     """Collects SIGINT, SIGTERM and SIGHUP in a list, so that the current iteration can finish.
 
-    second_ends: a second signal ends the process at once. torchrun needs False: it forwards a terminal's signals, which
-    the processes get anyway.
+    alone  a second signal ends the process at once; not under torchrun, which forwards a terminal's signals that the
+           processes get anyway
+    says   print a message, in one of several processes
     """
     received = []
 
     def receive(number, frame):
-        if received and second_ends:
+        if received and alone:
             raise KeyboardInterrupt
         if received:
             return
@@ -53,7 +54,9 @@ def graceful_shutdown(second_ends: bool = True) -> Iterator[list[int]]:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
-        os.write(2, b"\nstopping after this iteration or evaluation; a second signal stops at once, without saving\n")
+        if says:
+            second = "; a second signal stops at once, without saving" if alone else ""
+            os.write(2, f"\nstopping after this iteration or evaluation{second}\n".encode())
 
     signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     signals = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP

@@ -17,6 +17,12 @@ from dataset.shapes import CLASSES, draw_shapes
 from network import ResNet18
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    """The same random numbers in every run."""
+    torch.manual_seed(0)
+
+
 def randomise_batch_norm(network, seed=0):
     """Draws running statistics, scales (about half of them negative) and shifts far from their initial values."""
     generator = torch.Generator().manual_seed(seed)

@@ -13,6 +13,10 @@ from training.step import TrainStep
 WARM_UP_STEPS = 3  # iterations before a capture, in which libraries choose algorithms and allocate memory
 
 
+class CaptureError(OSError):
+    """A capture failed and left torch in a state that cannot be used any more."""
+
+
 def warm_up(step: TrainStep, plan: Tensor, count: int = WARM_UP_STEPS) -> None:
     """Runs iterations and restores weights, momentum, statistics and averages afterwards."""
     state = step.state()
@@ -54,9 +58,11 @@ def capture(step: TrainStep, plan: Tensor) -> Callable[[Tensor], Tensor]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             sums = step(static)
-    except Exception:
+    except Exception as error:
         torch.cuda.set_stream(current)  # older versions leave the capture's stream current
         step.optimizer.zero_grad()
+        if torch.__version__ < (2, 9):  # these leave the allocator in a capturing state (pytorch#180395)
+            raise CaptureError(f"no CUDA graph ({first_line(error)}): run again without --cuda-graph") from error
         raise
 
     def replay(plan: Tensor) -> Tensor:
@@ -74,12 +80,16 @@ def accelerate(step: TrainStep, plan: Tensor, compiles: bool, captures: bool, wo
 
     plan: rows shaped as in every later call.
     """
-    if compiles:
-        eager = step.network  # compiled before the processes are connected, because it may fail in one of them
-        compiled = attempt(lambda: compile_network(step, plan), "compiled", say)
-        if world.all_reduce_max(not compiled)[0]:
-            step.network = eager
     step.network = world.wrap_ddp(step.network)
+    if compiles and world.size > 1:
+        # Around DistributedDataParallel, so that gradients are reduced while others are computed. A failure ends the
+        # run: a process that falls back alone would wait for the others.
+        try:
+            compile_network(step, plan)
+        except Exception as error:
+            raise OSError(f"could not compile ({first_line(error)}): run again without --compile") from error
+    elif compiles:
+        attempt(lambda: compile_network(step, plan), "compiled", say)
     if captures and plan.device.type != "cuda":
         say("not captured: this needs a CUDA GPU")
     elif captures and world.size > 1:
@@ -94,6 +104,8 @@ def attempt(make: Callable, done: str, say: Callable[[str], None]):
     started = time.monotonic()
     try:
         made = make()
+    except CaptureError:
+        raise
     except Exception as error:
         say(f"not {done}, continuing without: {type(error).__name__}, {first_line(error)}")
         return None

@@ -86,8 +86,10 @@ class World:
         if self.size == 1:
             return network
         device = next(network.parameters()).device
+        # Buffers are not broadcast before every forward pass: training does not read them, evaluation broadcasts them.
+        devices = [device] if device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(
-            network, [device] if device.type == "cuda" else None, gradient_as_bucket_view=True
+            network, devices, gradient_as_bucket_view=True, broadcast_buffers=False
         )
 
 
@@ -104,10 +106,14 @@ def join_world(device: str) -> Iterator[World]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield ALONE
         return
+    if "LOCAL_RANK" not in os.environ:
+        raise OSError("RANK is set, but LOCAL_RANK is not: start the processes with torchrun, or unset RANK")
     rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     uses_gpus = device != "cpu" and torch.cuda.is_available()
     if ":" in device:
         raise OSError(f"--device {device} names one device: leave the number out, and each process takes its own")
+    if uses_gpus and not dist.is_nccl_available():
+        raise OSError("this torch has no NCCL for several GPUs: use Linux, or one process without torchrun")
     dist.init_process_group("cpu:gloo,cuda:nccl" if uses_gpus else "gloo")
     try:
         with _silent() if rank > 0 else _flushed():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,7 +41,7 @@ class Optimization:
 def sgd(network: nn.Module, settings: Optimization) -> torch.optim.SGD:
     """SGD whose learning rate is a tensor on the device and whose momentum buffers exist from the start.
 
-    Capturing a step as a CUDA graph needs both.
+    Capturing a step as a CUDA graph needs both. On MPS, which would read the tensor on the host, it is a float.
     """
     parameters = list(network.parameters())
     decayed = [value for value in parameters if value.ndim > 1 or settings.norm_decay]
@@ -49,7 +50,7 @@ def sgd(network: nn.Module, settings: Optimization) -> torch.optim.SGD:
     device = parameters[0].device
     optimizer = torch.optim.SGD(
         groups,
-        torch.tensor(settings.learning_rate, device=device),
+        settings.learning_rate if device.type == "mps" else torch.tensor(settings.learning_rate, device=device),
         settings.momentum,
         weight_decay=settings.weight_decay,
         nesterov=settings.nesterov,
@@ -58,6 +59,23 @@ def sgd(network: nn.Module, settings: Optimization) -> torch.optim.SGD:
     for value in parameters:
         optimizer.state[value]["momentum_buffer"] = torch.zeros_like(value)
     return optimizer
+
+
+def set_learning_rate(optimizer: torch.optim.SGD, learning_rate: float) -> None:
+    """Sets the learning rate of all groups, in place where it is a tensor, which all groups share."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
+
+
+def load_optimizer_state(optimizer: torch.optim.SGD, state: dict[str, Any]) -> None:
+    """Restores the momentum; the learning rate and `fused` remain those of this device."""
+    kept = [{name: group[name] for name in ("lr", "fused")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, kept, strict=True):
+        group.update(own)
 
 
 def learning_rate(step: int, plan: Plan, settings: Optimization) -> float:

@@ -14,6 +14,7 @@ from runtime import checkpoint
 from runtime.checkpoint import Metadata
 from training.distributed import ALONE, World
 from training.evaluation import mean_metrics
+from training.optimizer import load_optimizer_state, set_learning_rate
 from training.plan import Plan
 from training.step import EMA
 
@@ -68,10 +69,7 @@ class Run:
     def _restore(self, state: dict[str, Any]) -> None:
         self.is_new, self.last_is_good = False, not state["is_previous"]
         self.network.load_state_dict(state["model"])
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate  # the one tensor on the device
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.set_learning_rate(state["learning_rate"])
         if self.ema:
             self.ema.network.load_state_dict(state["ema"])
@@ -110,7 +108,7 @@ class Run:
         """Sets the learning rate of the next iteration."""
         if learning_rate != self.learning_rate:
             self.learning_rate = learning_rate
-            self.optimizer.param_groups[0]["lr"].fill_(learning_rate)  # the tensor that all groups share
+            set_learning_rate(self.optimizer, learning_rate)
 
     def check_finite(self) -> None:
         """Raises FloatingPointError if a loss since the last line, a weight or a statistic is not finite."""

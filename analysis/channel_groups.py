@@ -1,0 +1,64 @@
+"""Which channels respond alike: correlation of their peaks over images, and groups of similar channels."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SIMILAR = 0.5  # correlation of peaks above which two channels count as similar
+
+
+@dataclass(frozen=True)
+class ChannelGroups:
+    """A partition of the channels of a stage.
+
+    representatives  channels that do not correlate above SIMILAR with each other, in descending order of peak activation
+    members          for each of them, the channels of its group, in ascending order
+    """
+
+    representatives: tuple[int, ...]
+    members: tuple[tuple[int, ...], ...]
+
+
+def peak_correlations(peaks: Tensor) -> Tensor:
+    """Pearson correlation of channels over images: peaks (N, C) -> (C, C) float64; 0 for constant channels."""
+    centered = peaks.double() - peaks.double().mean(0)
+    norms = centered.norm(dim=0)
+    scaled = torch.where(norms > 0, centered / norms, 0.0)
+    return scaled.T @ scaled
+
+
+def dissimilar_channels(peaks: Tensor, count: int | None = None, correlations: Tensor | None = None) -> list[int]:
+    """The strongest channels that are not similar to a stronger one, in descending order of peak activation.
+
+    peaks         (N, C): each channel's highest activation in each of N images
+    count         stop after this many channels; if there are fewer, the strongest similar ones follow
+    correlations  `peak_correlations` of these peaks, if known
+
+    Channels without any activation are left out.
+    """
+    correlations = peak_correlations(peaks) if correlations is None else correlations
+    highest = peaks.amax(0)
+    order = highest.sort(descending=True, stable=True).indices
+    order = [channel for channel in order.tolist() if highest[channel] > 0]
+    taken: list[int] = []
+    for channel in order:
+        if not taken or correlations[channel, taken].max() <= SIMILAR:
+            taken.append(channel)
+    if count is not None:
+        taken = [*taken, *(channel for channel in order if channel not in set(taken))][:count]
+    return taken
+
+
+def group_channels(peaks: Tensor) -> ChannelGroups:
+    """Each channel in the group of the representative that it correlates with most; peaks: (N, C).
+
+    Channels without any activation correlate with none and join the first group. Raises ValueError if all are such.
+    """
+    correlations = peak_correlations(peaks)
+    representatives = dissimilar_channels(peaks, None, correlations)
+    if not representatives:
+        raise ValueError("no channel has any activation")
+    groups = correlations[:, representatives].argmax(1)
+    members = (torch.where(groups == n)[0].tolist() for n in range(len(representatives)))
+    return ChannelGroups(tuple(representatives), tuple(map(tuple, members)))

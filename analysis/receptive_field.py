@@ -1,0 +1,49 @@
+"""Which part of the image a unit sees."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from network import STAGES, ResNet18
+
+LEAST_INSIDE = 0.25  # share of a stage's units that must see no padding for the others to be left out
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """The pixels that the units of a stage see: row * stride - offset to row * stride - offset + size - 1; so columns."""
+
+    size: int
+    stride: int
+    offset: int
+
+
+def receptive_field(network: ResNet18, stage: str) -> ReceptiveField:
+    """The receptive field at a stage, by the recursion over kernel, stride and padding on the longest path."""
+    size, stride, offset = 1, 1, 0
+    for module in _modules(network, stage):
+        kernel, step, padding = (value if isinstance(value, int) else value[0]
+                                 for value in (module.kernel_size, module.stride, module.padding))  # fmt: skip
+        size += (kernel - 1) * stride
+        offset += padding * stride
+        stride *= step
+    return ReceptiveField(size, stride, offset)
+
+
+def _modules(network: ResNet18, stage: str) -> list[nn.Module]:
+    depth = STAGES.index(stage)
+    blocks = [block for layer in network.layers[:depth] for block in layer]
+    pooling = [network.maxpool] if depth else []
+    return [network.conv1, *pooling, *(conv for block in blocks for conv in (block.conv1, block.conv2))]
+
+
+def units_inside(network: ResNet18, stage: str, map_size: tuple[int, int], image_size: int) -> Tensor | None:
+    """(h, w) bool: the units that see no padding; None if these are less than LEAST_INSIDE of the stage's units."""
+    field = receptive_field(network, stage)
+    inside = []
+    for units in map_size:
+        first = torch.arange(units) * field.stride - field.offset
+        inside.append((first >= 0) & (first + field.size <= image_size))
+    mask = inside[0][:, None] & inside[1]
+    return mask if mask.float().mean() >= LEAST_INSIDE else None
