@@ -59,23 +59,13 @@ def parse_args(argv=None):
     add("--top", type=number(int, least=1, most=25), default=defaults.top, help="images per channel")
     add("--rules", nargs="+", choices=RULES, default=list(defaults.rules), metavar="RULE",
         help=f"rules for the backward pass through a ReLU: some of {', '.join(RULES)}")  # fmt: skip
-    add(
-        "--unpool",
-        choices=UNPOOLINGS,
-        default=defaults.unpool,
-        help="sum is the exact adjoint of pooling; overwrite is F.max_unpool2d",
-    )
+    add("--unpool", choices=UNPOOLINGS, default=defaults.unpool, help="sum is exact; overwrite is F.max_unpool2d")
     add("--units", choices=UNITS, default=defaults.units,
         help="top9: reconstruct from a channel's strongest unit or from its whole map")  # fmt: skip
 
     add = parser.add_argument_group("output").add_argument
     add("--format", choices=("png", "pdf"), default="png", help="file format of the figures; pdf for LaTeX")
-    add(
-        "--dpi",
-        type=number(int, least=50, most=1200),
-        default=style.DPI,
-        help="dots per inch; figures are up to 7 inches wide",
-    )
+    add("--dpi", type=number(int, least=50, most=1200), default=style.DPI, help="dots per inch, of up to 7 inches")
     add("--gallery", action="store_true", help="also write index.html: a page of all channels, or of --channels")
     add("--out", default="plots", help="output folder")
 

@@ -52,5 +52,4 @@ def keep_freed_memory() -> None:
     # Every successful call ends glibc's own adaptation of both thresholds, so the trim threshold is set only after a
     # large mmap threshold was accepted; glibc before about 2.34 rejects 2**30.
     if mallopt and any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25)):
-        mallopt(CUDA_INDEX = "https://download.pytorch.org/whl/cu128"  # PyPI's torch for Windows is CPU-only
-M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
