@@ -160,18 +160,15 @@ def isolate(features: Tensor, channels: int | Sequence[int] | Tensor, units: str
     units     "map": the whole feature map; "peak": its strongest unit; int64 (N,): the unit at this flat position,
               row * w + column
 
-    Returns a new tensor of the shape of `features`. Raises ValueError for a channel or unit out of range.
+    Returns a new tensor of the shape of `features`. Raises ValueError for a channel or unit out of range; tensors on a
+    GPU are not checked, because that would make the host wait.
     """
     num_images, num_channels = features.shape[:2]
-    channels = torch.as_tensor(channels, device=features.device).expand(num_images)
-    if num_images and not (0 <= int(channels.min()) and int(channels.max()) < num_channels):
-        raise ValueError(f"channels must be 0 to {num_channels - 1}, got {channels.tolist()}")
+    channels = _indices("channels", channels, num_channels, features).expand(num_images)
     images = torch.arange(num_images, device=features.device)
     kept = features[images, channels].flatten(1)  # (N, h * w)
     if isinstance(units, Tensor) or units == "peak":
-        positions = kept.argmax(1) if isinstance(units, str) else units.to(features.device)
-        if num_images and not (0 <= int(positions.min()) and int(positions.max()) < kept.shape[1]):
-            raise ValueError(f"units must be 0 to {kept.shape[1] - 1}, got {positions.tolist()}")
+        positions = kept.argmax(1) if isinstance(units, str) else _indices("units", units, kept.shape[1], features)
         positions = positions[:, None]
         kept = torch.zeros_like(kept).scatter(1, positions, kept.gather(1, positions))
     elif units != "map":
@@ -179,3 +176,31 @@ def isolate(features: Tensor, channels: int | Sequence[int] | Tensor, units: str
     signal = torch.zeros_like(features)
     signal[images, channels] = kept.unflatten(1, features.shape[2:])
     return signal
+
+
+def _indices(name: str, values: int | Sequence[int] | Tensor, limit: int, features: Tensor) -> Tensor:
+    """Indices below `limit` as a tensor on the device of `features`, checked where that is possible on the host."""
+    if not isinstance(values, Tensor) or values.device.type == "cpu":
+        values = torch.as_tensor(values)
+        if values.numel() and not (0 <= int(values.min()) and int(values.max()) < limit):
+            raise ValueError(f"{name} must be 0 to {limit - 1}, got {values.tolist()}")
+    return values.to(features.device)
+
+
+def class_signal(
+    network: ResNet18, features: Tensor, classes: int | Sequence[int] | Tensor, weighted: bool = False
+) -> Tensor:
+    """The evidence for class classes[n] in image n, at conv5_x: (N, 512, h, w), entries of both signs.
+
+    The logit is linear in conv5_x. By default this is its gradient, fc.weight[c] / (h w), which is the same for every
+    image; `weighted` multiplies it by the features, so that the entries of channel k sum to the exact contribution of
+    channel k to the logit, and all entries and the bias to the logit itself.
+
+    features  (N, 512, h, w) of conv5_x
+    classes   one per image, or one for all; raises ValueError if out of range, as `isolate`
+    """
+    classes = _indices("classes", classes, network.fc.out_features, features).expand(len(features))
+    height, width = features.shape[2:]
+    weights = network.fc.weight[classes] / (height * width)
+    signal = weights[:, :, None, None].expand_as(features)
+    return signal * features if weighted else signal.clone(memory_format=torch.contiguous_format)

@@ -12,8 +12,8 @@ SIMILAR = 0.5  # correlation of peaks above which two channels count as similar
 class ChannelGroups:
     """A partition of the channels of a stage.
 
-    representatives  channels that do not correlate above SIMILAR with each other, in descending order of peak activation
-    members          for each of them, the channels of its group, in ascending order
+    representatives  channels without correlations above SIMILAR among them, in descending order of peak activation
+    members          the channels of each one's group, in ascending order
     """
 
     representatives: tuple[int, ...]

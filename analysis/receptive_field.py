@@ -12,7 +12,7 @@ LEAST_INSIDE = 0.25  # share of a stage's units that must see no padding for the
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """The pixels that the units of a stage see: row * stride - offset to row * stride - offset + size - 1; so columns."""
+    """The unit in row i sees `size` pixel rows from i * stride - offset on; columns likewise."""
 
     size: int
     stride: int

@@ -115,3 +115,16 @@ def fake_cifar10(tmp_path, monkeypatch):
 def _pickled(path: Path, value) -> str:
     path.write_bytes(pickle.dumps(value))
     return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def ends(capsys, main, flags, code, *words):
+    """The script exits with this code, and with one line of error that contains these words."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(flag) for flag in flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == code, error
+    assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n"), error
+    for word in words:
+        assert str(word) in error, error
+    return error

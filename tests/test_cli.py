@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from conftest import ends
 
 import train
 import visualizer
@@ -51,111 +52,6 @@ def test_train_then_visualize_with_the_defaults_of_both(folder, tmp_path, monkey
     assert (tmp_path / "plots" / "input.png").exists()
     written = [line for line in output.out.splitlines() if line.startswith("plots/")]
     assert len(list((tmp_path / "plots").iterdir())) == len(written)
-
-
-@pytest.mark.parametrize("script", [train, visualizer], ids=["train", "visualizer"])
-def test_help_explains_every_flag(script, capsys):
-    flags = vars(script.parse_args([]))
-    with pytest.raises(SystemExit) as stop:
-        script.main(["--help"])
-    text = capsys.readouterr().out
-    assert stop.value.code == 0
-    for name in flags:
-        assert f"--{name.replace('_', '-')}" in text
-    assert "None" not in text and f"python {script.__name__}.py" in text
-
-
-def ends(capsys, main, flags, code, *words):
-    """The script exits with this code, and with one line of error that contains these words."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        main([str(flag) for flag in flags])
-    error = capsys.readouterr().err
-    assert stop.value.code == code, error
-    assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n"), error
-    for word in words:
-        assert str(word) in error, error
-    return error
-
-
-class TestUsage:
-    @pytest.mark.parametrize(
-        "flags",
-        [
-            ["--batch-size", "0"],
-            ["--batch-size", "1"],  # batch norm needs two
-            ["--batch-size", "2.5"],
-            ["--epochs", "-3"],
-            ["--epochs", "0"],
-            ["--image-size", "0"],
-            ["--image-size", "many"],
-            ["--lr", "nan"],
-            ["--lr", "inf"],
-            ["--lr", "0"],
-            ["--lr", "-0.1"],
-            ["--momentum", "1"],
-            ["--weight-decay", "-1"],
-            ["--label-smoothing", "1.5"],
-            ["--lr-gamma", "nan"],
-            ["--shift", "-1"],
-            ["--cutout", "2.5"],
-            ["--hold-out", "-1"],
-            ["--lr-warmup-epochs", "-1"],
-            ["--ema-decay", "1"],
-            ["--flip", "vertical"],
-            ["--lr-step-size", "0"],
-            ["--sizes", "16:1"],
-            ["--sizes", "32"],
-            ["--sizes", "32:0"],
-            ["--sizes", "64:1", "32:1"],
-            ["--sizes", "32:1", "32:1"],
-            ["--nesterov", "--momentum", "0"],
-            ["--max-steps", "0"],
-            ["--log-every", "0"],
-            ["--seed", "-1"],
-            ["--seed", "9" * 400],
-            ["--schedule", "triangle"],
-            ["--precision", "fp16"],
-            ["--resume", "--overwrite"],
-        ],
-        ids=" ".join,
-    )
-    def test_train(self, capsys, flags):
-        assert "unrecognized" not in ends(capsys, train.main, flags, 2, flags[0])
-
-    @pytest.mark.parametrize("main", [train.main, visualizer.main], ids=["train", "visualizer"])
-    @pytest.mark.parametrize("flags", [["--dat", "shapes"], ["surplus"]], ids=["abbreviation", "surplus"])
-    def test_unknown(self, capsys, main, flags):
-        ends(capsys, main, flags, 2, "unrecognized arguments", flags[0])
-
-    @pytest.mark.parametrize("flags", [["--epochs", "2"], ["--image-size", "64"]], ids=" ".join)
-    def test_sizes_that_contradict_another_flag(self, capsys, flags):
-        ends(capsys, train.main, ["--sizes", "32:1", *flags], 2, *flags, "contradicts --sizes")
-
-    @pytest.mark.parametrize(
-        "flags",
-        [
-            ["--stages", "conv6_x"],
-            ["--channels", "-1"],
-            ["--channels", "x"],
-            ["--stages", "conv1", "--channels", "64"],
-            ["--stages", "conv5_x", "--channels", "3", "512"],
-            ["--top", "0"],
-            ["--rules", "relu"],
-            ["--unpool", "mean"],
-            ["--units", "all"],
-            ["--figures", "everything"],
-            ["--limit", "0"],
-            ["--batch-size", "0"],
-        ],
-        ids=" ".join,
-    )
-    def test_visualizer(self, capsys, flags):
-        last = [flag for flag in flags if flag.startswith("--")][-1]
-        assert "unrecognized" not in ends(capsys, visualizer.main, flags, 2, last)
-
-    def test_a_channel_that_is_not_there_is_named_with_those_that_are(self, capsys):
-        ends(capsys, visualizer.main, ["--channels", 64], 2, "--channels 64", "conv1 has the channels 0 to 63")
 
 
 class TestBadInputOfTrain:
