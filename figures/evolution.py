@@ -28,7 +28,7 @@ def draw_evolution(inspection: Inspection, settings: Settings) -> Iterator[tuple
     note = unpooling_note(settings.unpool)
     title = (
         f"{units.stage}, {settings.rules[0]}{note}: strongest unit of each channel in {searched}, by epoch",
-        "below: image and activation; each tile on its own scale around grey; left: the last epoch's image",
+        "below: image and activation; own scale per tile; left: the last epoch's image",
     )
     shown = to_array(inspection.resized(inspection.images[units.images]))
     rows = [f"channel {channel}" for channel in units.channels]

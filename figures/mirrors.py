@@ -35,7 +35,7 @@ def draw_unpooling(inspection: Inspection, settings: Settings) -> Iterator[tuple
     known = [error for error in errors if error is not None]
     mean = format_number(np.mean(known) if known else None, ".0%")
     title = (
-        f"{units.stage}, {rule}: exact unpooling (sum) and unpooling that overwrites (F.max_unpool2d)",
+        f"{units.stage}, {rule}: unpooling by sum (exact) and by F.max_unpool2d (overwrite)",
         f"mean relative error {mean}; one scale per row; {GREY}",
     )
     yield Path("unpooling"), comparison_figure(patches, columns, row_captions(units), captions, title, limits)

@@ -48,8 +48,8 @@ def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[
         ]
     note = unpooling_note(settings.unpool)
     title = (
-        f"{units.stage}, {rule}: the same unit through both branches of every block, or through one alone{note}",
-        "below: scale of each tile, and its norm relative to both (which includes all mixed paths)",
+        f"{units.stage}, {rule}: the same unit through both branches of every block or one{note}",
+        "below: scale of each tile; norm relative to both, which includes mixed paths",
         GREY,
     )
     yield Path("branches"), comparison_figure(patches, columns, row_captions(units), captions, title)
