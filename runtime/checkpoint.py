@@ -20,6 +20,7 @@ from network import ResNet18
 
 SNAPSHOT = "snapshot_{}.pt"  # {}: epoch
 REPLACE_SECONDS = 5
+IS_WINDOWS = os.name == "nt"
 
 
 class CheckpointError(ValueError):
@@ -54,7 +55,7 @@ def _replace(source: Path, target: Path) -> None:
         try:
             return os.replace(source, target)
         except PermissionError:
-            if os.name != "nt" or time.monotonic() > deadline:
+            if not IS_WINDOWS or time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 

@@ -228,3 +228,29 @@ class TestLoadNetwork:
         }
         torch.save(state, tmp_path / "a.pth")
         assert checkpoint.load_network(tmp_path / "a.pth")[0].conv1.weight.dtype == torch.float32
+
+
+class TestReplace:
+    def test_windows_is_given_time(self, tmp_path, monkeypatch):
+        """There, a file cannot be replaced while another process reads it."""
+        attempts, replace = [], checkpoint.os.replace
+
+        def busy_twice(source, target):
+            attempts.append(target)
+            if len(attempts) < 3:
+                raise PermissionError("in use")
+            replace(source, target)
+
+        monkeypatch.setattr(checkpoint.os, "replace", busy_twice)
+        monkeypatch.setattr(checkpoint, "IS_WINDOWS", True)
+        checkpoint.save({"a": 1}, tmp_path / "a.pt")
+        assert len(attempts) == 3 and checkpoint.load(tmp_path / "a.pt") == {"a": 1}
+
+    def test_elsewhere_a_folder_without_permission_is_an_error_at_once(self, tmp_path, monkeypatch):
+        def refuse(source, target):
+            raise PermissionError("no")
+
+        monkeypatch.setattr(checkpoint.os, "replace", refuse)
+        monkeypatch.setattr(checkpoint, "IS_WINDOWS", False)
+        with pytest.raises(checkpoint.CheckpointError, match="could not be written"):
+            checkpoint.save({"a": 1}, tmp_path / "a.pt")

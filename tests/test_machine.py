@@ -3,6 +3,7 @@ import sys
 import pytest
 import torch
 
+from runtime import device
 from runtime.device import keep_freed_memory, pick_device, pick_precision
 
 
@@ -12,7 +13,7 @@ def test_auto_is_a_gpu_where_there_is_one():
 
 @pytest.mark.parametrize("name", ["cuda:99", "nonsense"])
 def test_a_device_that_is_not_there(name):
-    with pytest.raises(OSError, match=f"there is no device '{name}': pass --device auto, or one of cpu"):
+    with pytest.raises(OSError, match=f"device '{name}' does not work .*: pass --device cpu .found: cpu"):
         pick_device(name)
 
 
@@ -41,3 +42,38 @@ def test_freed_memory_is_kept():
 
     keep_freed_memory()
     assert min(faults() for _ in range(30)) < 1000
+
+
+class FakeLibrary:
+    """A C library whose mallopt accepts some values only, and records the calls."""
+
+    def __init__(self, accepts):
+        self.calls, self.accepts = [], accepts
+
+    def mallopt(self, parameter, value):
+        self.calls.append((parameter, value))
+        return int(value in self.accepts)
+
+
+@pytest.mark.parametrize(
+    "accepts, expected",
+    [
+        ({2**30, 2**31 - 1}, [(-3, 2**30), (-1, 2**31 - 1)]),
+        ({2**25, 2**31 - 1}, [(-3, 2**30), (-3, 2**25), (-1, 2**31 - 1)]),  # as glibc before 2.34
+        (set(), [(-3, 2**30), (-3, 2**25)]),  # nothing is switched off for nothing
+    ],
+)
+def test_the_trim_threshold_follows_an_accepted_mmap_threshold(monkeypatch, accepts, expected):
+    library = FakeLibrary(accepts)
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(device.sys, "platform", "linux")
+    keep_freed_memory()
+    assert library.calls == expected
+
+
+def test_windows_is_told_where_a_torch_with_cuda_is(monkeypatch, capsys):
+    monkeypatch.setattr(device.sys, "platform", "win32")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto").type == "cpu"
+    assert "--index-url" in capsys.readouterr().out

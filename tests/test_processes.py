@@ -21,7 +21,7 @@ from dataset.batches import Batches
 from dataset.preprocess import Preprocess, mean_and_std
 from network import ResNet18
 from runtime import checkpoint
-from training.distributed import World
+from training.distributed import World, join_world
 from training.evaluation import evaluate
 from training.optimizer import Optimization, sgd
 
@@ -169,6 +169,14 @@ def test_a_process_that_dies_ends_the_others_with_one_error(pictures, tmp_path):
 def test_a_wrong_use_ends_in_one_line(pictures, tmp_path, flags, words):
     text = finish(start(pictures, tmp_path, *flags), code=1)
     assert text.count("error: ") == 1 and words in text, text
+
+
+def test_a_rank_without_a_local_rank_ends_in_one_line(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(OSError, match="start the processes with torchrun"), join_world("cpu"):
+        pass
 
 
 def test_shares_make_up_the_batch():

@@ -9,7 +9,7 @@ from dataset.batches import Batches
 from dataset.preprocess import Preprocess
 from network import ResNet18
 from training.acceleration import accelerate, capture, warm_up
-from training.optimizer import Optimization, sgd
+from training.optimizer import Optimization, load_optimizer_state, sgd
 from training.step import EMA, TrainStep
 
 ITERATIONS = 6
@@ -89,6 +89,21 @@ def test_the_moving_average_has_its_own_batch_norm_statistics():
     assert not network.training and network.bn1.momentum == step.network.bn1.momentum
 
 
+def test_the_optimizer_of_another_device_keeps_its_own_learning_rate_and_kernels():
+    """A checkpoint's `fused` belongs to the device it was written on; only the momentum is taken over."""
+    step, plan = make()
+    step(plan[0])
+    state = step.optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["fused"], group["lr"] = False, 0.5
+    other, _ = make()
+    rate = other.optimizer.param_groups[0]["lr"]
+    load_optimizer_state(other.optimizer, state)
+    assert other.optimizer.param_groups[0]["lr"] is rate and other.optimizer.param_groups[0]["fused"]
+    for a, b in zip(step.optimizer.state.values(), other.optimizer.state.values(), strict=True):
+        assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
+
+
 def losses(step, call, plan):
     """Of an epoch with a learning rate that changes."""
     found = []
@@ -165,6 +180,26 @@ class TestWhatIsNotPossible:
         with pytest.raises(RuntimeError, match="no stream"):
             capture(step, plan[0])
         assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
+
+    def test_on_an_old_torch_a_failed_capture_ends_the_run(self, monkeypatch):
+        """Its allocator stays in a capturing state; continuing would fail later, without a reason."""
+        step, plan = make()
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: FakeStream())
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+        monkeypatch.setattr(torch.cuda, "stream", fails)
+        monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.0"))
+        with pytest.raises(OSError, match="run again without --cuda-graph"):
+            capture(step, plan[0])
+
+
+class FakeStream:
+    def wait_stream(self, other):
+        pass
+
+
+def fails(*_):
+    raise RuntimeError("cannot capture")
 
 
 def without_compiler(network, **_):
