@@ -1,7 +1,7 @@
 """Draw what a trained ResNet-18 has learned: checkpoint -> plots/*.png and plots/top9.json.
 
 python visualizer.py --ckpt                                 every figure of checkpoints/model.pt
-python visualizer.py --ckpt PATH --images cat.jpg dog.jpg   one's own pictures instead, in plots/cat/ and plots/dog/
+python visualizer.py --ckpt PATH --images cat.jpg dog.jpg   your own pictures instead, in plots/cat/ and plots/dog/
 python visualizer.py --figures top9 --stages conv4_x --channels 3 17 --rules deconvnet guided gradient
 """
 
@@ -52,18 +52,20 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("figures").add_argument
     add("--figures", nargs="+", choices=FIGURES, metavar="NAME", help="figures to draw, listed below (default: all)")
-    add("--stages", nargs="+", choices=STAGES, default=list(defaults.stages), help="stages of the network")
+    add("--stages", nargs="+", choices=STAGES, default=list(defaults.stages), metavar="STAGE",
+        help=f"some of {', '.join(STAGES)}")  # fmt: skip
     add("--channels", nargs="+", type=channel_number, metavar="N",
         help="channels of every stage, or all (default: the 9 with the highest activation)")  # fmt: skip
     add("--top", type=number(int, least=1, most=25), default=defaults.top, help="images per channel")
-    add("--rules", nargs="+", choices=RULES, default=list(defaults.rules), help="rules for going back through a ReLU")
+    add("--rules", nargs="+", choices=RULES, default=list(defaults.rules), metavar="RULE",
+        help=f"rules for the backward pass through a ReLU: some of {', '.join(RULES)}")  # fmt: skip
     add("--unpool", choices=UNPOOLINGS, default=defaults.unpool, help="sum is exact; overwrite is F.max_unpool2d")
     add("--units", choices=UNITS, default=defaults.units,
         help="top9: reconstruct from a channel's strongest unit or from its whole map")  # fmt: skip
 
     add = parser.add_argument_group("output").add_argument
     add("--format", choices=("png", "pdf"), default="png", help="file format of the figures; pdf for LaTeX")
-    add("--dpi", type=number(int, least=50, most=1200), default=style.DPI, help="dots per inch, of 7 inches")
+    add("--dpi", type=number(int, least=50, most=1200), default=style.DPI, help="dots per inch, of up to 7 inches")
     add("--gallery", action="store_true", help="also write index.html: a page of all channels, or of --channels")
     add("--out", default="plots", help="output folder")
 

@@ -7,12 +7,24 @@ from torch import Tensor
 
 from analysis.activations import check_finite
 from network import ResNet18
-from reverse_network import ReverseResNet18, isolate
+from reverse_network import BRANCHES, RULES, UNPOOLINGS, ReverseResNet18, isolate
+
+ALL_RULES = RULES[::-1]  # from the exact gradient to the deconvnet
 
 
 def mirrors_by_rule(network: ResNet18, rules: Iterable[str], unpool: str = "sum") -> dict[str, ReverseResNet18]:
     """rule -> the network's mirror under this rule, in the order given."""
     return {rule: ReverseResNet18(network, rule, unpool) for rule in rules}
+
+
+def mirrors_by_branches(network: ResNet18, rule: str, unpool: str = "sum") -> dict[str, ReverseResNet18]:
+    """ "both", "residual" or "shortcut" -> the mirror that goes back through these branches of every block."""
+    return {branches: ReverseResNet18(network, rule, unpool, branches) for branches in BRANCHES}
+
+
+def mirrors_by_unpooling(network: ResNet18, rule: str) -> dict[str, ReverseResNet18]:
+    """ "sum" or "overwrite" -> the mirror with this unpooling."""
+    return {unpool: ReverseResNet18(network, rule, unpool) for unpool in UNPOOLINGS}
 
 
 @torch.inference_mode()

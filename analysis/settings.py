@@ -1,4 +1,4 @@
-"""What is visualised, and how: chosen once at the command line, handed to every analysis and figure."""
+"""What is visualised, and how: chosen at the command line, passed to every analysis and figure."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,8 @@ from network import STAGES
 
 @dataclass(frozen=True)
 class Settings:
-    """
+    """The choices a figure depends on.
+
     stages      names of network.STAGES
     channels    numbers, the same for every stage; "all"; or None for the nine with the highest activation
     top         images per channel

@@ -13,11 +13,11 @@ from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.entry import NotDrawn
 from figures.image_grid import color_limit, diverging_rgb, to_array
-from figures.style import WIDTH, heading, styled
+from figures.style import WIDTH_INCHES, heading, styled
 from network import STAGES
 
 ROWS = 6
-GREY = "grey: zero, or beyond the image"
+GREY = "grey: zero, or outside the image"
 
 
 def select_units(inspection: Inspection, settings: Settings) -> StrongestUnits:
@@ -81,7 +81,7 @@ def comparison_figure(
     limits         (n,) half-width of each row's scale; by default every tile has its own
     """
     count, across = len(patches), 1 + len(columns)
-    tile = min((WIDTH - 0.8) / across, 1.2)
+    tile = min((WIDTH_INCHES - 0.8) / across, 1.2)
     lines = 1 + max(text.count("\n") for texts in tile_captions.values() for text in texts)
     figure = Figure((0.8 + across * tile, 0.6 + count * (tile + 0.06 + 0.1 * lines)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)

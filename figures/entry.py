@@ -17,7 +17,8 @@ class NotDrawn(Exception):
 
 @dataclass(frozen=True)
 class FigureEntry:
-    """
+    """A figure of the registry.
+
     draw     yields (path below the output folder without suffix, Figure or content of a JSON file); may raise NotDrawn
     title    what the figure is, in a few words
     reading  one sentence on how to read it

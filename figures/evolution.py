@@ -27,8 +27,8 @@ def draw_evolution(inspection: Inspection, settings: Settings) -> Iterator[tuple
     searched = f"{len(inspection.searched):,} test images"
     note = unpooling_note(settings.unpool)
     title = (
-        f"{units.stage}, {settings.rules[0]}{note}: a channel's strongest unit in {searched}, by epoch",
-        "below: its image and activation; each tile on a scale of its own around grey; left: the image of the last",
+        f"{units.stage}, {settings.rules[0]}{note}: strongest unit of each channel in {searched}, by epoch",
+        "below: image and activation; own scale per tile; left: the last epoch's image",
     )
     shown = to_array(inspection.resized(inspection.images[units.images]))
     rows = [f"channel {channel}" for channel in units.channels]

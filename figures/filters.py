@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.image_grid import color_limit, diverging_rgb, draw_numbered_grid
-from figures.style import WIDTH, styled
+from figures.style import WIDTH_INCHES, styled
 
 
 def draw_filters(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
@@ -26,7 +26,7 @@ def draw_filters(inspection: Inspection, settings: Settings) -> Iterator[tuple[P
 def filters_figure(weights: np.ndarray) -> Figure:
     """Filters of RGB input, (n, 3, h, w), in colour around grey; each has its own scale."""
     tiles = np.stack([diverging_rgb(tile, color_limit(tile)) for tile in weights.transpose(0, 2, 3, 1)])
-    figure = Figure((WIDTH * 0.55, WIDTH * 0.55 + 0.35), layout="compressed")
+    figure = Figure((WIDTH_INCHES * 0.55, WIDTH_INCHES * 0.55 + 0.35), layout="compressed")
     axes = figure.subplots()
     draw_numbered_grid(axes, tiles, columns=math.ceil(math.sqrt(len(tiles))))
     largest = np.abs(weights).max((1, 2, 3))
@@ -40,7 +40,7 @@ def filters_figure(weights: np.ndarray) -> Figure:
 @styled
 def filter_channel_figure(weights: np.ndarray, name: str, limit: float) -> Figure:
     """The filters' weights on one input channel, (n, h, w), on the scale -limit to limit."""
-    figure = Figure((WIDTH * 0.55 + 0.5, WIDTH * 0.55 + 0.25), layout="compressed")
+    figure = Figure((WIDTH_INCHES * 0.55 + 0.5, WIDTH_INCHES * 0.55 + 0.25), layout="compressed")
     axes = figure.subplots()
     columns = math.ceil(math.sqrt(len(weights)))
     picture = draw_numbered_grid(axes, weights, columns, cmap="RdBu_r", vmin=-limit, vmax=limit, fill=np.nan)

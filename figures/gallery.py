@@ -113,7 +113,7 @@ def fill_page(inspection: Inspection, settings: Settings, sections: list[str]) -
     """The page, with what it shows at its top."""
     scores = score(inspection)
     rules = " | ".join(("images", *settings.rules))
-    what = f"the {describe_count(inspection, settings)} of each channel: {rules}{unpooling_note(settings.unpool)}"
+    what = f"{describe_count(inspection, settings)} of each channel: {rules}{unpooling_note(settings.unpool)}"
     return Template(PAGE.read_text(encoding="utf-8")).substitute(
         what=escape(what),
         checkpoint=escape(str(inspection.checkpoint)),

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from analysis.channels import reconstruct_units
 from analysis.inspection import Inspection
+from analysis.reconstruction import mirrors_by_unpooling
 from analysis.settings import Settings
 from figures.comparison import (
     GREY,
@@ -18,15 +19,13 @@ from figures.comparison import (
     select_units_above_pooling,
 )
 from figures.style import format_number
-from reverse_network import UNPOOLINGS, ReverseResNet18
 
 
 def draw_unpooling(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """The same units by unpooling that sums and that overwrites, and the difference, with its norm."""
     units = select_units_above_pooling(inspection, settings)
     rule = settings.rules[0]
-    mirrors = {unpool: ReverseResNet18(inspection.network, rule, unpool) for unpool in UNPOOLINGS}
-    pictures = reconstruct_units(inspection, mirrors, units)
+    pictures = reconstruct_units(inspection, mirrors_by_unpooling(inspection.network, rule), units)
     pictures["difference"] = pictures["overwrite"] - pictures["sum"]
     errors = relative_norms(pictures["difference"], pictures["sum"])
     patches, columns = crop_rows(inspection, units, pictures)
@@ -36,7 +35,7 @@ def draw_unpooling(inspection: Inspection, settings: Settings) -> Iterator[tuple
     known = [error for error in errors if error is not None]
     mean = format_number(np.mean(known) if known else None, ".0%")
     title = (
-        f"{units.stage}, {rule}: unpooling that sums what meets, or overwrites it (F.max_unpool2d)",
-        f"mean error {mean} of the norm; each row on one scale; {GREY}",
+        f"{units.stage}, {rule}: unpooling by sum (exact) and by F.max_unpool2d (overwrite)",
+        f"mean relative error {mean}; one scale per row; {GREY}",
     )
     yield Path("unpooling"), comparison_figure(patches, columns, row_captions(units), captions, title, limits)

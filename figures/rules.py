@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from analysis.channels import reconstruct_units
 from analysis.inspection import Inspection
-from analysis.reconstruction import mirrors_by_rule
+from analysis.reconstruction import ALL_RULES, mirrors_by_branches, mirrors_by_rule
 from analysis.settings import Settings
 from figures.comparison import (
     GREY,
@@ -19,17 +19,16 @@ from figures.comparison import (
     select_units_above_pooling,
 )
 from figures.style import format_number, unpooling_note
-from reverse_network import BRANCHES, RULES, ReverseResNet18
 
 
 def draw_rules(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """The same units under all three rules."""
     units = select_units_above_pooling(inspection, settings)
-    mirrors = mirrors_by_rule(inspection.network, reversed(RULES), settings.unpool)
+    mirrors = mirrors_by_rule(inspection.network, ALL_RULES, settings.unpool)
     patches, columns = crop_rows(inspection, units, reconstruct_units(inspection, mirrors, units))
     title = (
-        f"{units.stage}: one unit, three ways back through a ReLU{unpooling_note(settings.unpool)}",
-        f"below: each tile's own scale; {GREY}",
+        f"{units.stage}: the same unit under three ReLU rules{unpooling_note(settings.unpool)}",
+        f"below: scale of each tile; {GREY}",
     )
     yield Path("rules"), comparison_figure(patches, columns, row_captions(units), scale_captions(columns), title)
 
@@ -38,19 +37,19 @@ def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[
     """The same units through both branches of every block, through the residual alone, through the shortcut alone."""
     units = select_units_above_pooling(inspection, settings)
     rule = settings.rules[0]
-    mirrors = {branches: ReverseResNet18(inspection.network, rule, settings.unpool, branches) for branches in BRANCHES}
+    mirrors = mirrors_by_branches(inspection.network, rule, settings.unpool)
     pictures = reconstruct_units(inspection, mirrors, units)
     patches, columns = crop_rows(inspection, units, pictures)
     captions = scale_captions(columns)
-    for name in BRANCHES[1:]:
+    for name in ("residual", "shortcut"):
         norms = relative_norms(pictures[name], pictures["both"])
         captions[name] = [
             f"{scale}, norm {format_number(norm, '.2g')}" for scale, norm in zip(captions[name], norms, strict=True)
         ]
     note = unpooling_note(settings.unpool)
     title = (
-        f"{units.stage}, {rule}: one unit, through both branches of every block or one alone{note}",
-        "below: each tile's own scale, and its norm over that of both (with all mixed ways)",
+        f"{units.stage}, {rule}: the same unit through both branches of every block or one{note}",
+        "below: scale of each tile; norm relative to both, which includes mixed paths",
         GREY,
     )
     yield Path("branches"), comparison_figure(patches, columns, row_captions(units), captions, title)

@@ -5,18 +5,17 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from analysis.inspection import Inspection
-from analysis.reconstruction import mirrors_by_rule, reconstruct
+from analysis.reconstruction import ALL_RULES, mirrors_by_rule, reconstruct
 from analysis.sanity import randomized_networks, rank_correlation, saliency, sobel_edges
 from analysis.settings import Settings
 from figures.comparison import comparison_figure, select_units_above_pooling
 from figures.image_grid import to_array
 from figures.style import format_two_digits, unpooling_note
-from reverse_network import RULES
 
 CHANNELS_SHOWN = 2
-SHOWN_RULES = RULES[::-1]
 
 
 def draw_sanity(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
@@ -25,7 +24,7 @@ def draw_sanity(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pa
     channels, images = units.channels[:CHANNELS_SHOWN], inspection.images[units.images[:CHANNELS_SHOWN]]
     columns = randomized_columns(inspection, settings, units.stage, channels, images)
     shown = inspection.resized(images)
-    columns["edges"] = np.concatenate([to_array(sobel_edges(shown))] * len(SHOWN_RULES))
+    columns["edges"] = np.concatenate([to_array(sobel_edges(shown))] * len(ALL_RULES))
     captions = {
         name: [
             format_two_digits(rank_correlation(saliency(trained), saliency(picture)))
@@ -33,21 +32,23 @@ def draw_sanity(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pa
         ]
         for name, each in columns.items()
     }
-    patches = np.concatenate([to_array(shown)] * len(SHOWN_RULES))
-    rows = [f"{rule}\nchannel {channel}" for rule in SHOWN_RULES for channel in channels]
+    patches = np.concatenate([to_array(shown)] * len(ALL_RULES))
+    rows = [f"{rule}\nchannel {channel}" for rule in ALL_RULES for channel in channels]
     note = unpooling_note(settings.unpool)
     title = (
-        f"{units.stage}, whole maps{note}: weights made random from the top down, and Sobel's edges",
-        "below: Spearman's rank correlation of the absolute values with those of the trained network",
+        f"{units.stage}, whole maps{note}: weights randomised from the top down, and Sobel edges",
+        "below: Spearman rank correlation of absolute values with the trained network's",
     )
     yield Path("sanity"), comparison_figure(patches, columns, rows, captions, title)
 
 
-def randomized_columns(inspection, settings, stage, channels, images) -> dict[str, np.ndarray]:
+def randomized_columns(
+    inspection: Inspection, settings: Settings, stage: str, channels: list[int], images: Tensor
+) -> dict[str, np.ndarray]:
     """name of the network -> pictures (rules x channels, S, S, 3), reconstructed from whole maps."""
     columns = {}
     for name, network in randomized_networks(inspection.network, stage):
-        mirrors = mirrors_by_rule(network, SHOWN_RULES, settings.unpool)
+        mirrors = mirrors_by_rule(network, ALL_RULES, settings.unpool)
         drawn = reconstruct(network, mirrors, inspection.inputs(images), stage, channels)
         columns[name] = np.concatenate([to_array(each) for each in drawn.values()])
     return columns

@@ -12,7 +12,7 @@ from analysis.scores import Scores, score
 from analysis.settings import Settings
 from figures.entry import NotDrawn
 from figures.image_grid import to_array
-from figures.style import WIDTH, heading, short, styled
+from figures.style import WIDTH_INCHES, heading, styled, truncate
 
 MISTAKES_SHOWN = 24
 MAX_CLASSES = 50  # that a confusion matrix is legible for
@@ -37,13 +37,13 @@ def draw_mistakes(inspection: Inspection, settings: Settings) -> Iterator[tuple[
     worst = wrong[np.argsort(-scores.confidence[wrong], kind="stable")][:MISTAKES_SHOWN]
     indices, classes = inspection.searched[worst], inspection.metadata.classes
     captions = [
-        f"{short(classes[scores.labels[n]], 12)}, image {index}\n"
-        f"as {short(classes[scores.predicted[n]], 14)}, {scores.confidence[n]:.1%}"
+        f"{truncate(classes[scores.labels[n]], 12)}, image {index}\n"
+        f"as {truncate(classes[scores.predicted[n]], 14)}, {scores.confidence[n]:.1%}"
         for n, index in zip(worst, indices.tolist(), strict=True)
     ]
     pictures = to_array(inspection.resized(inspection.images[indices]))
     total, searched = len(wrong), len(scores.labels)
-    title = f"the {len(worst)} of {total:,} mistakes on {searched:,} test images that the network is surest of"
+    title = f"the {len(worst)} most confident of {total:,} mistakes on {searched:,} test images"
     yield Path("mistakes"), mistakes_figure(pictures, captions, title)
 
 
@@ -85,13 +85,13 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], title: str) -> Fi
     """
     count = len(names)
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    width = WIDTH * 0.75 if count <= 20 else WIDTH
+    width = WIDTH_INCHES * 0.75 if count <= 20 else WIDTH_INCHES
     figure = Figure((width, width * 0.88), layout="compressed")
     axes = figure.subplots()
     wrong = np.where(np.eye(count, dtype=bool), 0, shares)
     true, seen = np.unravel_index(wrong.argmax(), wrong.shape)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    labels = [short(name, 14) for name in names]
+    labels = [truncate(name, 14) for name in names]
     tilt = 45 if count <= 20 else 90
     axes.set_xticks(range(count), labels, rotation=tilt, ha="right", va="center", rotation_mode="anchor")
     axes.set_yticks(range(count), [f"{label} ({total})" for label, total in zip(labels, counts.sum(1), strict=True)])
@@ -100,9 +100,9 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], title: str) -> Fi
         axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", color=color, fontsize=6)
     axes.tick_params(length=0)
     axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class (its images)")
+    axes.set_ylabel("true class (number of images)")
     figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class (%)")
-    most = f"most often mistaken: {wrong.max():.1f} % of {labels[true]} seen as {labels[seen]}"
+    most = f"most frequent confusion: {wrong.max():.1f} % of {labels[true]} predicted as {labels[seen]}"
     heading(figure, title, most if wrong.any() else "no mistakes", width=80)
     return figure
 
@@ -112,7 +112,7 @@ def mistakes_figure(pictures: np.ndarray, captions: list[str], title: str) -> Fi
     """Images (n, H, W, 3) in rows of six, each with its caption."""
     columns, count = 6, len(captions)
     rows = max(1, -(-count // columns))
-    figure = Figure((WIDTH, 0.35 + rows * (WIDTH / columns + 0.25)), layout="constrained")
+    figure = Figure((WIDTH_INCHES, 0.35 + rows * (WIDTH_INCHES / columns + 0.25)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:

@@ -15,7 +15,7 @@ from analysis.inspection import Inspection
 from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings
 from figures.image_grid import color_limit, diverging_rgb, draw_numbered_grid, hstack_images, to_array, upscale
-from figures.style import WIDTH, heading, short, styled, unpooling_note
+from figures.style import WIDTH_INCHES, heading, styled, truncate, unpooling_note
 
 
 def draw_input(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
@@ -51,7 +51,7 @@ def draw_reconstructions(inspection: Inspection, settings: Settings) -> Iterator
             )
             which = "channels asked for" if settings.channel_numbers else "strongest channels"
             note = unpooling_note(settings.unpool)
-            title = f"{stage} of {picture.title}: the {which}, reconstructed from their whole maps{note}"
+            title = f"{stage} of {picture.title}: {which}, reconstructed from their whole maps{note}"
             pictures = {rule: to_array(each) for rule, each in drawn.items()}
             shown = to_array(inspection.resized(image)[0])
             figure = reconstructions_figure(shown, maps[0, channels].numpy(), pictures, channels, title)
@@ -63,7 +63,7 @@ def input_figure(
     image: np.ndarray, title: str, names: Sequence[str], probabilities: np.ndarray, label: str | None
 ) -> Figure:
     """A picture (H, W, 3) beside its (at most ten) most probable classes; the true one is blue."""
-    figure = Figure((WIDTH * 0.8, 2.3), layout="constrained")
+    figure = Figure((WIDTH_INCHES * 0.8, 2.3), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.3))
     left.imshow(image, interpolation="nearest")
     left.set_title(textwrap.fill(title, 40))
@@ -72,14 +72,14 @@ def input_figure(
     colors = ["#2166ac" if label is None or names[n] == label else "0.7" for n in best]
     bars = right.barh(range(len(best)), probabilities[best] * 100, color=colors)
     right.bar_label(bars, [f"{100 * probabilities[n]:.1f}" for n in best], padding=2, fontsize=6)
-    right.set_yticks(range(len(best)), [short(names[n], 30) for n in best])
+    right.set_yticks(range(len(best)), [truncate(names[n], 30) for n in best])
     right.invert_yaxis()
     right.set_xlim(0, 112)
     right.set_xlabel("predicted probability (%)")
     if label in (names[n] for n in best):
         right.set_title("prediction (blue: the true class)")
     else:
-        right.set_title("prediction" if label is None else f"prediction (true class: {short(label, 25)})")
+        right.set_title("prediction" if label is None else f"prediction (true class: {truncate(label, 25)})")
     right.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -88,15 +88,16 @@ def input_figure(
 def feature_maps_figure(maps: np.ndarray, title: str) -> Figure:
     """All maps of a stage, (C, h, w), as one picture on one scale; channel = row number + column number."""
     columns = 8 if len(maps) <= 64 else 2 ** math.ceil(math.log2(len(maps)) / 2)
+    rows = math.ceil(len(maps) / columns)
     limit = float(np.quantile(maps, 0.998)) or color_limit(maps)
-    figure = Figure((WIDTH, 0.65 + (WIDTH - 1) * math.ceil(len(maps) / columns) / columns), layout="compressed")
+    figure = Figure((WIDTH_INCHES, 0.65 + (WIDTH_INCHES - 1) * rows / columns), layout="compressed")
     axes = figure.subplots()
     picture = draw_numbered_grid(axes, maps, columns, cmap="magma", vmin=0, vmax=limit, fill=np.nan)
     dead = int((maps.max((1, 2)) == 0).sum())
     heading(
         figure,
-        f"{title}: {len(maps)} maps of {maps.shape[1]}x{maps.shape[2]}, {dead} without any activation",
-        "a channel's number is the number of its row + that of its column",
+        f"{title}: {len(maps)} maps of {maps.shape[1]}x{maps.shape[2]}, {dead} of them all zero",
+        "channel = row number + column number",
     )
     figure.colorbar(picture, ax=axes, shrink=0.8, extend="max", label="activation after the ReLU", aspect=40)
     return figure
@@ -109,13 +110,13 @@ def reconstructions_figure(
     """An image (H, W, 3); for each channel, its map (n, h, w) beside its reconstruction (n, H, W, 3) by each rule."""
     rows = math.ceil(len(channels) / 3)
     parts = 1 + len(pictures)
-    tile = WIDTH * 0.84 / 3 / parts
-    figure = Figure((WIDTH, 0.5 + rows * (tile + 0.22)), layout="constrained")
+    tile = WIDTH_INCHES * 0.84 / 3 / parts
+    figure = Figure((WIDTH_INCHES, 0.5 + rows * (tile + 0.22)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.02, hspace=0.02)
     heading(
         figure,
         title,
-        "map (0 to its peak) | " + " | ".join(pictures) + ", each on a scale of its own around grey",
+        "map (0 to its peak) | " + " | ".join(pictures) + ", each on its own scale around grey",
     )
     left, right = figure.subfigures(1, 2, width_ratios=(0.16, 0.84))
     axes = left.subplots()

@@ -6,7 +6,7 @@ import warnings
 from matplotlib.figure import Figure
 from matplotlib.style import context
 
-WIDTH = 7.0  # inches
+WIDTH_INCHES = 7.0
 DPI = 300
 STYLE = {
     "pdf.fonttype": 42,  # as journals ask for
@@ -24,7 +24,7 @@ STYLE = {
     "xtick.major.size": 2,
     "ytick.major.size": 2,
 }
-WRONG = "#b2182b"
+ERROR_COLOR = "#b2182b"
 
 
 def styled(draw):
@@ -51,7 +51,7 @@ def heading(figure: Figure, *lines: str, width: int = 105) -> None:
     figure.suptitle("\n".join(textwrap.fill(line, width) for line in lines))
 
 
-def short(name: str, most: int) -> str:
+def truncate(name: str, most: int) -> str:
     """A name of at most this many letters, with an ellipsis where it was cut."""
     return name if len(name) <= most else name[: most - 1] + "…"
 
@@ -68,4 +68,4 @@ def format_two_digits(value: float | None) -> str:
 
 def unpooling_note(unpool: str) -> str:
     """What titles say of unpooling that is not exact."""
-    return "" if unpool == "sum" else ", unpooling that overwrites"
+    return "" if unpool == "sum" else ", overwriting unpooling"

@@ -10,7 +10,7 @@ from analysis.channels import ChannelResult, TopImage, channels_to_draw, inspect
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.image_grid import diverging_rgb, hstack_images, image_grid, to_array
-from figures.style import WIDTH, WRONG, format_two_digits, heading, short, styled, unpooling_note
+from figures.style import ERROR_COLOR, WIDTH_INCHES, format_two_digits, heading, styled, truncate, unpooling_note
 
 CHANNELS_PER_PAGE = 18  # of the overview
 
@@ -23,7 +23,7 @@ def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path
     for stage in settings.stages:
         alive, dead = channels_to_draw(settings, stage, inspection.search.top[stage])
         if dead:
-            print(f"{stage}: no image excites {len(dead)} channels: {' '.join(map(str, dead))}")
+            print(f"{stage}: no image excites these channels: {' '.join(map(str, dead))}")
         pages = [alive[n : n + CHANNELS_PER_PAGE] for n in range(0, len(alive), CHANNELS_PER_PAGE)]
         for page, channels in enumerate(pages, 1):
             results = []
@@ -31,9 +31,9 @@ def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path
                 result = inspect_channel(inspection, settings, stage, channel)
                 results.append(result)
                 entries += result.entries()
-                title = f"{stage}, channel {channel}: the {count}, reconstructed from the {units}"
+                title = f"{stage}, channel {channel}: {count}, reconstructed from the {units}"
                 yield Path(f"{stage}_top9_channel_{channel}"), channel_figure(result, title)
-            title = f"{stage}: the {count} for each channel, reconstructed from the {units}"
+            title = f"{stage}: {count} for each channel, reconstructed from the {units}"
             name = f"{stage}_top9" + (f"_page_{page}" if len(pages) > 1 else "")
             yield Path(name), overview_figure(results, title)
     yield Path("top9"), entries
@@ -42,15 +42,15 @@ def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path
 def describe_count(inspection: Inspection, settings: Settings) -> str:
     """How many images are shown of how many, for titles."""
     searched = len(inspection.searched)
-    return f"{min(settings.top, searched)} strongest of {searched:,} test images"
+    return f"top {min(settings.top, searched)} of {searched:,} test images"
 
 
 def tile_caption(image: TopImage) -> str:
     """Rank, activation, index, class and prediction, in two lines."""
     if image.activation <= 0:
         return f"{image.rank}: dead"
-    verdict = "" if image.correct else f", seen as {short(image.predicted, 17)}"
-    return f"{image.rank}: {image.activation:.2f}, image {image.index}\n{short(image.label, 17)}{verdict}"
+    verdict = "" if image.correct else f", predicted {truncate(image.predicted, 16)}"
+    return f"{image.rank}: {image.activation:.2f}, image {image.index}\n{truncate(image.label, 16)}{verdict}"
 
 
 @styled
@@ -60,7 +60,7 @@ def channel_figure(result: ChannelResult, title: str) -> Figure:
     columns = min(3, count)
     rows = math.ceil(count / columns)
     parts = 1 + len(result.reconstructions)
-    figure = Figure((WIDTH, 0.6 + rows * (WIDTH / columns / parts + 0.3)), layout="constrained")
+    figure = Figure((WIDTH_INCHES, 0.6 + rows * (WIDTH_INCHES / columns / parts + 0.3)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.02)
     rules = [
         f"{rule} (±{scale:.2g}, correlation {format_two_digits(result.correlation[rule])})"
@@ -70,7 +70,7 @@ def channel_figure(result: ChannelResult, title: str) -> Figure:
         figure,
         title,
         "patch | " + " | ".join(rules),
-        "caption: rank, activation, image, class; red: misclassified. Grey: zero, or beyond the image",
+        "captions: rank, activation, image, class; red: misclassified; grey: zero, or outside the image",
     )
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
@@ -79,7 +79,7 @@ def channel_figure(result: ChannelResult, title: str) -> Figure:
     for n, (axes, image) in enumerate(zip(grid, result.images, strict=False)):
         axes.imshow(hstack_images([tiles[n] for tiles in blocks]), interpolation="nearest")
         is_wrong = image.activation > 0 and image.correct is False  # None: a class the network does not know
-        axes.set_title(tile_caption(image), loc="left", color=WRONG if is_wrong else "black")
+        axes.set_title(tile_caption(image), loc="left", color=ERROR_COLOR if is_wrong else "black")
     return figure
 
 
@@ -89,10 +89,10 @@ def overview_figure(results: list[ChannelResult], title: str) -> Figure:
     rules = list(results[0].reconstructions)
     columns = 2
     rows = math.ceil(len(results) / columns)
-    block = WIDTH / columns / (1 + len(rules))
-    figure = Figure((WIDTH, 0.55 + rows * (block + 0.3)), layout="constrained")
+    block = WIDTH_INCHES / columns / (1 + len(rules))
+    figure = Figure((WIDTH_INCHES, 0.55 + rows * (block + 0.3)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.03)
-    heading(figure, title, "patches | " + " | ".join(rules) + "; grey: zero, or beyond the image")
+    heading(figure, title, "patches | " + " | ".join(rules) + "; grey: zero, or outside the image")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.entry import NotDrawn
-from figures.style import WIDTH, WRONG, styled
+from figures.style import ERROR_COLOR, WIDTH_INCHES, styled
 
 
 def draw_training_curves(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
@@ -31,13 +31,13 @@ def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
     few iterations, as at the end of a run, are mostly noise and left out. label_smoothing is named in the legend,
     because it raises the training loss alone.
     """
-    figure = Figure((WIDTH, 2.6), layout="constrained")
+    figure = Figure((WIDTH_INCHES, 2.6), layout="constrained")
     train, test = ([entry for entry in history if entry["kind"] == kind] for kind in ("train", "test"))
     lines = {"train": [_without_short_lines(train)] if train else [], "test": _by_image_size(test)}
     for axes, name, factor, text in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("{} {:.3f}", "{} {:.2f} %"), strict=True
     ):
-        for (kind, segments), color in zip(lines.items(), ("#2166ac", WRONG), strict=True):
+        for (kind, segments), color in zip(lines.items(), ("#2166ac", ERROR_COLOR), strict=True):
             for segment in segments:
                 steps, values = [entry["step"] for entry in segment], [factor * entry[name] for entry in segment]
                 style = "-" if kind == "train" and len(segment) >= 40 else ".-"

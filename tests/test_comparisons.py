@@ -172,7 +172,7 @@ def test_the_unpoolings_error_is_that_of_the_whole_pictures(inspection, units):
     labels = [axes.get_xlabel() for axes in figure.get_axes() if axes.get_xlabel().startswith("error")]
     found = [float(label.removeprefix("error ").removesuffix("%")) / 100 for label in labels]
     assert found == pytest.approx(errors.tolist(), abs=0.006)
-    mean = float(figure.get_suptitle().split("mean error ")[1].split("%")[0]) / 100
+    mean = float(figure.get_suptitle().split("mean relative error ")[1].split("%")[0]) / 100
     assert mean == pytest.approx(errors.mean().item(), abs=0.006)
 
 

@@ -135,7 +135,7 @@ def test_feature_maps_are_one_picture(count, shape):
     number = shape[1] + 1  # the second of the second row
     assert np.array_equal(canvas[8:15, 8:15], maps[number])
     assert axes.get_yticklabels()[1].get_text() == str(shape[1])
-    assert f"{count} maps of 7x7, 1 without any activation" in figure.get_suptitle()
+    assert f"{count} maps of 7x7, 1 of them all zero" in figure.get_suptitle()
     assert bar.get_ylabel() == "activation after the ReLU"
 
 
@@ -186,7 +186,7 @@ class TestTop9:
         assert (shown[8][:, -32:] == 0.5).all()  # dead: flat grey
         captions = [axes.get_title("left") for axes in figure.get_axes()]
         assert captions[0] == "1: 9.50, image 100\ncat"
-        assert captions[1] == "2: 8.50, image 101\ncat, seen as dog"
+        assert captions[1] == "2: 8.50, image 101\ncat, predicted dog"
         assert captions[8] == "9: dead"
         assert f"deconvnet (±{one.scale['deconvnet']:.2g}, correlation 0.25)" in figure.get_suptitle()
 
@@ -233,7 +233,7 @@ def test_names_with_dollars_are_shown_as_they_are():
 def test_long_class_names_stay_within_their_column():
     names = "Staffordshire Bull Terrier", "American Staffordshire Terrier"
     caption = top9.tile_caption(TopImage(9, 9999, 12.5, 0, 0, *names, False, None))
-    assert max(map(len, caption.splitlines())) <= 45 and "Staffordshire Bu…, seen as American Staffor…" in caption
+    assert max(map(len, caption.splitlines())) <= 45 and "Staffordshire B…, predicted American Staffo…" in caption
 
 
 def test_an_undefined_correlation_is_a_dash():

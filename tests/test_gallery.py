@@ -140,7 +140,7 @@ def test_names_are_escaped():
 def test_the_header_says_how_good_the_network_is_on_these_images(gallery):
     accuracy = json.loads((gallery / "summary.json").read_text())["accuracy"]
     assert f"accuracy on these images {accuracy:.2%}" in (gallery / "index.html").read_text()
-    assert "the 2 strongest of 12 test images of each channel" in (gallery / "index.html").read_text()
+    assert "top 2 of 12 test images of each channel" in (gallery / "index.html").read_text()
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")

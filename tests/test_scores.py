@@ -76,7 +76,7 @@ def test_mistakes_come_with_the_surest_first(inspection):
         for n, each in zip((8, 11, 3, 10, 1), confidence, strict=True)
     ]
     assert captions == expected
-    assert "5 of 5 mistakes on 12 test images" in figure.get_suptitle()
+    assert "5 most confident of 5 mistakes on 12 test images" in figure.get_suptitle()
 
 
 def test_of_a_limited_search(limited):

@@ -322,7 +322,7 @@ class TestFlags:
         drawn = {path.stem for path in (tmp_path / "plots").iterdir()}
         assert drawn == {name for name in FIXED_NAMES if name.startswith(("training_curves", "conv1_filters"))}
         printed = capsys.readouterr().out
-        assert "left out, they need the test images: input, feature_maps" in printed and "gone is no folder" in printed
+        assert "left out, they need the test images: input, feature_maps" in printed and "gone is not a folder" in printed
 
     @pytest.mark.parametrize(
         "name, folder", [("...png", "image"), ("名前.png", "名前"), ("cost_$5_^$x.png", "cost_$5_^$x")]
@@ -351,7 +351,7 @@ class TestChannels:
             state["model"]["bn1.weight"][channel], state["model"]["bn1.bias"][channel] = 0, value
         torch.save(state, tmp_path / "model.pt")
         visualize(tmp_path, tmp_path / "plots", *"--figures top9 --stages conv1 --channels 5 9".split())
-        assert "conv1: no image excites 1 channels: 5" in capsys.readouterr().out
+        assert "conv1: no image excites these channels: 5" in capsys.readouterr().out
         names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
         assert names == {"conv1_top9", "conv1_top9_channel_9"}
         summary = json.loads((tmp_path / "plots" / "summary.json").read_text())
@@ -416,7 +416,7 @@ class TestChannels:
         for name in ("top9", "reconstructions", "rules", "branches", "sanity"):
             _, figure = next(FIGURES[name].draw(inspection, settings))
             texts = " ".join(part.get_suptitle() for part in (figure, *figure.subfigs))
-            assert "unpooling that overwrites" in texts.replace("\n", " "), name
+            assert "overwriting unpooling" in texts.replace("\n", " "), name
 
     def test_the_search_is_one_pass_for_all_stages_and_the_logits(self, inspection, monkeypatch):
         passes = []
