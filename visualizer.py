@@ -23,6 +23,7 @@ from analysis.inspection import (
     load_inspection,
 )
 from analysis.settings import Settings
+from analysis.why import class_numbers
 from dataset import sources
 from figures import FIGURES, style
 from figures.entry import NotDrawn
@@ -62,6 +63,8 @@ def parse_args(argv=None):
     add("--unpool", choices=UNPOOLINGS, default=defaults.unpool, help="sum is exact; overwrite is F.max_unpool2d")
     add("--units", choices=UNITS, default=defaults.units,
         help="top9: reconstruct from a channel's strongest unit or from its whole map")  # fmt: skip
+    add("--classes", nargs=2, metavar="CLASS", help="why: the two classes to compare, by name or number "
+        "(default: the two most probable)")  # fmt: skip
 
     add = parser.add_argument_group("output").add_argument
     add("--format", choices=("png", "pdf"), default="png", help="file format of the figures; pdf for LaTeX")
@@ -99,6 +102,7 @@ def settings_from(args) -> Settings:
         units=args.units,
         limit=args.limit,
         batch_size=args.batch_size,
+        classes=tuple(args.classes) if args.classes else None,
     )
 
 
@@ -107,6 +111,8 @@ def visualize(args) -> None:
     torch.backends.cudnn.allow_tf32 = False  # the pictures are then as exact as on a CPU
     settings = settings_from(args)
     inspection, names = load_what_is_needed(args, settings)
+    if "why" in names and settings.classes:
+        check_classes(settings.classes, inspection)
     folder = output_folder(args.out)
     is_searched = args.gallery or "search" in needs_of(names)
     if is_searched:
@@ -123,18 +129,29 @@ def visualize(args) -> None:
 
 
 def needs_of(names: list[str]) -> set[str]:
-    """What these figures need, in the registry's words."""
-    return {FIGURES[name].needs for name in names}
+    """What these figures need: "checkpoint", "pictures", "search"."""
+    needs = {FIGURES[name].needs for name in names}
+    return needs | ({"pictures", "search"} if "both" in needs else set())
+
+
+def check_classes(classes: tuple[str, str], inspection: Inspection) -> None:
+    """A usage error for --classes that the network does not have."""
+    try:
+        class_numbers(classes, inspection.metadata.classes)
+    except ValueError as error:
+        ArgumentParser(__doc__).error(f"--classes {error}")
 
 
 def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]]:
     """The network with the images that the figures need, and the names of the figures to draw.
 
-    By default these are all figures, except those that search the test images if --images are given. When nothing was
-    asked for that needs the test images, and they are missing, their figures are left out with a message.
+    By default these are all figures, except those that search the test images if --images are given. Those that explain
+    the pictures are drawn if --gallery searches the test images anyway. When nothing was asked for that needs the test
+    images, and they are missing, their figures are left out with a message.
     """
     inspection = load_inspection(args.ckpt, args.device, args.data, args.root)
-    default = [name for name, entry in FIGURES.items() if not (args.images and entry.needs == "search")]
+    left_out = () if not args.images else ("search",) if args.gallery else ("search", "both")
+    default = [name for name, entry in FIGURES.items() if entry.needs not in left_out]
     names = list(dict.fromkeys(args.figures or default))
     needs = needs_of(names) | ({"search"} if args.gallery else set())
     try:

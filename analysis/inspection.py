@@ -25,12 +25,14 @@ class Picture:
     title   what it is, for captions
     image   (3, S, S) uint8
     label   name of its class, if known
+    origin  its index in the test split, or the user's file
     """
 
     folder: str
     title: str
     image: Tensor
     label: str | None
+    origin: int | str
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,13 @@ def add_pictures(inspection: Inspection, files: Sequence[str] | None = None) -> 
     """Add the images to explain: these files, or the first test image. Raises DataError for a file that is no image."""
     if files:
         return replace(inspection, pictures=tuple(read_pictures(files, inspection.metadata.image_size)))
-    label = inspection.label_names[inspection.labels[0]]
-    return replace(inspection, pictures=(Picture("", f"test image 0 ({label})", inspection.images[0], label),))
+    return replace(inspection, pictures=(picture_of(inspection, 0),))
+
+
+def picture_of(inspection: Inspection, index: int) -> Picture:
+    """An image of the test split, to explain."""
+    label = inspection.label_names[inspection.labels[index]]
+    return Picture("", f"test image {index} ({label})", inspection.images[index], label, index)
 
 
 def read_pictures(files: Sequence[str], image_size: int) -> list[Picture]:
@@ -174,7 +181,7 @@ def read_pictures(files: Sequence[str], image_size: int) -> list[Picture]:
         folder = next(name for name in candidates if name not in used)
         name = file.name.encode(errors="replace").decode()  # a file name need not be valid text
         title = f"{name}, resized and cropped to {image_size}x{image_size}"
-        pictures.append(Picture(folder, title, folders.read_image(file, image_size), None))
+        pictures.append(Picture(folder, title, folders.read_image(file, image_size), None, name))
     return pictures
 
 

@@ -17,6 +17,7 @@ class Settings:
     units       one of reverse_network.UNITS: what the top images are reconstructed from
     limit       how many test images to search; None for all
     batch_size  images per forward pass
+    classes     two classes to compare, by name or number; None for the two most probable
     """
 
     stages: tuple[str, ...] = ("conv1", "conv5_x")
@@ -27,6 +28,7 @@ class Settings:
     units: str = "peak"
     limit: int | None = None
     batch_size: int = 24
+    classes: tuple[str, str] | None = None
 
     @property
     def deepest_stage(self) -> str:

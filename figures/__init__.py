@@ -3,6 +3,7 @@
 A new figure is a file of its own with a function `draw_...(inspection, settings)`, and one entry here.
 """
 
+from figures.classes import draw_classes
 from figures.entry import FigureEntry
 from figures.evolution import draw_evolution
 from figures.filters import draw_filters
@@ -13,6 +14,7 @@ from figures.scores import draw_confusion_matrix, draw_mistakes
 from figures.single_image import draw_feature_maps, draw_input, draw_reconstructions
 from figures.top9 import draw_top9
 from figures.training_curves import draw_training_curves
+from figures.why import draw_why
 
 FIGURES = {
     "training_curves": FigureEntry(
@@ -43,6 +45,13 @@ FIGURES = {
         draw_reconstructions,
         "Strongest channels of one image",
         "Beside each feature map is the image structure that caused it, projected back to the pixels by each rule.",
+        needs="pictures",
+    ),
+    "classes": FigureEntry(
+        draw_classes,
+        "Evidence for a class",
+        "Each row is the evidence for one class; under the deconvnet rule, only the pooling switches depend on the "
+        "image, because the seed is the same for every image.",
         needs="pictures",
     ),
     "top9": FigureEntry(
@@ -76,6 +85,13 @@ FIGURES = {
         draw_evolution,
         "Channels during training",
         "Each row is one channel: it has settled once its strongest image and its picture stop changing.",
+    ),
+    "why": FigureEntry(
+        draw_why,
+        "Why this class and not that one",
+        "Each bar is what a group of similar channels adds to the difference of two logits; all groups and the bias "
+        "add up to it exactly.",
+        needs="both",
     ),
     "confusion_matrix": FigureEntry(
         draw_confusion_matrix,

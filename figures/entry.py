@@ -22,7 +22,7 @@ class FigureEntry:
     draw     yields (path below the output folder without suffix, Figure or content of a JSON file); may raise NotDrawn
     title    what the figure is, in a few words
     reading  one sentence on how to read it
-    needs    "checkpoint" alone, the "pictures" to explain, or a "search" of the test images
+    needs    "checkpoint" alone, the "pictures" to explain, a "search" of the test images, or "both" of these
     """
 
     draw: Callable[[Inspection, Settings], Iterator[tuple[Path, Figure | Any]]]
