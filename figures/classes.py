@@ -38,7 +38,7 @@ def classes_figure(image: np.ndarray, evidence: ClassEvidence, names: Sequence[s
     figure = Figure((WIDTH_INCHES, height))
     figure.text(0.5, 1 - 0.16 / height, truncate(title, 95), ha="center", va="center", fontsize=8)
     axes = axes_at(figure, gap, top, tile, tile)
-    axes.imshow(image, interpolation="nearest")
+    axes.imshow(image, interpolation="antialiased")
     axes.set_title("image", pad=3)
     for row, (number, probability) in enumerate(zip(evidence.classes, evidence.probabilities, strict=True)):
         middle = 1 - (top + row * (tile + gap) + tile / 2) / height
@@ -47,7 +47,7 @@ def classes_figure(image: np.ndarray, evidence: ClassEvidence, names: Sequence[s
         for column, (rule, pictures) in enumerate(evidence.pictures.items()):
             axes = axes_at(figure, left + column * (tile + gap), top + row * (tile + gap), tile, tile)
             limit = robust_limit(pictures[row : row + 1])[0]
-            axes.imshow(diverging_rgb(to_array(pictures[row]), limit), interpolation="nearest")
+            axes.imshow(diverging_rgb(to_array(pictures[row]), limit), interpolation="antialiased")
             if row == 0:
                 axes.set_title(rule, pad=3)
     note = (

@@ -58,11 +58,11 @@ def draw_why(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path,
     groups = similar_channels(inspection)
     classes = class_numbers(settings.classes, inspection.metadata.classes) if settings.classes else None
     jobs = [(Path(picture.folder, "why"), picture, classes) for picture in inspection.pictures]
-    if mistake := most_confident_mistake(inspection):
-        index, *predicted_and_true = mistake
-        jobs.append((Path("why_mistake"), picture_of(inspection, index), tuple(predicted_and_true)))
-    else:
-        print("why_mistake: left out, there are no mistakes among the searched images of known classes")
+    try:
+        index, predicted, true = most_confident_mistake(inspection)
+        jobs.append((Path("why_mistake"), picture_of(inspection, index), (predicted, true)))
+    except NotDrawn as reason:
+        print(f"why_mistake: left out, {reason}")
     entries = []
     for path, picture, pair in jobs:
         content = explain(inspection, settings, picture, groups, pair)
@@ -83,11 +83,13 @@ def similar_channels(inspection: Inspection) -> ChannelGroups:
         raise NotDrawn(f"{error} at {STAGE}") from error
 
 
-def most_confident_mistake(inspection: Inspection) -> tuple[int, int, int] | None:
-    """Index in the test split, predicted class and true class; None without mistakes or without known classes."""
-    scores = score(inspection)
-    if scores is None or not (wrong := scores.labels != scores.predicted).any():
-        return None
+def most_confident_mistake(inspection: Inspection) -> tuple[int, int, int]:
+    """Index in the test split, predicted class and true class. Raises NotDrawn when there is no mistake."""
+    if not (scores := score(inspection)):
+        raise NotDrawn("it needs test images of the network's classes")
+    wrong = scores.labels != scores.predicted
+    if not wrong.any():
+        raise NotDrawn(f"there are no mistakes in {len(wrong):,} test images")
     place = int(np.where(wrong, scores.confidence, -1).argmax())
     return int(inspection.searched[place]), int(scores.predicted[place]), int(scores.labels[place])
 
@@ -104,8 +106,7 @@ def explain(
     with torch.inference_mode():
         features = network.trace(inputs, STAGE).features[STAGE]
     decision = split_decision(network, features, groups, classes)
-    largest = [n for n in range(len(decision.groups))[:GROUPS_SHOWN] if decision.groups[n].contribution]
-    shown = sorted(largest, key=lambda n: -decision.groups[n].contribution)
+    shown = sorted(range(len(decision.groups))[:GROUPS_SHOWN], key=lambda n: -decision.groups[n].contribution)
     shares = [decision.groups[n] for n in shown]
     (mirror,) = mirrors_by_rule(network, ["guided"], settings.unpool).values()
     peaks = inspection.search.peaks[STAGE]
@@ -139,10 +140,10 @@ def json_entry(content: ShownDecision, image: int | str) -> dict:
 def why_figure(content: ShownDecision) -> Figure:
     """The image and the answer; below, each group's bar, what the group saw in the image, and what excites it most."""
     count = len(content.shown)
-    rows = max(count, 1) * ROW
+    rows = count * ROW
     height = TOP + rows + 0.62
     figure = Figure((WIDTH_INCHES, height))
-    axes_at(figure, 0.08, 0.08, 1.15, 1.15).imshow(content.image, interpolation="nearest")
+    axes_at(figure, 0.08, 0.08, 1.15, 1.15).imshow(content.image, interpolation="antialiased")
     write_answer(figure, content)
     draw_bars(axes_at(figure, 0.9, TOP, 2.15, rows + 0.57), content)
     left = WIDTH_INCHES - 0.06 - (1 + EXAMPLES_SHOWN) * ROW - 0.06
@@ -150,11 +151,11 @@ def why_figure(content: ShownDecision) -> Figure:
     for row, place in enumerate(content.shown):
         limit = robust_limit(content.pictures[row : row + 1])[0]
         seen = axes_at(figure, left, TOP + row * ROW, TILE, TILE)
-        seen.imshow(diverging_rgb(to_array(content.pictures[row]), limit), interpolation="nearest")
+        seen.imshow(diverging_rgb(to_array(content.pictures[row]), limit), interpolation="antialiased")
         seen.spines[:].set(visible=True, linewidth=1.5, color=side_color(content.decision.groups[place].contribution))
         for column, example in enumerate(content.examples[row]):
             axes = axes_at(figure, others + column * ROW, TOP + row * ROW, TILE, TILE)
-            axes.imshow(example, interpolation="nearest")
+            axes.imshow(example, interpolation="antialiased")
     for middle, text in (
         (left + TILE / 2, "what it\nsaw here"),
         (others + (EXAMPLES_SHOWN * ROW - 0.05) / 2, "test images that excite it most"),
@@ -178,12 +179,13 @@ def write_answer(figure: Figure, content: ShownDecision) -> None:
         f"groups of similar channels {signed(groups)}.",
         f"The {len(content.shown)} largest groups, below, sum to {signed(shown)}.",
         f"What a group saw: its part of the difference, sent back to the pixels ({content.note}).",
+        "In these pictures grey is zero, and each one has its own scale.",
     )
     height = figure.get_figheight()
     x = 1.38 / WIDTH_INCHES
     figure.text(x, 1 - 0.24 / height, f"Why {first} and not {second}?", va="center", fontsize=10)
     for n, line in enumerate(lines):
-        figure.text(x, 1 - (0.52 + 0.19 * n) / height, truncate(line, 105), va="center", fontsize=7.5)
+        figure.text(x, 1 - (0.5 + 0.17 * n) / height, truncate(line, 105), va="center", fontsize=7.5)
 
 
 def draw_bars(axes: Axes, content: ShownDecision) -> None:
@@ -192,7 +194,7 @@ def draw_bars(axes: Axes, content: ShownDecision) -> None:
     shares = [decision.groups[n] for n in content.shown]
     others = sum(group.contribution for n, group in enumerate(decision.groups) if n not in content.shown)
     values = [*(share.contribution for share in shares), others, decision.bias]
-    end = max(count, 1) * ROW
+    end = count * ROW
     places = [*(n * ROW + TILE / 2 for n in range(count)), end + 0.13, end + 0.36]
     colors = [*(side_color(share.contribution) for share in shares), REMAINDER, REMAINDER]
     bars = axes.barh(places, values, [*[0.42] * count, 0.14, 0.14], color=colors)
@@ -219,4 +221,4 @@ def side_color(contribution: float) -> str:
 
 def signed(value: float) -> str:
     """Two decimals with a sign."""
-    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_folder
+from matplotlib.figure import Figure
 from PIL import Image
 
 import visualizer
@@ -43,6 +44,9 @@ FIXED_NAMES = {
     "sanity",
     "confusion_matrix",
     "mistakes",
+    "classes",
+    "why",
+    "why_mistake",
 }
 SETTINGS = Settings()
 
@@ -69,7 +73,7 @@ class TestDefaults:
         names = {path.stem for path in plots.glob("*.png")}
         channels = {name for name in names if "_channel_" in name}
         summary = json.loads((plots / "summary.json").read_text())
-        assert names - channels == FIXED_NAMES - ({"mistakes"} if summary["accuracy"] == 1 else set())
+        assert names - channels == FIXED_NAMES - ({"mistakes", "why_mistake"} if summary["accuracy"] == 1 else set())
         assert {path.suffix for path in plots.iterdir()} == {".png", ".json"}
         for stage in ("conv1", "conv5_x"):
             expected = {entry["channel"] for entry in entries_of(plots) if entry["stage"] == stage}
@@ -197,15 +201,17 @@ class TestOnePicture:
 class TestRegistry:
     @pytest.mark.parametrize("name, entry", FIGURES.items())
     def test_every_entry_says_what_it_is_and_is_drawn(self, inspection, name, entry):
-        assert entry.title and entry.reading.endswith(".") and entry.needs in ("checkpoint", "pictures", "search")
+        assert entry.title and entry.reading.endswith(".")
+        assert entry.needs in ("checkpoint", "pictures", "search", "both")
         wrong = (inspection.search.logits.argmax(1) + 1) % 3  # so that there are mistakes to draw
         inspection = replace(inspection, labels=wrong)
         if name == "evolution":  # the run kept no snapshots
             with pytest.raises(NotDrawn, match="--snapshots"):
                 list(entry.draw(inspection, SETTINGS))
         else:
-            figures = [(path, content) for path, content in entry.draw(inspection, SETTINGS) if path.name != "top9"]
-            assert figures and all(figure.get_axes() for _, figure in figures)
+            drawn = [content for _, content in entry.draw(inspection, SETTINGS)]
+            figures = [content for content in drawn if isinstance(content, Figure)]
+            assert figures and all(figure.get_axes() for figure in figures)
 
     def test_the_documentation_lists_every_figure(self):
         page = Path(__file__).parent.parent / "docs" / "figures.md"
@@ -311,7 +317,7 @@ class TestFlags:
         assert {path.name for path in out.iterdir() if path.is_dir()} == {"cat-2", "cat", "cat-3", "dog.v2"}
         for folder in ("cat-2", "cat", "cat-3", "dog.v2"):
             names = {path.stem for path in (out / folder).iterdir()}
-            assert names == {"input", "conv1_feature_maps", "conv1_reconstructions"}
+            assert names == {"input", "conv1_feature_maps", "conv1_reconstructions", "classes"}
         assert not (out / "top9.json").exists() and (out / "conv1_filters.png").exists()
 
     def test_what_needs_no_images_is_drawn_without_them(self, small_run, tmp_path, capsys):

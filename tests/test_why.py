@@ -1,0 +1,285 @@
+"""Why one class and not another: sums against torchvision's network, seeds by hand, the figure against both."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import ends
+from test_classes import assert_inside
+
+import visualizer
+from analysis.channel_groups import ChannelGroups, group_channels
+from analysis.class_evidence import robust_limit
+from analysis.inspection import inspect
+from analysis.settings import Settings
+from analysis.why import (
+    Decision,
+    GroupShare,
+    class_numbers,
+    group_pictures,
+    group_signals,
+    most_exciting,
+    split_decision,
+)
+from figures import FIGURES
+from figures.entry import NotDrawn
+from figures.image_grid import diverging_rgb, to_array
+from figures.why import ShownDecision, why_figure
+from reverse_network import ReverseResNet18, class_signal
+from runtime import checkpoint
+
+RANDOM = np.random.RandomState(0)
+SETTINGS = Settings()
+GROUPS = ChannelGroups((2, 0), ((1, 2), (0, 3)))
+
+
+@pytest.fixture(scope="module")
+def inspection(small_run):
+    """The small run's, with labels that make every prediction a mistake."""
+    found = inspect(small_run / "model.pt", SETTINGS, "cpu")
+    return replace(found, labels=(found.search.logits.argmax(1) + 1) % 3)
+
+
+def draw(inspection, settings=SETTINGS):
+    *figures, (path, entries) = FIGURES["why"].draw(inspection, settings)
+    assert str(path) == "why"
+    return {str(path): figure for path, figure in figures}, entries
+
+
+@pytest.fixture(scope="module")
+def drawn(inspection):
+    """The figures by name, and the content of why.json."""
+    return draw(inspection)
+
+
+@pytest.fixture
+def small_network():
+    """Four channels, three classes; the weights are whole numbers."""
+    network = SimpleNamespace(fc=torch.nn.Linear(4, 3))
+    network.fc.weight.data = torch.tensor([[1.0, 2, 3, 4], [0, 1, 5, 1], [-9, -9, -9, -9]])
+    network.fc.bias.data = torch.tensor([0.5, 2, 0])
+    features = torch.tensor([1.0, 0, 2, 3])[None, :, None, None] * torch.tensor([[0.0, 1], [2, 1]])  # means 1, 0, 2, 3
+    return network, features
+
+
+def test_contributions_by_hand(small_network):
+    network, features = small_network
+    # logits: 1 + 0 + 6 + 12 + 0.5 = 19.5 and 0 + 0 + 10 + 3 + 2 = 15; channels add 1, 0, -4, 9 to their difference
+    decision = split_decision(network, features, GROUPS)
+    assert decision.classes == (0, 1) and decision.logits == (19.5, 15.0) and decision.bias == -1.5
+    assert decision.difference == 4.5
+    assert decision.groups == (GroupShare(0, (0, 3), 10.0), GroupShare(2, (1, 2), -4.0))
+    assert decision.probabilities == pytest.approx((1 / (1 + np.exp(-4.5)), 1 / (1 + np.exp(4.5))))
+    reverse = split_decision(network, features, GROUPS, (1, 0))
+    assert reverse.difference == -4.5 and [group.contribution for group in reverse.groups] == [-10.0, 4.0]
+
+
+def test_seeds_by_hand(small_network):
+    network, features = small_network
+    decision = split_decision(network, features, GROUPS)
+    with torch.no_grad():
+        seeds = group_signals(network, features, decision.classes, decision.groups)
+    maps = features[0] / 4
+    zero = torch.zeros(2, 2)
+    assert torch.equal(seeds[0], torch.stack([maps[0], zero, zero, 3 * maps[3]]))
+    assert torch.equal(seeds[1], torch.stack([zero, -maps[1], 2 * maps[2], zero]))  # for the other side: negated
+    assert seeds.sum((1, 2, 3)).tolist() == [10, 4]
+
+
+@pytest.mark.parametrize("classes", [(7, 2), (2, 7)])
+def test_one_group_of_all_channels_is_the_mirror_of_the_weighted_signals(random_network, classes):
+    images = torch.randn(1, 3, 48, 64, dtype=torch.float64)
+    with torch.no_grad():
+        trace = random_network.trace(images)
+        features = trace.features["conv5_x"]
+        decision = split_decision(random_network, features, ChannelGroups((0,), (tuple(range(512)),)), classes)
+        signal = class_signal(random_network, features, classes[0], True)
+        signal = signal - class_signal(random_network, features, classes[1], True)
+        signal = signal * (1 if signal.sum() > 0 else -1)
+        mirror = ReverseResNet18(random_network, "guided")
+        expected = mirror(signal, "conv5_x", trace)
+    picture = group_pictures(random_network, mirror, images, classes, decision.groups)
+    assert expected.norm() > 0 and (picture - expected).norm() < 1e-12 * expected.norm()
+
+
+def test_groups_and_bias_are_torchvisions_difference(inspection, drawn):
+    _, entries = drawn
+    network = torchvision.models.resnet18(num_classes=3)
+    network.load_state_dict(inspection.network.state_dict())
+    network = network.eval().to(memory_format=torch.channels_last)
+    assert entries[0]["image"] == 0 and len(entries) == 2
+    for entry in entries:
+        with torch.no_grad():
+            logits = network(inspection.inputs(inspection.images[entry["image"]][None]))[0].double()
+        a, b = (inspection.metadata.classes.index(name) for name in entry["classes"])
+        total = sum(group["contribution"] for group in entry["groups"]) + entry["bias"]
+        scale = max(1, logits.abs().max().item())
+        assert abs(total - (logits[a] - logits[b]).item()) < 1e-6 * scale
+        assert total == pytest.approx(entry["logits"][0] - entry["logits"][1], abs=1e-12 * scale)
+        assert entry["logits"] == pytest.approx([logits[a].item(), logits[b].item()], abs=1e-6 * scale)
+    assert entries[0]["logits"][0] >= entries[0]["logits"][1]
+
+
+def test_every_channel_is_in_one_group_and_the_largest_come_first(drawn):
+    for entry in drawn[1]:
+        channels = [channel for group in entry["groups"] for channel in group["channels"]]
+        assert sorted(channels) == list(range(512))
+        assert all(group["representative"] in group["channels"] for group in entry["groups"])
+        sizes = [abs(group["contribution"]) for group in entry["groups"]]
+        assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_mistake_is_the_most_confident_one(inspection, drawn):
+    confidence, predicted = inspection.search.logits.softmax(1).max(1)
+    figures, (_, entry) = drawn
+    assert confidence[entry["image"]] == confidence.max()
+    names = inspection.metadata.classes
+    number = predicted[entry["image"]].item()
+    assert entry["classes"] == [names[number], names[(number + 1) % 3]]
+    title = [text.get_text() for text in figures["why_mistake"].texts if text.get_text().startswith("Why ")]
+    assert len(title) == 1 and title[0].endswith("the true class)?")
+
+
+@pytest.mark.parametrize("place, name", [(0, "why"), (1, "why_mistake")])
+def test_the_figure_shows_the_largest_groups(inspection, drawn, place, name):
+    figure, entry = drawn[0][name], drawn[1][place]
+    shown = sorted(entry["groups"][:8], key=lambda group: -group["contribution"])
+    image, bars, *tiles = figure.get_axes()
+    picture = inspection.images[entry["image"]]
+    assert np.allclose(image.get_images()[0].get_array(), to_array(picture) / 255, atol=1e-6)
+    rest = sum(group["contribution"] for group in entry["groups"][8:])
+    expected = [*(group["contribution"] for group in shown), rest, entry["bias"]]
+    assert [bar.get_width() for bar in bars.patches] == pytest.approx(expected)
+    assert sum(expected) == pytest.approx(entry["logits"][0] - entry["logits"][1])
+    labels = [text.get_text() for text in bars.get_yticklabels()]
+    others = len(entry["groups"]) - len(shown)
+    groups = [f"{len(group['channels'])} channels\nlike {group['representative']}" for group in shown]
+    assert labels == [*groups, f"{others} other groups", "bias"]
+    assert len(tiles) == 5 * len(shown)
+    shares = [GroupShare(group["representative"], tuple(group["channels"]), group["contribution"]) for group in shown]
+    classes = tuple(inspection.metadata.classes.index(each) for each in entry["classes"])
+    mirror = ReverseResNet18(inspection.network, "guided")
+    seen = group_pictures(inspection.network, mirror, inspection.inputs(picture[None]), classes, shares)
+    for row, group in enumerate(shown):
+        first, *examples = [axes.get_images()[0].get_array() for axes in tiles[5 * row : 5 * row + 5]]
+        assert np.allclose(first, diverging_rgb(to_array(seen[row]), robust_limit(seen)[row]), atol=1e-5)
+        means = inspection.search.peaks["conv5_x"][:, group["channels"]].double().mean(1)
+        best = means.argsort(descending=True, stable=True)[:4]
+        assert np.allclose(examples, to_array(inspection.images[best]) / 255, atol=1e-6)
+
+
+def test_the_title_states_the_sum(drawn):
+    figures, entries = drawn
+    for figure, entry in zip(figures.values(), entries, strict=True):
+        text = "\n".join(text.get_text() for text in figure.texts).replace("\N{MINUS SIGN}", "-")
+        groups = sum(group["contribution"] for group in entry["groups"])
+        shown = sum(group["contribution"] for group in entry["groups"][:8])
+        assert f"bias {entry['bias']:+.2f} plus {len(entry['groups'])} groups of similar channels {groups:+.2f}" in text
+        assert f"sum to {shown:+.2f}" in text and entry["classes"][0] in text
+
+
+def test_most_exciting_images():
+    peaks = torch.tensor([[0.0, 9, 1], [2, 9, 2], [3, 0, 1], [1, 0, 1]])
+    assert most_exciting(peaks, (0, 2), 3) == [1, 2, 3]
+    assert most_exciting(peaks, (1,), 9) == [0, 1, 2, 3]
+
+
+def test_classes_by_name_and_number(inspection):
+    names = ("cat", "1", "dog")
+    assert class_numbers(("dog", "0"), names) == (2, 0)
+    assert class_numbers(("1", "cat"), names) == (1, 0)
+    _, entries = draw(inspection, Settings(classes=("ring", "2")))
+    assert entries[0]["classes"] == ["ring", inspection.metadata.classes[2]]
+
+
+@pytest.mark.parametrize(
+    "classes, words",
+    [(("disk", "cow"), "cow: the network's classes are disk, ring, stripes"), (("ring", "3"), "3: "),
+     (("ring", "ring"), "two different"), (("1", "ring"), "two different")],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_classes_are_a_usage_error(small_run, tmp_path, capsys, classes, words):
+    flags = ["--ckpt", small_run / "model.pt", "--device", "cpu", "--figures", "why", "--out", tmp_path / "plots"]
+    ends(capsys, visualizer.main, [*flags, "--classes", *classes], 2, "--classes", words)
+    assert not (tmp_path / "plots").exists()
+
+
+def test_without_mistakes_their_figure_is_left_out(inspection, capsys):
+    right = replace(inspection, labels=inspection.search.logits.argmax(1))
+    unknown = replace(inspection, label_names=("disk", "ring", "cross"))
+    for case, reason in (
+        (right, "there are no mistakes in 12 test images"),
+        (unknown, "it needs test images of the network's classes"),
+    ):
+        figures, entries = draw(case)
+        assert figures.keys() == {"why"} and len(entries) == 1
+        assert capsys.readouterr().out == f"why_mistake: left out, {reason}\n"
+
+
+def test_a_stage_without_activation_is_one_line(small_run, tmp_path, capsys):
+    state = checkpoint.load(small_run / "model.pt")
+    state["model"]["layer4.1.bn2.weight"][:] = 0
+    state["model"]["layer4.1.bn2.bias"][:] = -1e6
+    torch.save(state, tmp_path / "model.pt")
+    flags = ["--ckpt", str(tmp_path / "model.pt"), "--device", "cpu", "--out", str(tmp_path / "plots")]
+    visualizer.main([*flags, "--figures", "why"])
+    assert capsys.readouterr().out.startswith("why: left out, no channel has any activation at conv5_x\n")
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["summary.json"]
+
+
+def test_it_needs_the_last_stage(inspection):
+    search = replace(inspection.search, peaks={"conv1": inspection.search.peaks["conv1"]})
+    with pytest.raises(NotDrawn, match="conv5_x among the --stages"):
+        list(FIGURES["why"].draw(replace(inspection, search=search), SETTINGS))
+
+
+def test_an_image_that_excites_nothing_is_the_bias_alone(inspection):
+    groups = group_channels(inspection.search.peaks["conv5_x"])
+    decision = split_decision(inspection.network, torch.zeros(1, 512, 1, 1), groups)
+    assert decision.difference == pytest.approx(decision.bias) and not any(
+        group.contribution for group in decision.groups
+    )
+
+
+class TestOnesOwnPictures:
+    def visualize(self, small_run, out, *flags):
+        picture = next((small_run.parent / "pictures" / "test" / "ring").iterdir())
+        flags = ["--images", str(picture), *flags, "--stages", "conv5_x", "--dpi", "50"]
+        visualizer.main(["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--out", str(out), *flags])
+        return picture
+
+    def test_asked_for_by_name(self, small_run, tmp_path):
+        picture = self.visualize(small_run, tmp_path, "--figures", "why", "--classes", "2", "disk")
+        assert [path.name for path in (tmp_path / picture.stem).iterdir()] == ["why.png"]
+        entry = json.loads((tmp_path / "why.json").read_text())[0]
+        assert entry["image"] == picture.name and entry["classes"] == ["stripes", "disk"]
+
+    def test_not_searched_unless_asked_for(self, small_run, tmp_path):
+        picture = self.visualize(small_run, tmp_path)
+        names = {path.name for path in (tmp_path / picture.stem).iterdir()}
+        assert "classes.png" in names and "why.png" not in names and not (tmp_path / "why.json").exists()
+
+
+@pytest.mark.parametrize("values", [(2.5, -1.5, 0.75), (-3.0, -2.0, -1.0), (0.0, 0.0, 0.0), (1e3, 2e3, 5e3)], ids=str)
+def test_no_text_leaves_the_figure(values):
+    shares = tuple(GroupShare(511, tuple(range(300)), value) for value in values)
+    content = ShownDecision(
+        Decision((0, 1), (1.0, 0.0), (0.7, 0.2), 1.0 - sum(values), shares),
+        RANDOM.rand(16, 16, 3),
+        "a_long_file_name_" * 9,
+        ("American_Staffordshire_Terrier", "<script>$x_5^$"),
+        "American_Staffordshire_Terrier",
+        (0, 1, 2),
+        torch.from_numpy(RANDOM.randn(3, 3, 16, 16)),
+        (RANDOM.rand(4, 16, 16, 3),) * 2 + (RANDOM.rand(1, 16, 16, 3),),
+        "guided, overwriting unpooling",
+    )
+    figure = why_figure(content)
+    assert_inside(figure)
+    image, bars, *tiles = figure.get_axes()
+    left = min(axes.get_window_extent().x0 for axes in tiles)
+    assert all(text.get_window_extent().x1 <= left for text in bars.texts)  # numbers end before the pictures
