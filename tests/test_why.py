@@ -263,6 +263,13 @@ class TestOnesOwnPictures:
         names = {path.name for path in (tmp_path / picture.stem).iterdir()}
         assert "classes.png" in names and "why.png" not in names and not (tmp_path / "why.json").exists()
 
+    def test_drawn_when_a_gallery_searches_anyway(self, small_run):
+        picture = next((small_run.parent / "pictures" / "test" / "ring").iterdir())
+        flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--images", str(picture)]
+        for more, drawn in (([], False), (["--gallery"], True)):
+            args = visualizer.parse_args([*flags, *more])
+            assert ("why" in visualizer.load_what_is_needed(args, SETTINGS)[1]) == drawn
+
 
 @pytest.mark.parametrize("values", [(2.5, -1.5, 0.75), (-3.0, -2.0, -1.0), (0.0, 0.0, 0.0), (1e3, 2e3, 5e3)], ids=str)
 def test_no_text_leaves_the_figure(values):
