@@ -179,12 +179,14 @@ def isolate(features: Tensor, channels: int | Sequence[int] | Tensor, units: str
 
 
 def _indices(name: str, values: int | Sequence[int] | Tensor, limit: int, features: Tensor) -> Tensor:
-    """Indices below `limit` as a tensor on the device of `features`, checked where that is possible on the host."""
+    """Indices below `limit` on the device of `features`; those that the host knows are checked."""
     if not isinstance(values, Tensor) or values.device.type == "cpu":
-        values = torch.as_tensor(values)
-        if values.numel() and not (0 <= int(values.min()) and int(values.max()) < limit):
-            raise ValueError(f"{name} must be 0 to {limit - 1}, got {values.tolist()}")
-    return values.to(features.device)
+        known = [values] if isinstance(values, int) else list(map(int, values))
+        if known and not (0 <= min(known) and max(known) < limit):
+            raise ValueError(f"{name} must be 0 to {limit - 1}, got {known}")
+    if isinstance(values, int):
+        return torch.full((1,), values, device=features.device)
+    return torch.as_tensor(values).to(features.device)
 
 
 def class_signal(

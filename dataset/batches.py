@@ -54,7 +54,23 @@ class Batches:
     ):
         self.images, self.labels, self.preprocess = images, labels, preprocess
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
-        self.mean_color = (preprocess.mean * 255).round().to(torch.uint8)
+        self.mean_color = preprocess.mean_color.round().to(torch.uint8)
+        self._build_tables()
+
+    def _build_tables(self) -> None:
+        """Source rows and columns of every crop, and hidden ones of every cutout: a batch only looks them up."""
+        _, channels, height, width = self.images.shape
+        device, shift, cutout = self.images.device, self.augmentation.shift, self.augmentation.cutout
+        y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+        # in the order 0, ..., shift, -shift, ..., -1, so that negative offsets count from the end
+        offsets = torch.cat([torch.arange(shift + 1, device=device), torch.arange(-shift, 0, device=device)])[:, None]
+        self._channels = torch.arange(channels, device=device)[:, None, None]
+        self._source_y = reflect_index(y + offsets, height)  # (2 * shift + 1, H)
+        source_x = reflect_index(x + offsets, width)
+        self._source_x = torch.stack([source_x, source_x.flip(1)])  # (2, 2 * shift + 1, W): as it is, and flipped
+        if cutout:
+            self._hidden_y = (y - y[:, None] + cutout // 2) // cutout == 0  # (H, H): by centre
+            self._hidden_x = (x - x[:, None] + cutout // 2) // cutout == 0
 
     def __len__(self) -> int:
         """Iterations per epoch."""
@@ -82,20 +98,13 @@ class Batches:
 
     def crop(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (B, 6) of a plan -> augmented images (B, 3, H, W) uint8 and labels (B,) int64."""
-        _, channels, height, width = self.images.shape
-        device, cutout = self.images.device, self.augmentation.cutout
-        image, down, right, flip, cutout_row, cutout_column = (column[:, None] for column in rows.unbind(1))
-        y, x = torch.arange(height, device=device), torch.arange(width, device=device)
-        source_y = reflect_index(y + down, height)  # (B, H)
-        source_x = reflect_index(x + right, width)  # (B, W)
-        source_x = torch.where(flip > 0, source_x.flip(1), source_x)
-        channel = torch.arange(channels, device=device)[:, None, None]
-        images = self.images[image[..., None, None], channel, source_y[:, None, :, None], source_x[:, None, None, :]]
-        if cutout:
-            inside_y = (y - cutout_row + cutout // 2) // cutout == 0
-            inside_x = (x - cutout_column + cutout // 2) // cutout == 0
-            images = torch.where(inside_y[:, None, :, None] & inside_x[:, None, None, :], self.mean_color, images)
-        return images, self.labels[rows[:, 0]]
+        image, down, right, flip, cutout_row, cutout_column = rows.unbind(1)
+        y, x = self._source_y[down], self._source_x[flip, right]  # (B, H), (B, W)
+        images = self.images[image[:, None, None, None], self._channels, y[:, None, :, None], x[:, None, None, :]]
+        if self.augmentation.cutout:
+            hidden_y, hidden_x = self._hidden_y[cutout_row], self._hidden_x[cutout_column]
+            images = torch.where(hidden_y[:, None, :, None] & hidden_x[:, None, None, :], self.mean_color, images)
+        return images, self.labels[image]
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (B, 6) of a plan -> the network's input (B, 3, S, S) float32, and labels (B,) int64."""

@@ -22,7 +22,10 @@ def mean_and_std(images: Tensor) -> tuple[list[float], list[float]]:
 
 def resize(images: Tensor, image_size: int) -> Tensor:
     """(N, 3, H, W) uint8 -> (N, 3, image_size, image_size) float32 in 0..1, bilinear, antialiased as in PIL."""
-    images = images.float() / 255
+    return _interpolate(images.float() / 255, image_size)
+
+
+def _interpolate(images: Tensor, image_size: int) -> Tensor:
     if images.shape[-2:] == (image_size, image_size):
         return images
     shrinks = image_size < max(images.shape[-2:])
@@ -39,9 +42,14 @@ class Preprocess:
 
     def __init__(self, image_size: int, mean: list[float], std: list[float], device: torch.device | str = "cpu"):
         self.image_size = image_size
-        self.mean, self.std = (torch.tensor(values, device=device)[:, None, None] for values in (mean, std))
+        self.mean_color, self.std_color = (
+            255 * torch.tensor(values).to(device)[:, None, None] for values in (mean, std)
+        )  # (3, 1, 1), in grey levels
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 -> (N, 3, image_size, image_size) float32 in channels_last memory format."""
-        images = (resize(images, self.image_size) - self.mean) / self.std
-        return images.contiguous(memory_format=torch.channels_last)
+        """(N, 3, H, W) uint8 -> (N, 3, image_size, image_size) float32 in channels_last memory format.
+
+        Normalises before it resizes, which is equal up to rounding and cheaper for images smaller than the input.
+        """
+        images = (images - self.mean_color) / self.std_color
+        return _interpolate(images, self.image_size).contiguous(memory_format=torch.channels_last)

@@ -82,15 +82,6 @@ def small_run(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.fixture(scope="session")
-def trained_run(tmp_path_factory) -> Path:
-    """The folder of a run that has learned the shapes; about a minute on two cores."""
-    out = tmp_path_factory.mktemp("trained")
-    train.main(["--data", "shapes", "--image-size", "64", "--epochs", "3", "--schedule", "onecycle", "--lr", "0.05",
-                "--device", "cpu", "--out", str(out)])  # fmt: skip
-    return out
-
-
 @pytest.fixture
 def fake_cifar10(tmp_path, monkeypatch):
     """20 + 10 images in CIFAR-10's file format, their md5 sums patched into torchvision: (root, arrays)."""

@@ -50,12 +50,16 @@ def sgd(network: nn.Module, settings: Optimization) -> torch.optim.SGD:
     device = parameters[0].device
     optimizer = torch.optim.SGD(
         groups,
-        settings.learning_rate if device.type == "mps" else torch.tensor(settings.learning_rate, device=device),
+        settings.learning_rate,
         settings.momentum,
         weight_decay=settings.weight_decay,
         nesterov=settings.nesterov,
         fused=device.type != "mps",
     )
+    if device.type != "mps":
+        shared = torch.full((), settings.learning_rate, device=device)
+        for group in optimizer.param_groups:
+            group["lr"] = shared
     for value in parameters:
         optimizer.state[value]["momentum_buffer"] = torch.zeros_like(value)
     return optimizer
