@@ -9,6 +9,7 @@ import torch
 
 import train
 from analysis.activations import SearchResult, TopActivations
+from analysis.evolution import evolution
 from analysis.inspection import inspect
 from analysis.sanity import MODULES, randomized_networks, rank_correlation, sobel_edges
 from analysis.settings import Settings
@@ -108,6 +109,17 @@ def test_weights_become_random_from_the_top_down():
         assert changed == set(random) and not found.training
     assert names == ["trained", "conv4_x random", "+ conv3_x", "+ conv2_x", "+ conv1"]
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_the_random_weights_are_always_the_same():
+    network = ResNet18(4).eval()
+    for name in ("conv1.weight", "layer2.0.conv1.weight"):
+        weights = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            *_, (_, found) = randomized_networks(network, "conv3_x")
+            weights.append(found.get_parameter(name))
+        assert torch.equal(*weights) and not torch.equal(weights[0], network.get_parameter(name))
 
 
 def test_rows_are_the_strongest_units_of_living_channels(inspection):
@@ -224,7 +236,10 @@ class TestEvolution:
         figure = draw("evolution", inspection, settings)
         axes = figure.get_axes()
         assert [column.get_title() for column in axes[:3]] == ["image", "epoch 1", "epoch 2"]
-        channels = comparison.select_units(inspection, settings).channels
+        units = comparison.select_units(inspection, settings)
+        snapshots = {epoch: tmp_path / f"snapshot_{epoch}.pt" for epoch in (1, 2)}
+        assert [epoch.name for epoch in evolution(inspection, settings, snapshots, units)] == ["epoch 1", "epoch 2"]
+        channels = units.channels
         assert [left.get_ylabel() for left in axes[::3]] == [f"channel {channel}" for channel in channels]
         for column, file in ((1, "snapshot_1.pt"), (2, "model.pt")):
             network, _ = checkpoint.load_network(tmp_path / file)
