@@ -1,15 +1,18 @@
 """Run a command with a time limit, its output in a file; on Linux it ends with the process that started it."""
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # as in sys/prctl.h
+POLL_SECONDS = 0.2
 SAVING_SECONDS = 60  # between SIGTERM and SIGKILL
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -22,11 +25,13 @@ class Outcome:
     code       exit code; negative: the number of the signal that ended it
     last_line  of its output
     timed_out  whether it was stopped at its time limit
+    satisfied  whether it was stopped because it had done enough
     """
 
     code: int
     last_line: str
     timed_out: bool
+    satisfied: bool
 
     def reason(self) -> str:
         """Why it failed, in one line."""
@@ -37,26 +42,28 @@ class Outcome:
         return self.last_line.removeprefix("error: ") or f"exit code {self.code}"
 
 
-def run(command: Sequence[str | Path], log: Path, seconds: float | None = None, saves: bool = False,
-        environment: dict[str, str] | None = None) -> Outcome:  # fmt: skip
-    """Runs a command and appends its output to `log`.
+def run(command: Sequence[str | Path], log: Path, seconds: float = math.inf, saves: bool = False,
+        until: Callable[[], bool] | None = None, environment: dict[str, str] | None = None) -> Outcome:  # fmt: skip
+    """Runs a command and appends its output to `log`; at the end no child of its is left.
 
-    seconds      time limit; None: no limit
-    saves        at the limit, send SIGTERM and wait for the command to save, before it and its children are killed
+    seconds      time limit
+    saves        at the limit, send SIGTERM and wait for the command to save, before it is killed
+    until        end it by SIGTERM as soon as this returns true
     environment  variables beside those of this process
     """
     log.parent.mkdir(parents=True, exist_ok=True)
+    deadline, timed_out, satisfied = time.monotonic() + seconds, False, False
     with start(command, log, environment) as process:
-        timed_out = False
         try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-            if saves:
-                stop(process, SAVING_SECONDS)
+            while not timed_out and not satisfied and not ended_within(process, POLL_SECONDS):
+                satisfied = until is not None and until()
+                timed_out = not satisfied and time.monotonic() > deadline
+            if satisfied or (timed_out and saves):
+                process.terminate()
+                ended_within(process, SAVING_SECONDS)
         finally:
             kill(process)
-    return Outcome(process.returncode, last_line(log), timed_out)
+    return Outcome(process.returncode, last_line(log), timed_out, satisfied)
 
 
 def start(command: Sequence[str | Path], log: Path, environment: dict[str, str] | None = None) -> subprocess.Popen:
@@ -77,13 +84,13 @@ def _end_with_parent() -> None:
     _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def stop(process: subprocess.Popen, seconds: float) -> None:
-    """Sends SIGTERM to a process and waits until it has ended, at most so many seconds."""
-    process.terminate()
+def ended_within(process: subprocess.Popen, seconds: float) -> bool:
+    """Whether a process ends within so many seconds."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
-        pass
+        return False
+    return True
 
 
 def kill(process: subprocess.Popen) -> None:

@@ -186,7 +186,7 @@ def run_for(iterate: Callable[[], None], seconds: float, steps: int, device: tor
     return done, duration
 
 
-def measure(contestant: Contestant, limit: float | None = None) -> Measurement:
+def measure(contestant: Contestant, limit: float) -> Measurement:
     """Measures a contestant in a process of its own, within `limit` seconds. Raises ContestantDied."""
     with tempfile.TemporaryDirectory() as folder:
         log, result = Path(folder) / "log", Path(folder) / "result.json"

@@ -98,7 +98,9 @@ def print_table(report: dict) -> None:
             f"{precision}: matrix products at {rate / 1e9:.0f} GFLOP/s, that is {1 / product:.1f} images/s; "
             f"with copies at {report['copies'] / 1e9:.0f} GB/s {1 / (product + moved):.1f} images/s"
         )
-    print("\n| | images/s, median (range) | relative | of the products' limit | of the limit with traffic | GPU memory |")
+    print(
+        "\n| | images/s, median (range) | relative | of the products' limit | of the limit with traffic | GPU memory |"
+    )
     print("|---|---|---|---|---|---|")
     speeds = report["images_per_second"]
     usual = max((statistics.median(speeds[name]) for name in speeds if name.startswith("(a)")), default=None)

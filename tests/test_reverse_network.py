@@ -234,6 +234,7 @@ def test_unknown_branches_are_refused(random_network):
         ReverseResNet18(random_network, branches="left")
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("rule", RULES)
 def test_the_gpu_gives_the_same_reconstruction(random_network, rule):
