@@ -18,7 +18,6 @@ import torchvision
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.insert(0, str(Path(__file__).parent))
 import commands
 from hardware_limits import timed
 

@@ -109,20 +109,20 @@ def environment(device: torch.device) -> dict[str, str | int | float | None]:
             "device": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
             "memory_bytes": properties.total_memory,
-            "driver": driver_version(device.index),
+            "driver": driver_version(),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
         }
     return found
 
 
-def driver_version(index: int) -> str | None:
-    """The version of a GPU's driver according to nvidia-smi; None if that is not installed."""
+def driver_version() -> str | None:
+    """The version of the GPUs' driver according to nvidia-smi; None if that is not installed."""
     if not shutil.which("nvidia-smi"):
         return None
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", f"--id={index}"]
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.partition("\n")[0].strip() if done.returncode == 0 else None
 
 
 def parse_args(argv=None):

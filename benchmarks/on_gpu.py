@@ -19,7 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import parts
-from gpu_steps import FULL, STEPS, TINY, Bench, timed_step
+from gpu_bench import FULL, TINY, Bench
+from gpu_steps import STEPS, timed_step
 from gpu_table import gpu_table
 
 from dataset import sources
@@ -91,7 +92,7 @@ def run_steps(args) -> dict:
         results = {other: step["result"] for other, step in steps.items() if step.get("result")}
         # a repeated recipe trains on: its half hour begins now
         used = time.monotonic() - started + (0.0 if name in args.again else spent)
-        steps[name] = timed_step(name, replace(bench, name=name, results=results, spent=used))
+        steps[name] = timed_step(name, replace(bench, results=results, spent=used))
         save_report(report, bench.out)
         print(f"  {steps[name]['status']} in {steps[name]['seconds']:.0f} s", flush=True)
         if steps[name]["status"] == "failed":
