@@ -79,7 +79,7 @@ def save_report(report: dict, out: Path) -> None:
 
 
 def run_steps(args) -> dict:
-    """Runs the steps that are not stored; returns the report."""
+    """Runs the steps that are not stored; returns the report. Raises CheckpointError if the device does not work."""
     bench = make_bench(args)
     report = load_report(bench.out / "report.json", {name: getattr(args, name) for name in ("data", "device", "tiny")})
     spent = sum(step["seconds"] for step in report["steps"].values())
@@ -92,7 +92,10 @@ def run_steps(args) -> dict:
         results = {other: step["result"] for other, step in steps.items() if step.get("result")}
         # a repeated recipe trains on: its half hour begins now
         used = time.monotonic() - started + (0.0 if name in args.again else spent)
-        steps[name] = timed_step(name, replace(bench, results=results, spent=used))
+        step = timed_step(name, replace(bench, results=results, spent=used))
+        if name == "environment" and step["status"] == "failed":  # without the device, no other step can work
+            raise CheckpointError(step["error"])
+        steps[name] = step
         save_report(report, bench.out)
         print(f"  {steps[name]['status']} in {steps[name]['seconds']:.0f} s", flush=True)
         if steps[name]["status"] == "failed":

@@ -17,6 +17,7 @@ import on_gpu
 import parts
 import pytest
 import run_history
+import scaling
 import torch
 import train_step
 from conftest import ends
@@ -107,6 +108,22 @@ class TestCommands:
         assert outcome.satisfied and not outcome.timed_out and outcome.last_line == "saved"
         assert self.run(tmp_path, "import time; time.sleep(600)", seconds=0.1).timed_out
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+    def test_a_command_ends_with_the_process_that_started_it(self, tmp_path):
+        child = "import os, time; print(os.getpid()); time.sleep(600)"
+        program = f"import sys, commands; commands.run([sys.executable, '-c', {child!r}], commands.Path('log'))"
+        environment = os.environ | {"PYTHONPATH": str(ON_GPU.parent)}
+        parent = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, env=environment)
+        log = tmp_path / "log"
+        while not (log.exists() and log.read_text().endswith("\n")) and parent.poll() is None:
+            time.sleep(0.02)
+        parent.kill()
+        parent.wait()
+        arguments, deadline = Path("/proc") / log.read_text().strip() / "cmdline", time.monotonic() + 30
+        while arguments.exists() and arguments.read_bytes() and time.monotonic() < deadline:  # a zombie's is empty
+            time.sleep(0.02)
+        assert not (arguments.exists() and arguments.read_bytes())
+
 
 class TestHistory:
     def test_the_first_interval_and_the_warm_up_do_not_count(self, tmp_path):
@@ -119,6 +136,23 @@ class TestHistory:
         assert run_history.read_history(tmp_path) == []
         (tmp_path / "history.jsonl").write_text('{"kind": "tr')
         assert run_history.read_history(tmp_path) == []
+
+
+@pytest.mark.slow
+class TestWithoutResult:
+    def test_a_run_that_fails_is_one_line(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(scaling, "describe_device", lambda settings: "a CPU")
+        flags = ["--processes", "1", "--repetitions", "2", "--json", str(tmp_path / "scaling.json")]
+        error = ends(capsys, scaling.main, [*flags, "--data", "nowhere", "--device", "cpu"], 1, "nowhere is not a")
+        assert error.startswith("error: 1 processes: --data nowhere")
+        saved = json.loads((tmp_path / "scaling.json").read_text())
+        assert saved["images_per_second"] == {"1": []} and list(saved["failures"]) == ["1"]
+
+    def test_without_the_device_nothing_is_stored(self, tmp_path, capsys):
+        with pytest.raises(SystemExit, match="1"):
+            on_gpu.main(["--out", str(tmp_path), "--device", "cuda:99"])
+        assert "error: device 'cuda:99' does not work" in capsys.readouterr().err
+        assert not (tmp_path / "report.json").exists()
 
 
 class TestParts:
