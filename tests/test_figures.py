@@ -12,7 +12,7 @@ import torch
 
 from analysis.channels import ChannelResult, TopImage
 from figures import comparison, filters, single_image, style, top9, training_curves
-from figures.image_grid import diverging_rgb, image_grid, to_array
+from figures.image_grid import diverging_rgb, image_grid, tile_grid, to_array
 
 RANDOM = np.random.RandomState(0)
 
@@ -27,7 +27,18 @@ def result(number=3, rules=("deconvnet", "guided"), count=9, dead=0):
     """A channel's result of random pictures, the last `dead` of which it does not respond to."""
     images = tuple(
         TopImage(
-            n + 1, 100 + n, 0.0 if n >= count - dead else 9.5 - n, 0, 0, "cat", predicted, predicted == "cat", None
+            rank=n + 1,
+            index=100 + n,
+            activation=0.0 if n >= count - dead else 9.5 - n,
+            row=0,
+            column=0,
+            label="cat",
+            predicted=predicted,
+            correct=predicted == "cat",
+            file=None,
+            border=False,
+            crop=(0, 0, 32, 32),
+            scale=dict.fromkeys(rules, 1.0 + n),
         )
         for n, predicted in enumerate(["cat", "dog", *["cat"] * count][:count])
     )
@@ -40,7 +51,6 @@ def result(number=3, rules=("deconvnet", "guided"), count=9, dead=0):
         images,
         torch.from_numpy(RANDOM.rand(count, 3, 32, 32)),
         pictures,
-        scale={rule: each.abs().max().item() for rule, each in pictures.items()},
         correlation=dict.fromkeys(rules, 0.25),
     )
 
@@ -177,40 +187,39 @@ def test_reconstructions_stand_beside_their_maps():
 class TestTop9:
     def test_a_channel_large(self):
         one = result(dead=2)
-        figure = top9.channel_figure(one, "conv5_x, channel 3")
+        figure = top9.channel_figure(one, ["conv5_x, channel 3", top9.describe_rule(one, "guided")])
         shown = drawn(figure)
         assert len(shown) == 9 and shown[0].shape == (32, 3 * 32 + 2 * 2, 3)
         assert np.array_equal(shown[4][:, :32], to_array(one.patches)[4])
-        expected = diverging_rgb(to_array(one.reconstructions["guided"])[4], one.scale["guided"])
+        expected = diverging_rgb(to_array(one.reconstructions["guided"])[4], one.images[4].scale["guided"])
         assert np.allclose(shown[4][:, -32:], expected)
         assert (shown[8][:, -32:] == 0.5).all()  # dead: flat grey
         captions = [axes.get_title("left") for axes in figure.get_axes()]
         assert captions[0] == "1: 9.50, image 100\ncat"
         assert captions[1] == "2: 8.50, image 101\ncat, predicted dog"
         assert captions[8] == "9: dead"
-        assert f"deconvnet (±{one.scale['deconvnet']:.2g}, correlation 0.25)" in figure.get_suptitle()
+        assert "±1 to 9, correlation 0.25" in figure.get_suptitle()
 
     def test_the_overview_has_a_block_a_channel(self):
         channels = [result(n) for n in (3, 17, 40)]
         figure = top9.overview_figure(channels, "conv5_x")
         shown = drawn(figure)
         assert len(shown) == 3
-        side = 3 * 32 + 2
-        assert np.array_equal(shown[1][:side, :side], image_grid(to_array(channels[1].patches), 3))
-        assert (
-            figure.get_axes()[1]
-            .get_title("left")
-            .startswith("channel 17: activation 9.50 to 1.50\ncorrelation deconvnet 0.25")
-        )
+        side = 3 * 64 + 2 * 5  # tiles twice as large, with gaps of a fourteenth of a tile
+        patches = to_array(channels[1].patches)
+        assert np.array_equal(shown[1][:side, :side], tile_grid(patches, 3))
+        assert np.array_equal(shown[1][:64:2, :64:2], patches[0]) and (shown[1][:64, 64:69] == 1).all()
+        assert figure.get_axes()[1].get_title("left") == "channel 17: 1.50 to 9.50"
 
-    def test_a_dead_channel_says_so(self):
-        assert "channel 5: dead" in top9.overview_figure([result(5, dead=9)], "x").get_axes()[0].get_title("left")
+    def test_nine_channels_leave_no_empty_slot(self):
+        figure = top9.overview_figure([result(n) for n in range(9)], "conv5_x")
+        assert len(figure.get_axes()) == 9 and all(axes.get_images() for axes in figure.get_axes())
 
     @pytest.mark.parametrize("rules", [("gradient",), ("deconvnet", "guided", "gradient")])
     @pytest.mark.parametrize("count", [1, 4, 16])
     def test_other_numbers_of_rules_and_images(self, rules, count):
         one = result(rules=rules, count=count)
-        assert len(drawn(top9.channel_figure(one, "x"))) == count
+        assert len(drawn(top9.channel_figure(one, ["x"]))) == count
         assert len(drawn(top9.overview_figure([one], "x"))) == 1
 
 
@@ -232,21 +241,20 @@ def test_names_with_dollars_are_shown_as_they_are():
 
 def test_long_class_names_stay_within_their_column():
     names = "Staffordshire Bull Terrier", "American Staffordshire Terrier"
-    caption = top9.tile_caption(TopImage(9, 9999, 12.5, 0, 0, *names, False, None))
+    caption = top9.tile_caption(TopImage(9, 9999, 12.5, 0, 0, *names, False, None, True, (0, 0, 9, 9), {}))
     assert max(map(len, caption.splitlines())) <= 45 and "Staffordshire B…, predicted American Staffo…" in caption
 
 
 def test_an_undefined_correlation_is_a_dash():
     one = replace(result(), correlation={"deconvnet": None, "guided": -0.001})
-    assert "correlation –)" in top9.channel_figure(one, "x").get_suptitle()
-    caption = top9.overview_figure([one], "x").get_axes()[0].get_title("left")
-    assert "correlation deconvnet –, guided 0.00" in caption
+    assert top9.describe_rule(one, "deconvnet").endswith("correlation –")
+    assert top9.describe_rule(one, "guided").endswith("correlation 0.00")
 
 
 THREE_RULES = ("deconvnet", "guided", "gradient")
 LONG_NAME = "a_long_file_name_" * 8
 FIGURES = {
-    "channel": lambda: top9.channel_figure(result(511, THREE_RULES), "conv5_x, channel 511: " + "long " * 30),
+    "channel": lambda: top9.channel_figure(result(511, THREE_RULES), ["conv5_x, channel 511: " + "long " * 30]),
     "overview": lambda: top9.overview_figure([result(n, THREE_RULES) for n in range(3)], "long " * 40),
     "maps": lambda: single_image.feature_maps_figure(RANDOM.rand(64, 7, 7), f"conv1 of {LONG_NAME}.jpg"),
     "conv1 maps": lambda: single_image.feature_maps_figure(RANDOM.rand(64, 32, 32), "conv1 of a picture"),

@@ -37,6 +37,8 @@ FIXED_NAMES = {
     "conv5_x_reconstructions",
     "conv1_top9",
     "conv5_x_top9",
+    "hierarchy",
+    "hierarchy_deconvnet",
     "rules",
     "branches",
     "unpooling",
@@ -53,7 +55,7 @@ def visualize(run, out, *flags):
 
 @pytest.fixture(scope="module")
 def inspection(small_run):
-    return inspect(small_run / "model.pt", SETTINGS, "cpu")
+    return inspect(small_run / "model.pt", SETTINGS, "cpu", stages=STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +98,11 @@ class TestDefaults:
             trace, predicted = network.trace(inputs), network(inputs).argmax(1)
         for stage in ("conv1", "conv5_x"):
             features = trace.features[stage]
-            peaks = features.amax((2, 3))
+            inside = slice(2, 15) if stage == "conv1" else slice(None)  # conv1's unit i sees 2i - 3 to 2i + 3 of 32
+            peaks = features[:, :, inside, inside].amax((2, 3))
             mine = [entry for entry in entries if entry["stage"] == stage]
             channels = [entry["channel"] for entry in mine[::9]]
-            highest = peaks.amax(0)[channels]
-            assert torch.equal(highest, highest.sort(descending=True).values)
-            assert torch.allclose(highest, peaks.amax(0).sort(descending=True).values[: len(channels)])
+            assert len(channels) == len(set(channels)) == 9 and channels[0] == peaks.amax(0).argmax()
             for channel in channels:
                 nine = [entry for entry in mine if entry["channel"] == channel]
                 assert [entry["rank"] for entry in nine] == list(range(1, 10))
@@ -116,6 +117,9 @@ class TestDefaults:
                     assert entry["correct"] == (predicted[index] == labels[index]).item()
                     assert entry["file"] == str(files[index])
                     assert entry["scale"].keys() == entry["correlation"].keys() == {"deconvnet", "guided"}
+                    assert entry["border"] == (stage == "conv5_x")
+                    top, left, bottom, right = entry["crop"]
+                    assert bottom - top == right - left and min(top, left) >= 0 and max(bottom, right) <= 32
 
     def test_the_same_bytes_again(self, small_run, tmp_path):
         flags = "--figures sanity top9 confusion_matrix feature_maps --stages conv3_x --channels 3 17 40".split()
@@ -139,11 +143,51 @@ def test_the_reconstructions_shown_are_the_mirrors(inspection):
         signal = isolate(trace.features["conv5_x"], 7, "peak")
         for rule in ("deconvnet", "guided"):
             expected = ReverseResNet18(inspection.network, rule)(signal, "conv5_x", trace)
-            shown = result.reconstructions[rule]
-            assert shown.shape == (9, 3, 32, 32)  # the whole image: it is small
-            assert (shown - expected).abs().max() <= 1e-5 * expected.abs().max()
-            assert result.scale[rule] == pytest.approx(expected.abs().max().item(), rel=1e-5)
-    assert torch.allclose(result.patches, images / 255, atol=1e-6)
+            for image, picture, shown in zip(result.images, expected, result.reconstructions[rule], strict=True):
+                top, left, bottom, right = image.crop
+                cropped = picture[:, top:bottom, left:right]
+                assert (shown - cropped).abs().max() <= 1e-5 * expected.abs().max()
+                limit = np.quantile(cropped.abs().amax(0).numpy(), 0.99)
+                assert image.scale[rule] == pytest.approx(limit, rel=1e-3)
+    for image, pixels, patch in zip(result.images, images, result.patches, strict=True):
+        top, left, bottom, right = image.crop
+        assert torch.allclose(patch, pixels[:, top:bottom, left:right] / 255, atol=1e-6)
+
+
+def test_one_scale_for_a_channel(inspection):
+    result = inspect_channel(inspection, replace(SETTINGS, scale="channel"), "conv5_x", 7)
+    for rule, tiles in result.reconstructions.items():
+        assert {image.scale[rule] for image in result.images} == {tiles.abs().max().item()}
+
+
+class TestChannelChoices:
+    def test_random_channels_follow_the_seed_and_are_alive(self, inspection):
+        settings = replace(SETTINGS, channels="random")
+        first, again, other = (
+            chosen_channels(replace(settings, seed=seed), inspection.search, "conv5_x") for seed in (0, 0, 1)
+        )
+        assert first == again != other and len(set(first)) == 9
+        assert (inspection.search.peaks["conv5_x"].amax(0)[first] > 0).all()
+
+    def test_strongest_channels_descend(self, inspection):
+        found = chosen_channels(replace(SETTINGS, channels="strongest"), inspection.search, "conv5_x")
+        peaks = inspection.search.peaks["conv5_x"].amax(0)
+        assert torch.equal(peaks[found], peaks.sort(descending=True).values[:9])
+
+    def test_numbers_are_taken_as_they_are(self, inspection):
+        assert chosen_channels(replace(SETTINGS, channels=(5, 3)), inspection.search, "conv5_x") == [5, 3]
+
+
+def test_with_the_border_every_unit_is_searched(small_run):
+    inside, border = (
+        inspect(small_run / "model.pt", replace(SETTINGS, border=border), "cpu").search for border in (False, True)
+    )
+    network, metadata = checkpoint.load_network(small_run / "model.pt")
+    images = sources.load(str(small_run.parent / "pictures"), "test")[0]
+    with torch.inference_mode():
+        features = network.trace(Preprocess(32, metadata.mean, metadata.std)(images), "conv1").features["conv1"]
+    assert torch.allclose(border.peaks["conv1"], features.amax((2, 3)), atol=1e-5)
+    assert torch.allclose(inside.peaks["conv1"], features[:, :, 2:15, 2:15].amax((2, 3)), atol=1e-5)
 
 
 class TestOnePicture:
@@ -209,8 +253,6 @@ class TestRegistry:
 
     def test_the_documentation_lists_every_figure(self):
         page = Path(__file__).parent.parent / "docs" / "figures.md"
-        if not page.exists():
-            pytest.skip("needs docs/figures.md")
         text = page.read_text()
         assert [name for name in FIGURES if f"`{name}`" not in text] == []
 
@@ -237,7 +279,7 @@ class TestFlags:
 
     def test_stages_channels_top_rules_and_units(self, small_run, tmp_path, inspection):
         settings = Settings(stages=("conv3_x",))
-        a, b = chosen_channels(settings, add_search(inspection, settings).search.top["conv3_x"])[:2]
+        a, b = chosen_channels(settings, add_search(inspection, settings).search, "conv3_x")[:2]
         flags = f"--figures top9 --stages conv3_x --channels {b} {a} --top 4 --rules gradient --unpool overwrite"
         visualize(small_run, tmp_path, *flags.split(), "--units", "map", "--batch-size", "5")
         names = {path.name for path in tmp_path.iterdir()}
@@ -274,7 +316,12 @@ class TestFlags:
 
     def test_defaults(self):
         assert visualizer.settings_from(visualizer.parse_args([])) == Settings()
-        assert visualizer.settings_from(visualizer.parse_args("--channels 3 all".split())).channels == "all"
+        assert visualizer.settings_from(visualizer.parse_args("--channels all".split())).channels == "all"
+
+    def test_channels_are_numbers_or_one_word(self, capsys):
+        with pytest.raises(SystemExit) as end:
+            visualizer.parse_args("--channels 3 all".split())
+        assert end.value.code == 2 and "numbers, or one word" in capsys.readouterr().err
 
     def test_every_stage(self, small_run, tmp_path):
         visualize(small_run, tmp_path, "--figures", "feature_maps", "reconstructions", "--stages", *STAGES)
@@ -390,12 +437,13 @@ class TestChannels:
             inputs = inspection.preprocess(images)
             features = inspection.network.trace(inputs).features["conv5_x"]
             peaks, predicted = features.amax((2, 3)), inspection.network(inputs).argmax(1)
-        for channel in chosen_channels(settings, inspection.search.top["conv5_x"])[:3]:
+        for channel in chosen_channels(settings, inspection.search, "conv5_x")[:3]:
             result = inspect_channel(inspection, settings, "conv5_x", channel)
             found = [image.index for image in result.images]
             assert sorted(found) == searched
-            assert torch.allclose(result.patches, images[found] / 255, atol=1e-6)
-            for image in result.images:
+            for image, patch in zip(result.images, result.patches, strict=True):
+                top, left, bottom, right = image.crop
+                assert torch.allclose(patch, images[image.index][:, top:bottom, left:right] / 255, atol=1e-6)
                 assert image.label == inspection.label_names[labels[image.index]]
                 assert image.predicted == inspection.metadata.classes[predicted[image.index]]
                 assert image.activation == pytest.approx(peaks[image.index, channel].item(), rel=1e-4, abs=1e-6)
