@@ -9,6 +9,7 @@ import torch
 
 import train
 from analysis.activations import SearchResult, TopActivations
+from analysis.evolution import evolution
 from analysis.inspection import inspect
 from analysis.sanity import MODULES, randomized_networks, rank_correlation, sobel_edges
 from analysis.settings import Settings
@@ -110,12 +111,23 @@ def test_weights_become_random_from_the_top_down():
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_the_random_weights_are_always_the_same():
+    network = ResNet18(4).eval()
+    for name in ("conv1.weight", "layer2.0.conv1.weight"):
+        weights = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            *_, (_, found) = randomized_networks(network, "conv3_x")
+            weights.append(found.get_parameter(name))
+        assert torch.equal(*weights) and not torch.equal(weights[0], network.get_parameter(name))
+
+
 def test_rows_are_the_strongest_units_of_living_channels(inspection):
     scores = torch.zeros(512, 1)
     scores[[3, 70, 500, 8, 100, 9, 40], 0] = torch.tensor([7.0, 6, 5, 4, 3, 2, 1])
     images = torch.arange(512)[:, None] % 12
     top = TopActivations(scores, images, torch.zeros_like(images), (1, 1))
-    crafted = replace(inspection, search=SearchResult({"conv5_x": top}, None))
+    crafted = replace(inspection, search=SearchResult({"conv5_x": top}, {}, None))
     found = comparison.select_units(crafted, Settings(stages=("conv5_x",)))
     assert found.channels == [3, 70, 500, 8, 100, 9]  # six rows, the highest activation first
     assert found.images.tolist() == [channel % 12 for channel in found.channels]
@@ -224,7 +236,10 @@ class TestEvolution:
         figure = draw("evolution", inspection, settings)
         axes = figure.get_axes()
         assert [column.get_title() for column in axes[:3]] == ["image", "epoch 1", "epoch 2"]
-        channels = comparison.select_units(inspection, settings).channels
+        units = comparison.select_units(inspection, settings)
+        snapshots = {epoch: tmp_path / f"snapshot_{epoch}.pt" for epoch in (1, 2)}
+        assert [epoch.name for epoch in evolution(inspection, settings, snapshots, units)] == ["epoch 1", "epoch 2"]
+        channels = units.channels
         assert [left.get_ylabel() for left in axes[::3]] == [f"channel {channel}" for channel in channels]
         for column, file in ((1, "snapshot_1.pt"), (2, "model.pt")):
             network, _ = checkpoint.load_network(tmp_path / file)
