@@ -1,6 +1,6 @@
 """Top-k search: the images that excite each channel most."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,37 +33,48 @@ class SearchResult:
     """The outcome of one pass over N images.
 
     top     stage -> TopActivations
+    peaks   stage -> (N, C) on the CPU: each channel's highest activation in each image
     logits  (N, num_classes) on the CPU; None unless they were asked for
     """
 
     top: dict[str, TopActivations]
+    peaks: dict[str, Tensor]
     logits: Tensor | None
 
 
 @torch.inference_mode()
 def search(
-    network: ResNet18, batches: Iterable[Tensor], stages: Iterable[str], k: int = 9, with_logits: bool = False
+    network: ResNet18,
+    batches: Iterable[Tensor],
+    stages: Iterable[str],
+    k: int = 9,
+    with_logits: bool = False,
+    inside: Mapping[str, slice | None] | None = None,
 ) -> SearchResult:
     """Search several stages, and optionally compute the logits, in one pass over normalised batches (N, 3, H, W).
 
-    Memory grows with C and k, not with the number of images. Raises RuntimeError when the network is in training mode,
-    in which a forward pass would change it.
+    inside: the rows and columns of a stage that are searched, as `units_inside` returns them; default: all
+
+    Raises RuntimeError when the network is in training mode, in which a forward pass would change it.
     """
     if network.training:
         raise RuntimeError("the search needs the network in evaluation mode: call network.eval() first")
     stages = list(stages)
     until = STAGES[-1] if with_logits else max(stages, key=STAGES.index)
     top: dict[str, TopActivations] = {}
+    peaks: dict[str, list[Tensor]] = {stage: [] for stage in stages}
     logits, seen = [], 0
     for batch in batches:
         features = network.trace(batch, until).features
         for stage in stages:
-            found = _peaks(features[stage], seen)
+            found = _peaks(features[stage], seen, (inside or {}).get(stage))
+            peaks[stage].append(found.scores.T)
             top[stage] = _best(_concatenate(top[stage], found) if stage in top else found, k)
         if with_logits:
-            logits.append(network.classify(features[until]).cpu())
+            logits.append(network.classify(features[until]))
         seen += len(batch)
-    return SearchResult(top, torch.cat(logits) if with_logits else None)
+    all_peaks = {stage: torch.cat(parts).cpu() for stage, parts in peaks.items()}
+    return SearchResult(top, all_peaks, torch.cat(logits).cpu() if with_logits else None)
 
 
 def top_activations(
@@ -104,9 +115,13 @@ def check_finite(values: Tensor, what: str) -> Tensor:
     return values
 
 
-def _peaks(features: Tensor, first_index: int) -> TopActivations:
+def _peaks(features: Tensor, first_index: int, inside: slice | None) -> TopActivations:
     """Each image's strongest unit per channel: N columns, not sorted. features: (N, C, h, w)."""
-    scores, positions = features.flatten(2).max(2)  # (N, C)
+    searched = features if inside is None else features[:, :, inside, inside]
+    scores, positions = searched.flatten(2).max(2)  # (N, C)
+    if inside is not None:  # positions in the whole map
+        row, column = positions // searched.shape[3], positions % searched.shape[3]
+        positions = (row + inside.start) * features.shape[3] + column + inside.start
     indices = torch.arange(first_index, first_index + len(features), device=features.device)
     return TopActivations(scores.T, indices.expand(scores.T.shape), positions.T, tuple(features.shape[2:]))
 

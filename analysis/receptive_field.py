@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from network import STAGES, ResNet18
 
@@ -38,12 +37,14 @@ def _modules(network: ResNet18, stage: str) -> list[nn.Module]:
     return [network.conv1, *pooling, *(conv for block in blocks for conv in (block.conv1, block.conv2))]
 
 
-def units_inside(network: ResNet18, stage: str, map_size: tuple[int, int], image_size: int) -> Tensor | None:
-    """(h, w) bool: the units that see no padding; None if these are less than LEAST_INSIDE of the stage's units."""
+def units_inside(network: ResNet18, stage: str, image_size: int) -> slice | None:
+    """The rows, and likewise the columns, of the units that see no padding, for square images of `image_size` pixels.
+
+    None if these units are less than LEAST_INSIDE of the stage's.
+    """
     field = receptive_field(network, stage)
-    inside = []
-    for units in map_size:
-        first = torch.arange(units) * field.stride - field.offset
-        inside.append((first >= 0) & (first + field.size <= image_size))
-    mask = inside[0][:, None] & inside[1]
-    return mask if mask.float().mean() >= LEAST_INSIDE else None
+    units = -(-image_size // field.stride)  # strided layers round up
+    first = -(-field.offset // field.stride)
+    last = (image_size - field.size + field.offset) // field.stride
+    inside = max(last - first + 1, 0)
+    return slice(first, last + 1) if inside**2 >= LEAST_INSIDE * units**2 else None

@@ -32,6 +32,24 @@ def test_the_search_equals_brute_force(network, stage, batch_size):
     assert torch.equal(features.flatten(2)[indices, channels, positions], scores)
 
 
+def test_units_at_the_border_are_left_out(network):
+    """Brute force over the units inside; positions are those in the whole map."""
+    images = torch.randn(30, 3, 48, 48)
+    found = search(network, images.split(7), ["conv1", "conv2_x"], inside={"conv1": slice(2, 22), "conv2_x": None})
+    with torch.inference_mode():
+        features = torch.cat([network.trace(part, "conv1").features["conv1"] for part in images.split(7)])
+    masked = torch.full_like(features, -1)
+    masked[:, :, 2:22, 2:22] = features[:, :, 2:22, 2:22]
+    peaks = masked.flatten(2).max(2)
+    expected, top = peaks.values.T.sort(dim=1, descending=True, stable=True), found.top["conv1"]
+    assert torch.equal(top.scores, expected.values[:, :9]) and torch.equal(top.indices, expected.indices[:, :9])
+    assert torch.equal(features.flatten(2)[top.indices, torch.arange(64)[:, None], top.positions], top.scores)
+    rows, columns = top.positions // 24, top.positions % 24
+    assert min(rows.min(), columns.min()) >= 2 and max(rows.max(), columns.max()) <= 21
+    assert torch.equal(found.peaks["conv1"], peaks.values)
+    assert torch.equal(found.top["conv2_x"].scores, top_activations(network, images.split(7), "conv2_x")[0])
+
+
 def test_training_mode_is_refused():
     with pytest.raises(RuntimeError, match="evaluation mode"):
         top_activations(ResNet18(), [torch.randn(2, 3, 32, 32)], "conv1")

@@ -128,7 +128,7 @@ def test_rows_are_the_strongest_units_of_living_channels(inspection):
     scores[[3, 70, 500, 8, 100, 9, 40], 0] = torch.tensor([7.0, 6, 5, 4, 3, 2, 1])
     images = torch.arange(512)[:, None] % 12
     top = TopActivations(scores, images, torch.zeros_like(images), (1, 1))
-    crafted = replace(inspection, search=SearchResult({"conv5_x": top}, None))
+    crafted = replace(inspection, search=SearchResult({"conv5_x": top}, {}, None))
     found = comparison.select_units(crafted, Settings(stages=("conv5_x",)))
     assert found.channels == [3, 70, 500, 8, 100, 9]  # six rows, the highest activation first
     assert found.images.tolist() == [channel % 12 for channel in found.channels]

@@ -9,7 +9,12 @@ from captum.attr import Deconvolution, GuidedBackprop
 from network import STAGES, ResNet18
 from reverse_network import RULES, ReverseResNet18, isolate, unpool_sum
 
-SEEDS = [((64, 64), "map"), ((71, 53), "map"), ((71, 53), "peak"), ((224, 224), "peak")]  # image size, units
+SEEDS = [  # image size, units
+    ((64, 64), "map"),
+    ((71, 53), "map"),
+    ((71, 53), "peak"),
+    pytest.param((224, 224), "peak", marks=pytest.mark.slow),
+]
 
 
 def images_of(size, count=2):

@@ -28,7 +28,7 @@ def plain(small_run):
 def with_logits(inspection):
     """The inspection of a network that predicts PREDICTED for the images that are searched."""
     logits = (torch.nn.functional.one_hot(PREDICTED, 3) * MARGINS[:, None])[inspection.searched]
-    return replace(inspection, search=SearchResult(inspection.search.top, logits))
+    return replace(inspection, search=SearchResult(inspection.search.top, inspection.search.peaks, logits))
 
 
 @pytest.fixture(scope="module")

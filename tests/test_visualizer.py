@@ -369,7 +369,7 @@ class TestChannels:
         every_image = TopActivations(
             torch.ones(64, 12), torch.arange(12).expand(64, 12), torch.zeros(64, 12, dtype=torch.int64), (16, 16)
         )
-        search = SearchResult({"conv1": every_image}, inspection.search.logits)
+        search = SearchResult({"conv1": every_image}, inspection.search.peaks, inspection.search.logits)
         result = inspect_channel(replace(inspection, search=search), SETTINGS, "conv1", 3)
         assert {image.label for image in result.images} == {"disk", "ring", "cross"}
         for image in result.images:
