@@ -122,7 +122,9 @@ def test_an_unpooling_that_is_not_exact_is_named(inspection):
 def test_the_search_is_one_pass_for_all_stages_and_the_logits(inspection, monkeypatch):
     passes = []
     trace = ResNet18.trace
-    monkeypatch.setattr(ResNet18, "trace", lambda self, images, until: passes.append(until) or trace(self, images, until))
+    monkeypatch.setattr(
+        ResNet18, "trace", lambda self, images, until: passes.append(until) or trace(self, images, until)
+    )
     found = add_search(inspection, Settings(stages=("conv1", "conv4_x", "conv2_x"))).search
     assert found.top.keys() == {"conv1", "conv4_x", "conv2_x"} and len(found.logits) == 12
     assert passes == ["conv5_x"]
