@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from test_training_curves import HISTORY
 
 from analysis.channels import ChannelResult, TopImage
 from figures import comparison, filters, single_image, style, top9, training_curves
@@ -73,47 +74,6 @@ def test_image_grid_sets_tiles_in_rows():
     assert canvas.shape == (5, 11)
     assert np.array_equal(canvas[:2, 4:7], tiles[1]) and np.array_equal(canvas[3:, :3], tiles[3])
     assert (canvas[2] == -1).all() and (canvas[3:, 8:] == -1).all()
-
-
-class TestTrainingCurves:
-    history = [
-        {"kind": "train", "epoch": 1, "step": 300, "loss": 2.0, "accuracy": 0.25, "learning_rate": 0.1},
-        {"kind": "train", "epoch": 1, "step": 600, "loss": 1.5, "accuracy": 0.5, "learning_rate": 0.1},
-        {"kind": "test", "epoch": 1, "step": 700, "loss": 1.4, "accuracy": 0.55},
-        {"kind": "train", "epoch": 2, "step": 900, "loss": 1.0, "accuracy": 0.7, "learning_rate": 0.01},
-        {"kind": "test", "epoch": 2, "step": 1400, "loss": 1.2, "accuracy": 0.625},
-    ]
-
-    def test_the_lines_are_the_history(self):
-        losses, accuracies = training_curves.training_curves(self.history).get_axes()
-        train, test = (line.get_xydata().tolist() for line in losses.lines[:2])
-        assert train == [[300, 2.0], [600, 1.5], [900, 1.0]] and test == [[700, 1.4], [1400, 1.2]]
-        assert accuracies.lines[1].get_ydata().tolist() == pytest.approx([55, 62.5])
-
-    def test_last_values_and_steps_of_the_learning_rate(self):
-        for axes, labels in zip(
-            training_curves.training_curves(self.history).get_axes(),
-            (["train 1.000", "test 1.200"], ["train 70.00 %", "test 62.50 %"]),
-            strict=True,
-        ):
-            assert [text.get_text() for text in axes.get_legend().get_texts()] == labels
-            assert [line.get_xdata()[0] for line in axes.lines[2:]] == [600]
-
-    def test_the_few_iterations_of_a_runs_end_are_no_point(self):
-        end = self.history[3] | {"step": 910, "loss": 9.0}
-        again = self.history[3] | {"step": 1210, "loss": 0.5}  # of a run that was joined
-        (train, *_), _ = (axes.lines for axes in training_curves.training_curves([*self.history, end, again], 0.1).axes)
-        assert train.get_xydata().tolist() == [[300, 2.0], [600, 1.5], [900, 1.0], [1210, 0.5]]
-        assert train.get_label() == "train 0.500 (label smoothing 0.1)"
-
-    def test_a_smooth_schedule_has_no_steps(self):
-        rates = [0.1 * 0.5**n for n in range(8)]
-        history = [self.history[0] | {"step": n, "learning_rate": rate} for n, rate in enumerate(rates)]
-        assert len(training_curves.training_curves(history).get_axes()[0].lines) == 1
-
-    @pytest.mark.parametrize("count", [0, 1, 3])
-    def test_short_histories(self, count):
-        training_curves.training_curves(self.history[:count]).draw_without_rendering()
 
 
 def test_filters_are_drawn_once_each_on_its_own_scale():
@@ -261,7 +221,7 @@ FIGURES = {
     "conv5_x maps": lambda: single_image.feature_maps_figure(RANDOM.rand(512, 2, 2), "conv5_x of a picture"),
     "filters": lambda: filters.filters_figure(RANDOM.randn(64, 3, 7, 7)),
     "red": lambda: filters.filter_channel_figure(RANDOM.randn(64, 7, 7), "red", 3.0),
-    "curves": lambda: training_curves.training_curves(TestTrainingCurves.history),
+    "curves": lambda: training_curves.training_curves(HISTORY),
     "classes": lambda: single_image.input_figure(
         RANDOM.rand(9, 9, 3), "a title", ["a_long_class_name_" * 8] * 2, np.ones(2), "a_long_class"
     ),
