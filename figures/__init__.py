@@ -6,6 +6,7 @@ A new figure is a file of its own with a function `draw_...(inspection, settings
 from figures.entry import FigureEntry
 from figures.evolution import draw_evolution
 from figures.filters import draw_filters
+from figures.hierarchy import draw_hierarchy
 from figures.mirrors import draw_unpooling
 from figures.rules import draw_branches, draw_rules
 from figures.sanity import draw_sanity
@@ -13,6 +14,7 @@ from figures.scores import draw_confusion_matrix, draw_mistakes
 from figures.single_image import draw_feature_maps, draw_input, draw_reconstructions
 from figures.top9 import draw_top9
 from figures.training_curves import draw_training_curves
+from network import STAGES
 
 FIGURES = {
     "training_curves": FigureEntry(
@@ -49,6 +51,12 @@ FIGURES = {
         draw_top9,
         "Images that excite a channel most",
         "What a channel's patches have in common is what it responds to; the reconstructions show which part of them.",
+    ),
+    "hierarchy": FigureEntry(
+        draw_hierarchy,
+        "From edges to objects: all five stages",
+        "From row to row, units see more of the image and respond to more complex patterns: edges, textures, parts.",
+        stages=STAGES,
     ),
     "rules": FigureEntry(
         draw_rules,
