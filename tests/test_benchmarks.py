@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -220,6 +221,21 @@ class TestSteps:
         run = replace(bench(tmp_path), name="losses").train
         with pytest.raises(gpu_bench.StepFailed, match="nowhere is not a folder"):
             run(tmp_path / "out", "--data", "nowhere")
+
+    def test_a_stopped_recipe_is_continued_and_its_last_checkpoint_kept(self, tmp_path, small_run, monkeypatch):
+        (tmp_path / "recipe").mkdir()
+        for name in ("last.pt", "history.jsonl"):
+            shutil.copy(small_run / name, tmp_path / "recipe")
+        calls = []
+        monkeypatch.setattr(
+            gpu_bench.Bench, "train", lambda bench, out, *flags, **limits: calls.append((flags, limits))
+        )
+        stopped = bench(tmp_path, spent=600)
+        found = gpu_steps.recipe(stopped)
+        ((flags, limits),) = calls
+        assert "--resume" in flags and limits == {"seconds": 20 * 60 - gpu_steps.LAST_STEPS_SECONDS}
+        assert not found["finished"] and found["step"] == 6 and 0 <= found["test_accuracy"] <= 1
+        assert gpu_steps.split_checkpoint(stopped)["file"] == "last.pt"
 
     def test_other_settings_do_not_mix_with_a_stored_report(self, tmp_path, capsys):
         (tmp_path / "report.json").write_text(json.dumps({"settings": {"device": "cuda"}, "steps": {}}))
