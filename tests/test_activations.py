@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.activations import search, split_dead_channels, top_activations
+from analysis.activations import RowBuffer, search, split_dead_channels, top_activations
 from analysis.channels import robust_limit
 from analysis.crops import bounding_boxes, crop, crop_boxes, energy_centers, mean_correlation
 from network import CHANNELS, ResNet18
@@ -73,6 +73,17 @@ def test_all_stages_in_one_pass(network):
     for stage, top in found.top.items():
         assert torch.equal(top.scores, top_activations(network, images.split(5), stage)[0])
         assert top.scores.shape == (CHANNELS[stage], 9)
+
+
+def test_a_row_buffer_is_a_concatenation():
+    parts = [torch.randn(n, 3) for n in (700, 1, 400, 2000, 24)]
+    buffer = RowBuffer()
+    for part in parts:
+        buffer.append(part)
+    assert torch.equal(buffer.rows(), torch.cat(parts))
+    before = buffer.rows()
+    buffer.append(torch.zeros(5, 3))
+    assert torch.equal(before, torch.cat(parts))
 
 
 def test_of_equal_scores_the_earlier_image_comes_first(network):
