@@ -22,7 +22,7 @@ from analysis.inspection import (
     add_test_images,
     load_inspection,
 )
-from analysis.settings import Settings
+from analysis.settings import CHANNEL_CHOICES, SCALES, Settings
 from analysis.why import class_numbers
 from dataset import sources
 from figures import FIGURES, style
@@ -55,12 +55,17 @@ def parse_args(argv=None):
     add("--figures", nargs="+", choices=FIGURES, metavar="NAME", help="figures to draw, listed below (default: all)")
     add("--stages", nargs="+", choices=STAGES, default=list(defaults.stages), metavar="STAGE",
         help=f"some of {', '.join(STAGES)}")  # fmt: skip
-    add("--channels", nargs="+", type=channel_number, metavar="N",
-        help="channels of every stage, or all (default: the 9 with the highest activation)")  # fmt: skip
+    add("--channels", nargs="+", type=channel_choice, default=defaults.channels, metavar="N",
+        help="channel numbers of every stage, or one word: different (the 9 strongest that are not similar to each "
+        "other), strongest, random (9 drawn by --seed), all")  # fmt: skip
+    add("--seed", type=number(int, least=0), default=defaults.seed, help="seed of random channels")
     add("--top", type=number(int, least=1, most=25), default=defaults.top, help="images per channel")
     add("--rules", nargs="+", choices=RULES, default=list(defaults.rules), metavar="RULE",
         help=f"rules for the backward pass through a ReLU: some of {', '.join(RULES)}")  # fmt: skip
     add("--unpool", choices=UNPOOLINGS, default=defaults.unpool, help="sum is exact; overwrite is F.max_unpool2d")
+    add("--border", action="store_true", help="also search units that see the zero padding")
+    add("--scale", choices=SCALES, default=defaults.scale,
+        help="color scale of the top-9 reconstructions: one per tile, or one per channel and rule")  # fmt: skip
     add("--units", choices=UNITS, default=defaults.units,
         help="top9: reconstruct from a channel's strongest unit or from its whole map")  # fmt: skip
     add("--classes", nargs=2, metavar="CLASS", help="why: the two classes to compare, by name or number "
@@ -78,17 +83,20 @@ def parse_args(argv=None):
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
     args = parser.parse_args(argv)
-    args.channels = "all" if "all" in (args.channels or []) else args.channels
+    if isinstance(args.channels, list) and any(isinstance(channel, str) for channel in args.channels):
+        if len(args.channels) > 1:
+            parser.error("--channels takes numbers, or one word")
+        args.channels = args.channels[0]
     for stage in args.stages:
-        asked = [] if args.channels == "all" else args.channels or []
-        if wrong := [channel for channel in asked if channel >= CHANNELS[stage]]:
+        numbers = args.channels if isinstance(args.channels, list) else []
+        if wrong := [channel for channel in numbers if channel >= CHANNELS[stage]]:
             parser.error(f"--channels {wrong[0]}: {stage} has the channels 0 to {CHANNELS[stage] - 1}")
     return args
 
 
-def channel_number(text: str) -> int | str:
-    """A channel's number, or "all", for argparse."""
-    return text if text == "all" else number(int, least=0)(text)
+def channel_choice(text: str) -> int | str:
+    """A `type=` for argparse: a channel's number, or one of CHANNEL_CHOICES."""
+    return text if text in CHANNEL_CHOICES else number(int, least=0)(text)
 
 
 def settings_from(args) -> Settings:
@@ -96,6 +104,9 @@ def settings_from(args) -> Settings:
     return Settings(
         stages=tuple(dict.fromkeys(args.stages)),
         channels=tuple(dict.fromkeys(args.channels)) if isinstance(args.channels, list) else args.channels,
+        seed=args.seed,
+        border=args.border,
+        scale=args.scale,
         top=args.top,
         rules=tuple(dict.fromkeys(args.rules)),
         unpool=args.unpool,
@@ -116,7 +127,7 @@ def visualize(args) -> None:
     folder = output_folder(args.out)
     is_searched = args.gallery or "search" in needs_of(names)
     if is_searched:
-        inspection = add_search(inspection, settings)
+        inspection = add_search(inspection, settings, searched_stages(names, settings))
     for name in names:
         try:
             write_figures(folder, FIGURES[name].draw(inspection, settings), args.format, args.dpi)
@@ -126,6 +137,12 @@ def visualize(args) -> None:
         print(write_gallery(inspection, settings, folder))
     if is_searched:
         write_json(folder / "summary.json", summary(inspection, settings))
+
+
+def searched_stages(names: list[str], settings: Settings) -> tuple[str, ...]:
+    """The chosen stages, and those that a figure always shows, from the image on."""
+    wanted = {*settings.stages, *(stage for name in names for stage in FIGURES[name].stages)}
+    return tuple(stage for stage in STAGES if stage in wanted)
 
 
 def needs_of(names: list[str]) -> set[str]:

@@ -42,6 +42,30 @@ class SearchResult:
     logits: Tensor | None
 
 
+class RowBuffer:
+    """Rows appended to one tensor that doubles when it is full.
+
+    A list of small tensors, each allocated among large ones that are freed, would fragment the heap by gigabytes.
+    """
+
+    def __init__(self):
+        self.buffer, self.count = torch.empty(0), 0
+
+    def append(self, rows: Tensor) -> None:
+        """Adds rows (n, ...) of equal shape, dtype and device."""
+        needed = self.count + len(rows)
+        if needed > len(self.buffer):
+            larger = rows.new_empty(max(2 * len(self.buffer), needed, 1024), *rows.shape[1:])
+            larger[: self.count] = self.buffer[: self.count] if self.count else 0
+            self.buffer = larger
+        self.buffer[self.count : needed] = rows
+        self.count = needed
+
+    def rows(self) -> Tensor:
+        """All rows so far, as a tensor of its own."""
+        return self.buffer[: self.count].clone()
+
+
 @torch.inference_mode()
 def search(
     network: ResNet18,
@@ -62,8 +86,7 @@ def search(
     stages = list(stages)
     until = STAGES[-1] if with_logits else max(stages, key=STAGES.index)
     top: dict[str, TopActivations] = {}
-    peaks: dict[str, list[Tensor]] = {stage: [] for stage in stages}
-    logits, seen = [], 0
+    peaks, logits, seen = {stage: RowBuffer() for stage in stages}, RowBuffer(), 0
     for batch in batches:
         features = network.trace(batch, until).features
         for stage in stages:
@@ -73,8 +96,8 @@ def search(
         if with_logits:
             logits.append(network.classify(features[until]))
         seen += len(batch)
-    all_peaks = {stage: torch.cat(parts).cpu() for stage, parts in peaks.items()}
-    return SearchResult(top, all_peaks, torch.cat(logits).cpu() if with_logits else None)
+    all_peaks = {stage: buffer.rows().cpu() for stage, buffer in peaks.items()}
+    return SearchResult(top, all_peaks, logits.rows().cpu() if with_logits else None)
 
 
 def top_activations(

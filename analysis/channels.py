@@ -2,15 +2,21 @@
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from analysis.activations import TopActivations, split_dead_channels, strongest_channels
-from analysis.crops import crop, crop_boxes, crop_together, mean_correlation
+from analysis.activations import SearchResult, TopActivations, split_dead_channels, strongest_channels
+from analysis.channel_groups import dissimilar_channels
+from analysis.crops import crop, crop_boxes, mean_correlation
 from analysis.inspection import Inspection
+from analysis.receptive_field import units_inside
 from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings
 from network import CHANNELS
 from reverse_network import ReverseResNet18
+
+SCALE_QUANTILE = 0.99
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,9 @@ class TopImage:
     label        name of the image's class; `predicted`: of the class the network predicts
     correct      whether they agree; None if the network does not know the label
     file         where the image comes from; None for named data sets
+    border       whether the unit sees the padding
+    crop         (top, left, bottom, right) of the tile, in pixels of the network's input
+    scale        rule -> half-width of the tile's color scale
     """
 
     rank: int
@@ -34,6 +43,9 @@ class TopImage:
     predicted: str
     correct: bool | None
     file: str | None
+    border: bool
+    crop: tuple[int, int, int, int]
+    scale: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,6 @@ class ChannelResult:
     images           in descending order of activation
     patches          (n, 3, s, s) in 0..1: the images, cropped to the reconstructions' energy
     reconstructions  rule -> (n, 3, s, s), cropped alike
-    scale            rule -> largest absolute value of these
     correlation      rule -> mean correlation of the reconstructions over all pairs; None if undefined
     """
 
@@ -52,15 +63,12 @@ class ChannelResult:
     images: tuple[TopImage, ...]
     patches: Tensor
     reconstructions: dict[str, Tensor]
-    scale: dict[str, float]
     correlation: dict[str, float | None]
 
     def entries(self) -> list[dict]:
         """The lines of top9.json, one per image."""
         channel = {"stage": self.stage, "channel": self.channel}
-        return [
-            channel | asdict(image) | {"scale": self.scale, "correlation": self.correlation} for image in self.images
-        ]
+        return [channel | asdict(image) | {"correlation": self.correlation} for image in self.images]
 
 
 @dataclass(frozen=True)
@@ -79,15 +87,28 @@ class StrongestUnits:
     scores: Tensor
 
 
-def chosen_channels(settings: Settings, top: TopActivations) -> list[int]:
-    """The channels asked for by number, otherwise the nine with the highest activation."""
-    return settings.channel_numbers or strongest_channels(top.scores[:, 0].cpu())
+def chosen_channels(settings: Settings, search: SearchResult, stage: str, count: int = 9) -> list[int]:
+    """The channels asked for by number, or `count` channels by settings.channels ("all": as "different")."""
+    peaks = search.peaks[stage]
+    if settings.channel_numbers:
+        return settings.channel_numbers
+    if settings.channels == "strongest":
+        return strongest_channels(peaks.amax(0), count)
+    if settings.channels == "random":
+        return random_channels(peaks, settings.seed, count)
+    return dissimilar_channels(peaks, count)
 
 
-def channels_to_draw(settings: Settings, stage: str, top: TopActivations) -> tuple[list[int], list[int]]:
+def random_channels(peaks: Tensor, seed: int, count: int) -> list[int]:
+    """`count` channels that some image excites, drawn from a seed, in ascending order. peaks: (N, C)."""
+    alive = (peaks.amax(0) > 0).nonzero().flatten().numpy()
+    return sorted(np.random.default_rng(seed).permutation(alive)[:count].tolist())
+
+
+def channels_to_draw(settings: Settings, search: SearchResult, stage: str) -> tuple[list[int], list[int]]:
     """The living and the dead channels of a stage that have figures of their own."""
-    channels = range(CHANNELS[stage]) if settings.channels == "all" else chosen_channels(settings, top)
-    return split_dead_channels(top, channels)
+    channels = range(CHANNELS[stage]) if settings.channels == "all" else chosen_channels(settings, search, stage)
+    return split_dead_channels(search.top[stage], channels)
 
 
 def strongest_units(inspection: Inspection, stage: str, channels: list[int], top: TopActivations) -> StrongestUnits:
@@ -104,41 +125,82 @@ def reconstruct_units(
     return reconstruct(inspection.network, mirrors, inputs, units.stage, units.channels, units.positions)
 
 
+def reconstruct_top_images(inspection: Inspection, settings: Settings, stage: str, channel: int) -> dict[str, Tensor]:
+    """rule -> (k, 3, S, S): what the channel saw in each of its top images."""
+    top = inspection.search.top[stage]
+    images = inspection.images[inspection.top_images(top, channel)]
+    mirrors = mirrors_by_rule(inspection.network, settings.rules, settings.unpool)
+    units = top.positions[channel].cpu() if settings.units == "peak" else "map"
+    return reconstruct(
+        inspection.network, mirrors, inspection.inputs(images), stage, channel, units, settings.batch_size
+    )
+
+
 def inspect_channel(inspection: Inspection, settings: Settings, stage: str, channel: int) -> ChannelResult:
     """A channel's top images and their reconstructions by every chosen rule.
 
     Each rule's correlation is measured in crops around its own energy.
     """
-    top = inspection.search.top[stage]
-    positions, indices = top.positions[channel].cpu(), inspection.top_images(top, channel)
-    images = inspection.images[indices]
-    mirrors = mirrors_by_rule(inspection.network, settings.rules, settings.unpool)
-    units = positions if settings.units == "peak" else "map"
-    whole = reconstruct(
-        inspection.network, mirrors, inspection.inputs(images), stage, channel, units, settings.batch_size
-    )
-    patches, reconstructions = crop_together(inspection.resized(images), whole)
+    whole = reconstruct_top_images(inspection, settings, stage, channel)
+    side, corners = crop_boxes(list(whole.values()))
+    indices = inspection.top_images(inspection.search.top[stage], channel)
+    reconstructions = {rule: crop(each, side, corners) for rule, each in whole.items()}
     return ChannelResult(
         stage,
         channel,
-        _top_images(inspection, top, channel),
-        patches,
-        reconstructions,
-        scale={rule: each.abs().max().item() for rule, each in reconstructions.items()},
-        correlation={rule: mean_correlation(crop(each, *crop_boxes([each]), fill=0.0)) for rule, each in whole.items()},
+        _top_images(inspection, stage, channel, side, corners, tile_scales(reconstructions, settings.scale)),
+        patches=crop(inspection.resized(inspection.images[indices]), side, corners),
+        reconstructions=reconstructions,
+        correlation={rule: mean_correlation(crop(each, *crop_boxes([each]))) for rule, each in whole.items()},
     )
 
 
-def _top_images(inspection: Inspection, top: TopActivations, channel: int) -> tuple[TopImage, ...]:
-    classes = inspection.metadata.classes
+def tile_scales(reconstructions: dict[str, Tensor], scale: str) -> dict[str, list[float]]:
+    """rule -> half-width of the color scale of each tile (n, 3, s, s).
+
+    "tile": `robust_limit` of each; "channel": the largest absolute value of all, for every tile.
+    """
+    if scale == "channel":
+        return {rule: [each.abs().max().item()] * len(each) for rule, each in reconstructions.items()}
+    return {rule: robust_limit(each) for rule, each in reconstructions.items()}
+
+
+def robust_limit(tiles: Tensor) -> list[float]:
+    """The 99 % quantile, over the pixels of each tile (n, 3, s, s), of the largest absolute value of the three colors.
+
+    A single pixel cannot make the rest of a tile invisible. The maximum where the quantile is 0.
+    """
+    strongest = tiles.abs().amax(1).flatten(1)
+    limits = strongest.quantile(SCALE_QUANTILE, dim=1)
+    return torch.where(limits > 0, limits, strongest.amax(1)).tolist()
+
+
+def _top_images(
+    inspection: Inspection, stage: str, channel: int, side: int, corners: list[tuple[int, int]], scales: dict
+) -> tuple[TopImage, ...]:
+    top, classes = inspection.search.top[stage], inspection.metadata.classes
     predictions = inspection.search.logits[top.indices[channel].cpu()].argmax(1)
+    inside = units_inside(inspection.network, stage, inspection.metadata.image_size, least=0.0)
     found = []
     for rank, index in enumerate(inspection.top_images(top, channel).tolist()):
         row, column = divmod(top.positions[channel, rank].item(), top.map_size[1])
         label = inspection.label_names[inspection.labels[index]]
         predicted = classes[predictions[rank]]
-        correct = predicted == label if label in classes else None
-        file = str(inspection.files[index]) if inspection.files else None
-        activation = top.scores[channel, rank].item()
-        found.append(TopImage(rank + 1, index, activation, row, column, label, predicted, correct, file))
+        top_left = corners[rank]
+        found.append(
+            TopImage(
+                rank=rank + 1,
+                index=index,
+                activation=top.scores[channel, rank].item(),
+                row=row,
+                column=column,
+                label=label,
+                predicted=predicted,
+                correct=predicted == label if label in classes else None,
+                file=str(inspection.files[index]) if inspection.files else None,
+                border=not (inside.start <= row < inside.stop and inside.start <= column < inside.stop),
+                crop=(*top_left, top_left[0] + side, top_left[1] + side),
+                scale={rule: limits[rank] for rule, limits in scales.items()},
+            )
+        )
     return tuple(found)

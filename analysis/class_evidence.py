@@ -11,7 +11,6 @@ from network import ResNet18, Trace
 from reverse_network import ReverseResNet18, class_signal
 
 STAGE = "conv5_x"  # the logits are linear in it
-SCALE_QUANTILE = 0.99
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,3 @@ def project(mirrors: Mapping[str, ReverseResNet18], signals: Tensor, trace: Trac
 def most_probable(logits: Tensor, count: int) -> list[int]:
     """The `count` classes with the highest logits or probabilities (classes,), in descending order."""
     return logits.sort(descending=True, stable=True).indices[:count].tolist()
-
-
-def robust_limit(pictures: Tensor) -> list[float]:
-    """Half-width of each picture's scale, (n, 3, H, W): the 99 % quantile, over its pixels, of the largest of the
-    three colors' absolute values; the maximum where that is zero.
-
-    A few extreme pixels then cannot make the rest invisible.
-    """
-    largest = pictures.abs().amax(1).flatten(1)
-    limits = largest.quantile(SCALE_QUANTILE, dim=1)
-    return torch.where(limits > 0, limits, largest.amax(1)).tolist()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 ENERGY_SHARE = 0.95  # of a reconstruction's squared values, inside its bounding box
-MIN_CROP_PIXELS = 32
+MIN_CROP_PIXELS = 11  # a unit of conv1 sees 7
 
 
 def bounding_boxes(pictures: Tensor) -> list[tuple[int, int, int, int] | None]:
@@ -30,8 +30,7 @@ def crop_boxes(pictures: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
     """One square per image around the energy of all its reconstructions: (side, [(top, left) per image]).
 
     pictures: one (N, 3, H, W) per rule. The side is shared: that of the largest bounding box, at least
-    MIN_CROP_PIXELS and at most the image's, which is then shown whole. A smaller square is centred on the bounding box
-    and may reach beyond the image.
+    MIN_CROP_PIXELS and at most the image's. Each square is centred on its bounding box and shifted into the image.
     """
     height, width = pictures[0].shape[-2:]
     boxes = []
@@ -41,30 +40,39 @@ def crop_boxes(pictures: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
         boxes.append((min(tops), min(lefts), max(bottoms), max(rights)))
     side = max(max(bottom - top, right - left) for top, left, bottom, right in boxes)
     side = min(max(side, MIN_CROP_PIXELS), height, width)
-    if side == height == width:
-        return side, [(0, 0)] * len(boxes)
-    return side, [((top + bottom - side) // 2, (left + right - side) // 2) for top, left, bottom, right in boxes]
+    centers = [((top + bottom) // 2, (left + right) // 2) for top, left, bottom, right in boxes]
+    return side, [corner_inside(center, side, (height, width)) for center in centers]
 
 
-def crop(pictures: Tensor, side: int, corners: list[tuple[int, int]], fill: float) -> Tensor:
-    """(N, 3, H, W) -> (N, 3, side, side), cut at each (top, left); `fill` beyond a picture's border."""
-    height, width = pictures.shape[-2:]
-    tiles = pictures.new_full((len(pictures), 3, side, side), fill)
-    for tile, picture, (top, left) in zip(tiles, pictures, corners, strict=True):
-        rows = slice(max(top, 0), min(top + side, height))
-        columns = slice(max(left, 0), min(left + side, width))
-        inside = picture[:, rows, columns]
-        tile[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = inside
-    return tiles
+def corner_inside(center: tuple[int, int], side: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(top, left) of the square around `center`, shifted into an image of `size` (H, W)."""
+    row, column = (min(max(middle - side // 2, 0), length - side) for middle, length in zip(center, size, strict=True))
+    return row, column
+
+
+def energy_centers(pictures: Tensor) -> list[tuple[int, int]]:
+    """The median row and column of each picture's energy, (N, 3, H, W); the middle of an all-zero picture."""
+    energy = pictures.double().square().sum(1)
+    centers = []
+    for axis in (2, 1):
+        share = energy.sum(axis).cumsum(1)
+        total = share[:, -1:]
+        middle = torch.full_like(total[:, 0], share.shape[1] // 2).long()
+        centers.append(torch.where(total[:, 0] > 0, (share >= total / 2).int().argmax(1), middle).tolist())
+    return list(zip(*centers, strict=True))
+
+
+def crop(pictures: Tensor, side: int, corners: list[tuple[int, int]]) -> Tensor:
+    """(N, 3, H, W) -> (N, 3, side, side), cut at each (top, left), inside the image."""
+    return torch.stack([
+        picture[:, top : top + side, left : left + side] for picture, (top, left) in zip(pictures, corners, strict=True)
+    ])  # fmt: skip
 
 
 def crop_together(images: Tensor, pictures: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images and their reconstructions by each rule, cropped to the same squares: (N, 3, side, side) each.
-
-    images: (N, 3, H, W) in 0..1, grey beyond the border. pictures: rule -> (N, 3, H, W), 0 beyond the border.
-    """
+    """Images and their reconstructions by each rule, cropped to the same squares: (N, 3, side, side) each."""
     side, corners = crop_boxes(list(pictures.values()))
-    return crop(images, side, corners, 0.5), {rule: crop(each, side, corners, 0.0) for rule, each in pictures.items()}
+    return crop(images, side, corners), {rule: crop(each, side, corners) for rule, each in pictures.items()}
 
 
 def mean_correlation(pictures: np.ndarray | Tensor) -> float | None:

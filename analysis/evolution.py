@@ -10,6 +10,7 @@ from torch import Tensor
 from analysis.activations import search
 from analysis.channels import StrongestUnits, reconstruct_units, strongest_units
 from analysis.inspection import Inspection
+from analysis.receptive_field import searched_units
 from analysis.reconstruction import mirrors_by_rule
 from analysis.settings import Settings
 from runtime import checkpoint
@@ -38,7 +39,9 @@ def evolution(
         if epoch == last:
             continue
         network = checkpoint.load_network(file)[0].to(inspection.device, memory_format=torch.channels_last)
-        top = search(network, inspection.batches(settings.batch_size), [units.stage], k=1).top[units.stage]
+        batches, stage = inspection.batches(settings.batch_size), units.stage
+        inside = searched_units(network, [stage], inspection.metadata.image_size, settings.border)
+        top = search(network, batches, [stage], k=1, inside=inside).top[stage]
         found = strongest_units(inspection, units.stage, units.channels, top)
         yield _draw(f"epoch {epoch}", replace(inspection, network=network), settings, found)
     yield _draw(f"epoch {last}" if last else "now", inspection, settings, units)

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.activations import SearchResult, TopActivations, check_finite, search
+from analysis.receptive_field import searched_units
 from analysis.settings import Settings
 from dataset import folders, sources
 from dataset.preprocess import Preprocess, mean_and_std, resize
@@ -146,13 +147,14 @@ def add_test_images(inspection: Inspection, limit: int | None = None) -> Inspect
     )
 
 
-def add_search(inspection: Inspection, settings: Settings) -> Inspection:
-    """Add the strongest test images of every channel of the chosen stages, and the logits: one pass over the images.
+def add_search(inspection: Inspection, settings: Settings, stages: Sequence[str] | None = None) -> Inspection:
+    """Add the strongest test images of every channel of these stages, and the logits: one pass over the images.
 
-    Raises CheckpointError when activations are not finite.
+    stages: by default those of the settings. Raises CheckpointError when activations are not finite.
     """
-    batches = inspection.batches(settings.batch_size)
-    found = search(inspection.network, batches, settings.stages, settings.top, with_logits=True)
+    batches, stages = inspection.batches(settings.batch_size), stages or settings.stages
+    inside = searched_units(inspection.network, stages, inspection.metadata.image_size, settings.border)
+    found = search(inspection.network, batches, stages, settings.top, with_logits=True, inside=inside)
     for stage, top in found.top.items():
         check_finite(top.scores, f"activations of {stage}")
     return replace(inspection, search=found)
@@ -191,7 +193,8 @@ def inspect(
     device: str = "auto",
     source: str | None = None,
     root: str | None = None,
+    stages: Sequence[str] | None = None,
 ) -> Inspection:
     """All of the above in one call: the network, its test images, the first of them as picture, and the search."""
     inspection = add_preprocessing(load_inspection(checkpoint, device, source, root))
-    return add_search(add_pictures(add_test_images(inspection, settings.limit)), settings)
+    return add_search(add_pictures(add_test_images(inspection, settings.limit)), settings, stages)

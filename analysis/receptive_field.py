@@ -1,5 +1,6 @@
 """Which part of the image a unit sees."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -37,14 +38,19 @@ def _modules(network: ResNet18, stage: str) -> list[nn.Module]:
     return [network.conv1, *pooling, *(conv for block in blocks for conv in (block.conv1, block.conv2))]
 
 
-def units_inside(network: ResNet18, stage: str, image_size: int) -> slice | None:
+def units_inside(network: ResNet18, stage: str, image_size: int, least: float = LEAST_INSIDE) -> slice | None:
     """The rows, and likewise the columns, of the units that see no padding, for square images of `image_size` pixels.
 
-    None if these units are less than LEAST_INSIDE of the stage's.
+    None if these units are less than `least` of the stage's (0..1); with 0, a slice that may be empty.
     """
     field = receptive_field(network, stage)
     units = -(-image_size // field.stride)  # strided layers round up
     first = -(-field.offset // field.stride)
     last = (image_size - field.size + field.offset) // field.stride
     inside = max(last - first + 1, 0)
-    return slice(first, last + 1) if inside**2 >= LEAST_INSIDE * units**2 else None
+    return slice(first, last + 1) if inside**2 >= least * units**2 else None
+
+
+def searched_units(network: ResNet18, stages: Iterable[str], image_size: int, border: bool) -> dict[str, slice | None]:
+    """What `search` takes as `inside`: `units_inside` of each stage, or all units if `border`."""
+    return {stage: None if border else units_inside(network, stage, image_size) for stage in stages}

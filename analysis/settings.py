@@ -4,28 +4,38 @@ from dataclasses import dataclass
 
 from network import STAGES
 
+# the nine strongest that are not similar to each other; the nine strongest; nine drawn at random; every channel
+CHANNEL_CHOICES = ("different", "strongest", "random", "all")
+SCALES = ("tile", "channel")
+
 
 @dataclass(frozen=True)
 class Settings:
     """The choices a figure depends on.
 
     stages      names of network.STAGES
-    channels    numbers, the same for every stage; "all"; or None for the nine with the highest activation
+    channels    numbers, the same for every stage, or one of CHANNEL_CHOICES
+    seed        of "random" channels
     top         images per channel
     rules       names of reverse_network.RULES
     unpool      one of reverse_network.UNPOOLINGS
     units       one of reverse_network.UNITS: what the top images are reconstructed from
+    border      also search units that see the padding, at stages where enough units see none
+    scale       one of SCALES: every tile of a reconstruction has its own color scale, or a channel's tiles share one
     limit       how many test images to search; None for all
     batch_size  images per forward pass
     classes     two classes to compare, by name or number; None for the two most probable
     """
 
     stages: tuple[str, ...] = ("conv1", "conv5_x")
-    channels: tuple[int, ...] | str | None = None
+    channels: tuple[int, ...] | str = "different"
+    seed: int = 0
     top: int = 9
     rules: tuple[str, ...] = ("deconvnet", "guided")
     unpool: str = "sum"
     units: str = "peak"
+    border: bool = False
+    scale: str = "tile"
     limit: int | None = None
     batch_size: int = 24
     classes: tuple[str, str] | None = None
@@ -38,4 +48,4 @@ class Settings:
     @property
     def channel_numbers(self) -> list[int] | None:
         """The channels that were asked for by number, if any."""
-        return None if self.channels in (None, "all") else list(self.channels)
+        return None if isinstance(self.channels, str) else list(self.channels)

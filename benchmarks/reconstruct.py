@@ -24,7 +24,7 @@ from captum.attr import Deconvolution, GuidedBackprop
 from torchvision.transforms import v2
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from train_step import matrix_product_rate
+from hardware_limits import matrix_product_rate
 
 from analysis.activations import search, strongest_channels
 from analysis.channels import inspect_channel

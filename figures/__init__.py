@@ -7,6 +7,7 @@ from figures.classes import draw_classes
 from figures.entry import FigureEntry
 from figures.evolution import draw_evolution
 from figures.filters import draw_filters
+from figures.hierarchy import draw_hierarchy
 from figures.mirrors import draw_unpooling
 from figures.rules import draw_branches, draw_rules
 from figures.sanity import draw_sanity
@@ -15,6 +16,7 @@ from figures.single_image import draw_feature_maps, draw_input, draw_reconstruct
 from figures.top9 import draw_top9
 from figures.training_curves import draw_training_curves
 from figures.why import draw_why
+from network import STAGES
 
 FIGURES = {
     "training_curves": FigureEntry(
@@ -59,6 +61,12 @@ FIGURES = {
         "Images that excite a channel most",
         "What a channel's patches have in common is what it responds to; the reconstructions show which part of them.",
     ),
+    "hierarchy": FigureEntry(
+        draw_hierarchy,
+        "From edges to objects: all five stages",
+        "From row to row, units see more of the image and respond to more complex patterns: edges, textures, parts.",
+        stages=STAGES,
+    ),
     "rules": FigureEntry(
         draw_rules,
         "The same units under three ReLU rules",
@@ -92,6 +100,7 @@ FIGURES = {
         "Each bar is what a group of similar channels adds to the difference of two logits; all groups and the bias "
         "add up to it exactly.",
         needs="both",
+        stages=STAGES[-1:],
     ),
     "confusion_matrix": FigureEntry(
         draw_confusion_matrix,

@@ -7,7 +7,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.class_evidence import ClassEvidence, class_evidence, robust_limit
+from analysis.channels import robust_limit
+from analysis.class_evidence import ClassEvidence, class_evidence
 from analysis.inspection import Inspection
 from analysis.reconstruction import mirrors_by_rule
 from analysis.settings import Settings

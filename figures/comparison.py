@@ -17,7 +17,7 @@ from figures.style import WIDTH_INCHES, heading, styled
 from network import STAGES
 
 ROWS = 6
-GREY = "grey: zero, or outside the image"
+GREY = "grey: zero"
 
 
 def select_units(inspection: Inspection, settings: Settings) -> StrongestUnits:
@@ -27,7 +27,7 @@ def select_units(inspection: Inspection, settings: Settings) -> StrongestUnits:
     """
     stage = settings.deepest_stage
     top = inspection.search.top[stage]
-    alive, _ = split_dead_channels(top, chosen_channels(settings, top))
+    alive, _ = split_dead_channels(top, chosen_channels(settings, inspection.search, stage))
     if not alive:
         raise NotDrawn("no image excites the channels asked for")
     return strongest_units(inspection, stage, alive[:ROWS], top)

@@ -23,9 +23,11 @@ class FigureEntry:
     title    what the figure is, in a few words
     reading  one sentence on how to read it
     needs    "checkpoint" alone, the "pictures" to explain, a "search" of the test images, or "both" of these
+    stages   to be searched beside those of the settings
     """
 
     draw: Callable[[Inspection, Settings], Iterator[tuple[Path, Figure | Any]]]
     title: str
     reading: str
     needs: str = "search"
+    stages: tuple[str, ...] = ()

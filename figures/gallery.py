@@ -18,8 +18,8 @@ from analysis.inspection import Inspection
 from analysis.scores import score
 from analysis.settings import Settings
 from figures.image_grid import hstack_images, image_grid
-from figures.style import format_two_digits, unpooling_note
-from figures.top9 import describe_count, drawn_blocks
+from figures.style import unpooling_note
+from figures.top9 import describe_count, describe_rule, drawn_blocks
 from network import CHANNELS
 from runtime.checkpoint import atomic_file
 
@@ -75,10 +75,7 @@ def to_jpeg(picture: np.ndarray) -> bytes:
 def article(result: ChannelResult, image: str, shape: tuple[int, ...]) -> str:
     """A channel: its picture, a link to itself, and a table of its images. shape: (H, W, 3) of the picture."""
     stage, channel = result.stage, result.channel
-    rules = ", ".join(
-        f"{escape(rule)} ±{result.scale[rule]:.2g}, correlation {format_two_digits(value)}"
-        for rule, value in result.correlation.items()
-    )
+    rules = "; ".join(f"{escape(rule)} {describe_rule(result, rule)}" for rule in result.reconstructions)
     exciting = [image for image in result.images if image.activation > 0]  # fewer where few images excite the channel
     names = list(dict.fromkeys(image.label for image in exciting))
     classes = ", ".join(escape(name) for name in names)

@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from torch import Tensor
 
+MIN_TILE_PIXELS = 56
+
 
 def to_array(pictures: Tensor) -> np.ndarray:
     """(..., 3, H, W) -> (..., H, W, 3), as matplotlib takes pictures."""
@@ -28,6 +30,13 @@ def image_grid(tiles: np.ndarray, columns: int, gap: int = 1, fill: float = 1.0)
     return canvas
 
 
+def tile_grid(tiles: np.ndarray, columns: int) -> np.ndarray:
+    """`image_grid` whose gaps survive a reduction to tiles of 20 pixels; small tiles are enlarged."""
+    times = math.ceil(MIN_TILE_PIXELS / tiles.shape[1])
+    tiles = tiles.repeat(times, 1).repeat(times, 2)
+    return image_grid(tiles, columns, gap=math.ceil(tiles.shape[1] / 14))
+
+
 def color_limit(pictures: np.ndarray) -> float:
     """Half-width of the scale that shows all of these: their largest absolute value."""
     return float(np.abs(pictures).max(initial=0))
@@ -38,9 +47,9 @@ def diverging_rgb(pictures: np.ndarray, limit: float) -> np.ndarray:
     return np.clip(0.5 + 0.5 * pictures / limit, 0, 1) if limit > 0 else np.full_like(pictures, 0.5)
 
 
-def hstack_images(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures of one height side by side, with white between them."""
-    gap = np.ones((pictures[0].shape[0], max(2, pictures[0].shape[1] // 24), 3))
+def hstack_images(pictures: list[np.ndarray], gap_share: float = 1 / 24) -> np.ndarray:
+    """Pictures of one height side by side, with white between them: a gap of this share of the first one's width."""
+    gap = np.ones((pictures[0].shape[0], max(2, int(pictures[0].shape[1] * gap_share)), 3))
     row = [pictures[0]]
     for picture in pictures[1:]:
         row += [gap, picture]

@@ -4,24 +4,25 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.channels import ChannelResult, TopImage, channels_to_draw, inspect_channel
 from analysis.inspection import Inspection
+from analysis.receptive_field import searched_units
 from analysis.settings import Settings
-from figures.image_grid import diverging_rgb, hstack_images, image_grid, to_array
+from figures.image_grid import diverging_rgb, hstack_images, tile_grid, to_array
 from figures.style import ERROR_COLOR, WIDTH_INCHES, format_two_digits, heading, styled, truncate, unpooling_note
 
-CHANNELS_PER_PAGE = 18  # of the overview
+CHANNELS_PER_PAGE = 9  # of the overview
+BLOCK_GAP = 1 / 12  # between patches and reconstructions, relative to a block's width
 
 
 def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
     """Every channel large and pages of all, stage by stage; at last the content of top9.json."""
     entries = []
-    units = ("strongest unit" if settings.units == "peak" else "whole map") + unpooling_note(settings.unpool)
-    count = describe_count(inspection, settings)
     for stage in settings.stages:
-        alive, dead = channels_to_draw(settings, stage, inspection.search.top[stage])
+        alive, dead = channels_to_draw(settings, inspection.search, stage)
         if dead:
             print(f"{stage}: no image excites these channels: {' '.join(map(str, dead))}")
         pages = [alive[n : n + CHANNELS_PER_PAGE] for n in range(0, len(alive), CHANNELS_PER_PAGE)]
@@ -31,12 +32,34 @@ def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path
                 result = inspect_channel(inspection, settings, stage, channel)
                 results.append(result)
                 entries += result.entries()
-                title = f"{stage}, channel {channel}: {count}, reconstructed from the {units}"
-                yield Path(f"{stage}_top9_channel_{channel}"), channel_figure(result, title)
-            title = f"{stage}: {count} for each channel, reconstructed from the {units}"
+                figure = channel_figure(result, large_title(inspection, settings, result))
+                yield Path(f"{stage}_top9_channel_{channel}"), figure
             name = f"{stage}_top9" + (f"_page_{page}" if len(pages) > 1 else "")
-            yield Path(name), overview_figure(results, title)
+            yield Path(name), overview_figure(results, f"{stage}, {describe_count(inspection, settings)}")
     yield Path("top9"), entries
+
+
+def large_title(inspection: Inspection, settings: Settings, result: ChannelResult) -> list[str]:
+    """What a large figure shows, how its tiles are scaled, and which units were searched."""
+    units = "strongest unit" if settings.units == "peak" else "whole map"
+    count = describe_count(inspection, settings)
+    inside = searched_units(inspection.network, [result.stage], inspection.metadata.image_size, settings.border)
+    where = "inside the image" if inside[result.stage] else "including the border"
+    scale = "99 % quantile" if settings.scale == "tile" else "largest value of all tiles"
+    rules = [f"{rule} ({describe_rule(result, rule)})" for rule in result.reconstructions]
+    return [
+        f"{result.stage}, channel {result.channel}: {count}, {units}{unpooling_note(settings.unpool)}, units {where}",
+        "patch | " + " | ".join(rules),
+        f"grey: zero; scale of a tile: its {scale}; caption: activation, image, class; red: misclassified",
+    ]
+
+
+def describe_rule(result: ChannelResult, rule: str) -> str:
+    """The range of the tiles' scales, and the mean correlation of the nine."""
+    scales = [image.scale[rule] for image in result.images]
+    low, high = f"{min(scales):.2g}", f"{max(scales):.2g}"
+    span = f"±{low}" if low == high else f"±{low} to {high}"
+    return f"{span}, correlation {format_two_digits(result.correlation[rule])}"
 
 
 def describe_count(inspection: Inspection, settings: Settings) -> str:
@@ -54,7 +77,7 @@ def tile_caption(image: TopImage) -> str:
 
 
 @styled
-def channel_figure(result: ChannelResult, title: str) -> Figure:
+def channel_figure(result: ChannelResult, title: list[str]) -> Figure:
     """A channel's top images: each patch beside its reconstruction by each rule."""
     count = len(result.images)
     columns = min(3, count)
@@ -62,16 +85,7 @@ def channel_figure(result: ChannelResult, title: str) -> Figure:
     parts = 1 + len(result.reconstructions)
     figure = Figure((WIDTH_INCHES, 0.6 + rows * (WIDTH_INCHES / columns / parts + 0.3)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.02)
-    rules = [
-        f"{rule} (±{scale:.2g}, correlation {format_two_digits(result.correlation[rule])})"
-        for rule, scale in result.scale.items()
-    ]
-    heading(
-        figure,
-        title,
-        "patch | " + " | ".join(rules),
-        "captions: rank, activation, image, class; red: misclassified; grey: zero, or outside the image",
-    )
+    heading(figure, *title)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()
@@ -85,31 +99,32 @@ def channel_figure(result: ChannelResult, title: str) -> Figure:
 
 @styled
 def overview_figure(results: list[ChannelResult], title: str) -> Figure:
-    """Several channels: for each a block of patches beside a block of reconstructions by each rule."""
+    """Several channels, three per row: for each a block of patches beside a block of reconstructions by each rule."""
     rules = list(results[0].reconstructions)
-    columns = 2
+    columns = min(3, len(results))
     rows = math.ceil(len(results) / columns)
     block = WIDTH_INCHES / columns / (1 + len(rules))
-    figure = Figure((WIDTH_INCHES, 0.55 + rows * (block + 0.3)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.03)
-    heading(figure, title, "patches | " + " | ".join(rules) + "; grey: zero, or outside the image")
+    figure = Figure((WIDTH_INCHES, 0.3 + rows * (block + 0.15)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03, wspace=0.02)
+    heading(figure, f"{title}: patches | " + " | ".join(rules) + "; grey: zero")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()
     for axes, result in zip(grid, results, strict=False):
         side = math.ceil(math.sqrt(len(result.images)))
-        blocks = [image_grid(tiles, side) for tiles in drawn_blocks(result)]
-        axes.imshow(hstack_images(blocks), interpolation="nearest")
+        blocks = [tile_grid(tiles, side) for tiles in drawn_blocks(result)]
+        axes.imshow(hstack_images(blocks, BLOCK_GAP), interpolation="antialiased")
         first, last = result.images[0].activation, result.images[-1].activation
-        state = f"activation {first:.2f} to {last:.2f}" if first > 0 else "dead"
-        correlations = ", ".join(f"{rule} {format_two_digits(value)}" for rule, value in result.correlation.items())
-        axes.set_title(f"channel {result.channel}: {state}\ncorrelation {correlations}", loc="left")
+        axes.set_title(f"channel {result.channel}: {last:.2f} to {first:.2f}", loc="left", pad=2)
     return figure
 
 
-def drawn_blocks(result: ChannelResult) -> list:
+def drawn_blocks(result: ChannelResult) -> list[np.ndarray]:
     """The patches, then the reconstructions by each rule around grey: (n, s, s, 3) in 0..1 each."""
-    reconstructions = (
-        diverging_rgb(to_array(each), result.scale[rule]) for rule, each in result.reconstructions.items()
-    )
-    return [to_array(result.patches), *reconstructions]
+    blocks = [to_array(result.patches)]
+    for rule, tiles in result.reconstructions.items():
+        limits = (image.scale[rule] for image in result.images)
+        blocks.append(
+            np.stack([diverging_rgb(tile, limit) for tile, limit in zip(to_array(tiles), limits, strict=True)])
+        )
+    return blocks

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.channel_groups import ChannelGroups, group_channels
-from analysis.class_evidence import STAGE, robust_limit
+from analysis.channels import robust_limit
+from analysis.class_evidence import STAGE
 from analysis.inspection import Inspection, Picture, picture_of
 from analysis.reconstruction import mirrors_by_rule
 from analysis.scores import score

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.activations import search, split_dead_channels, top_activations
-from analysis.crops import bounding_boxes, crop, crop_boxes, mean_correlation
+from analysis.activations import RowBuffer, search, split_dead_channels, top_activations
+from analysis.channels import robust_limit
+from analysis.crops import bounding_boxes, crop, crop_boxes, energy_centers, mean_correlation
 from network import CHANNELS, ResNet18
 
 
@@ -74,6 +75,17 @@ def test_all_stages_in_one_pass(network):
         assert top.scores.shape == (CHANNELS[stage], 9)
 
 
+def test_a_row_buffer_is_a_concatenation():
+    parts = [torch.randn(n, 3) for n in (700, 1, 400, 2000, 24)]
+    buffer = RowBuffer()
+    for part in parts:
+        buffer.append(part)
+    assert torch.equal(buffer.rows(), torch.cat(parts))
+    before = buffer.rows()
+    buffer.append(torch.zeros(5, 3))
+    assert torch.equal(before, torch.cat(parts))
+
+
 def test_of_equal_scores_the_earlier_image_comes_first(network):
     images = torch.randn(1, 3, 32, 32).expand(20, -1, -1, -1)
     _, indices, _ = top_activations(network, images.split(1), "conv1")
@@ -103,7 +115,7 @@ def test_what_is_kept_does_not_grow_with_the_images(network):
 
 
 def energy_within(picture, side, corner):
-    tile = crop(picture[None], side, [corner], fill=0.0)
+    tile = crop(picture[None], side, [corner])
     return (tile.square().sum() / picture.square().sum()).item()
 
 
@@ -126,22 +138,39 @@ def test_crops_share_their_size_and_hold_the_energy_of_every_rule():
         pictures[0][n, :, 10 * n : 10 * n + 20, 40:60] = 1
         pictures[1][n, :, 10 * n + 30 : 10 * n + 40, 45:50] = -1
     side, corners = crop_boxes(pictures)
-    assert 32 <= side <= 40
+    assert 30 <= side <= 40
     for rule in pictures:
         for n in range(4):
             assert energy_within(rule[n], side, corners[n]) >= 0.95
 
 
-def test_a_small_bounding_box_is_centred_even_at_a_border():
+def test_a_small_bounding_box_is_centred_and_shifted_into_the_image():
     picture = torch.zeros(2, 3, 64, 64)
-    picture[0, :, 30:37, 30:37] = 1
+    picture[0, :, 30:37, 40:47] = 1
     picture[1, :, 0:7, 57:64] = 1
     side, corners = crop_boxes([picture])
-    tiles = crop(picture, side, corners, fill=0.0)
-    assert side == 32 and torch.equal(tiles[0], tiles[1])
-    assert mean_correlation(tiles.numpy()) == pytest.approx(1)
-    beyond = crop(torch.zeros_like(picture), side, corners, fill=1.0)
-    assert not beyond[0].any() and beyond[1, 0].mean() > 0.5
+    assert side == 11 and corners == [(28, 38), (0, 53)]
+    tiles = crop(picture, side, corners)
+    assert torch.equal(tiles[0], picture[0, :, 28:39, 38:49]) and torch.equal(tiles[1], picture[1, :, :11, 53:])
+
+
+def test_the_centre_of_the_energy_is_its_median():
+    picture = torch.zeros(3, 3, 20, 30)
+    picture[0, :, 4, 7] = 2
+    picture[1, 0, 2:9, 10:21] = -1
+    assert energy_centers(picture) == [(4, 7), (5, 15), (10, 15)]  # the last one has no energy
+
+
+def test_the_robust_limit_is_numpys_quantile():
+    tiles = torch.randn(4, 3, 20, 20)
+    tiles[1] = 0
+    tiles[2] = 0
+    tiles[2, 1, 3, 3] = -5  # a single pixel: the quantile is 0
+    tiles[3, 0, 0, 0] = 1000
+    found = robust_limit(tiles)
+    expected = np.quantile(tiles[0].abs().amax(0).numpy(), 0.99)
+    assert found[0] == pytest.approx(expected, rel=1e-5)
+    assert found[1] == 0 and found[2] == 5 and found[3] < 10
 
 
 def test_crops_of_pictures_without_energy():
@@ -149,12 +178,12 @@ def test_crops_of_pictures_without_energy():
     assert bounding_boxes(nothing) == [None, None]
     something = nothing.clone()
     something[0, :, 0:5, 0:5] = 1
-    assert crop_boxes([nothing])[0] == 32
+    assert crop_boxes([nothing])[0] == 11
     assert crop_boxes([something, nothing])[1] == crop_boxes([something])[1]  # an all-zero picture moves no crop
 
 
 def test_small_images_are_shown_whole():
-    assert crop_boxes([torch.rand(3, 3, 20, 20)]) == (20, [(0, 0)] * 3)
+    assert crop_boxes([torch.rand(3, 3, 10, 10)]) == (10, [(0, 0)] * 3)
 
 
 def test_mean_correlation_is_numpys():

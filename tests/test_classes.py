@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import visualizer
-from analysis.class_evidence import ClassEvidence, class_evidence, robust_limit
+from analysis.channels import robust_limit
+from analysis.class_evidence import ClassEvidence, class_evidence
 from analysis.inspection import inspect
 from analysis.reconstruction import mirrors_by_rule
 from analysis.settings import Settings
@@ -42,15 +43,6 @@ def test_classes_probabilities_and_pictures(random_network):
 def test_there_are_no_more_classes_than_the_network_has(random_network):
     images = torch.randn(1, 3, 32, 32, dtype=torch.float64)
     assert sorted(class_evidence(random_network, {}, images, 20).classes) == list(range(10))
-
-
-def test_the_scale_is_a_quantile_over_pixels_of_the_largest_color():
-    pictures = torch.from_numpy(RANDOM.randn(3, 3, 20, 30))
-    pictures[1] = 0
-    pictures[2] = 0
-    pictures[2, 1, 4, 5] = -7  # a single pixel: its quantile is zero
-    expected = np.quantile(np.abs(pictures[0].numpy()).max(0), 0.99)
-    assert robust_limit(pictures) == pytest.approx([expected, 0, 7])
 
 
 def test_the_figure_shows_each_class_under_each_rule(inspection):

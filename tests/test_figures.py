@@ -9,10 +9,11 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from test_training_curves import HISTORY
 
 from analysis.channels import ChannelResult, TopImage
 from figures import comparison, filters, single_image, style, top9, training_curves
-from figures.image_grid import diverging_rgb, image_grid, to_array
+from figures.image_grid import diverging_rgb, image_grid, tile_grid, to_array
 
 RANDOM = np.random.RandomState(0)
 
@@ -27,7 +28,18 @@ def result(number=3, rules=("deconvnet", "guided"), count=9, dead=0):
     """A channel's result of random pictures, the last `dead` of which it does not respond to."""
     images = tuple(
         TopImage(
-            n + 1, 100 + n, 0.0 if n >= count - dead else 9.5 - n, 0, 0, "cat", predicted, predicted == "cat", None
+            rank=n + 1,
+            index=100 + n,
+            activation=0.0 if n >= count - dead else 9.5 - n,
+            row=0,
+            column=0,
+            label="cat",
+            predicted=predicted,
+            correct=predicted == "cat",
+            file=None,
+            border=False,
+            crop=(0, 0, 32, 32),
+            scale=dict.fromkeys(rules, 1.0 + n),
         )
         for n, predicted in enumerate(["cat", "dog", *["cat"] * count][:count])
     )
@@ -40,7 +52,6 @@ def result(number=3, rules=("deconvnet", "guided"), count=9, dead=0):
         images,
         torch.from_numpy(RANDOM.rand(count, 3, 32, 32)),
         pictures,
-        scale={rule: each.abs().max().item() for rule, each in pictures.items()},
         correlation=dict.fromkeys(rules, 0.25),
     )
 
@@ -63,47 +74,6 @@ def test_image_grid_sets_tiles_in_rows():
     assert canvas.shape == (5, 11)
     assert np.array_equal(canvas[:2, 4:7], tiles[1]) and np.array_equal(canvas[3:, :3], tiles[3])
     assert (canvas[2] == -1).all() and (canvas[3:, 8:] == -1).all()
-
-
-class TestTrainingCurves:
-    history = [
-        {"kind": "train", "epoch": 1, "step": 300, "loss": 2.0, "accuracy": 0.25, "learning_rate": 0.1},
-        {"kind": "train", "epoch": 1, "step": 600, "loss": 1.5, "accuracy": 0.5, "learning_rate": 0.1},
-        {"kind": "test", "epoch": 1, "step": 700, "loss": 1.4, "accuracy": 0.55},
-        {"kind": "train", "epoch": 2, "step": 900, "loss": 1.0, "accuracy": 0.7, "learning_rate": 0.01},
-        {"kind": "test", "epoch": 2, "step": 1400, "loss": 1.2, "accuracy": 0.625},
-    ]
-
-    def test_the_lines_are_the_history(self):
-        losses, accuracies = training_curves.training_curves(self.history).get_axes()
-        train, test = (line.get_xydata().tolist() for line in losses.lines[:2])
-        assert train == [[300, 2.0], [600, 1.5], [900, 1.0]] and test == [[700, 1.4], [1400, 1.2]]
-        assert accuracies.lines[1].get_ydata().tolist() == pytest.approx([55, 62.5])
-
-    def test_last_values_and_steps_of_the_learning_rate(self):
-        for axes, labels in zip(
-            training_curves.training_curves(self.history).get_axes(),
-            (["train 1.000", "test 1.200"], ["train 70.00 %", "test 62.50 %"]),
-            strict=True,
-        ):
-            assert [text.get_text() for text in axes.get_legend().get_texts()] == labels
-            assert [line.get_xdata()[0] for line in axes.lines[2:]] == [600]
-
-    def test_the_few_iterations_of_a_runs_end_are_no_point(self):
-        end = self.history[3] | {"step": 910, "loss": 9.0}
-        again = self.history[3] | {"step": 1210, "loss": 0.5}  # of a run that was joined
-        (train, *_), _ = (axes.lines for axes in training_curves.training_curves([*self.history, end, again], 0.1).axes)
-        assert train.get_xydata().tolist() == [[300, 2.0], [600, 1.5], [900, 1.0], [1210, 0.5]]
-        assert train.get_label() == "train 0.500 (label smoothing 0.1)"
-
-    def test_a_smooth_schedule_has_no_steps(self):
-        rates = [0.1 * 0.5**n for n in range(8)]
-        history = [self.history[0] | {"step": n, "learning_rate": rate} for n, rate in enumerate(rates)]
-        assert len(training_curves.training_curves(history).get_axes()[0].lines) == 1
-
-    @pytest.mark.parametrize("count", [0, 1, 3])
-    def test_short_histories(self, count):
-        training_curves.training_curves(self.history[:count]).draw_without_rendering()
 
 
 def test_filters_are_drawn_once_each_on_its_own_scale():
@@ -177,40 +147,39 @@ def test_reconstructions_stand_beside_their_maps():
 class TestTop9:
     def test_a_channel_large(self):
         one = result(dead=2)
-        figure = top9.channel_figure(one, "conv5_x, channel 3")
+        figure = top9.channel_figure(one, ["conv5_x, channel 3", top9.describe_rule(one, "guided")])
         shown = drawn(figure)
         assert len(shown) == 9 and shown[0].shape == (32, 3 * 32 + 2 * 2, 3)
         assert np.array_equal(shown[4][:, :32], to_array(one.patches)[4])
-        expected = diverging_rgb(to_array(one.reconstructions["guided"])[4], one.scale["guided"])
+        expected = diverging_rgb(to_array(one.reconstructions["guided"])[4], one.images[4].scale["guided"])
         assert np.allclose(shown[4][:, -32:], expected)
         assert (shown[8][:, -32:] == 0.5).all()  # dead: flat grey
         captions = [axes.get_title("left") for axes in figure.get_axes()]
         assert captions[0] == "1: 9.50, image 100\ncat"
         assert captions[1] == "2: 8.50, image 101\ncat, predicted dog"
         assert captions[8] == "9: dead"
-        assert f"deconvnet (±{one.scale['deconvnet']:.2g}, correlation 0.25)" in figure.get_suptitle()
+        assert "±1 to 9, correlation 0.25" in figure.get_suptitle()
 
     def test_the_overview_has_a_block_a_channel(self):
         channels = [result(n) for n in (3, 17, 40)]
         figure = top9.overview_figure(channels, "conv5_x")
         shown = drawn(figure)
         assert len(shown) == 3
-        side = 3 * 32 + 2
-        assert np.array_equal(shown[1][:side, :side], image_grid(to_array(channels[1].patches), 3))
-        assert (
-            figure.get_axes()[1]
-            .get_title("left")
-            .startswith("channel 17: activation 9.50 to 1.50\ncorrelation deconvnet 0.25")
-        )
+        side = 3 * 64 + 2 * 5  # tiles twice as large, with gaps of a fourteenth of a tile
+        patches = to_array(channels[1].patches)
+        assert np.array_equal(shown[1][:side, :side], tile_grid(patches, 3))
+        assert np.array_equal(shown[1][:64:2, :64:2], patches[0]) and (shown[1][:64, 64:69] == 1).all()
+        assert figure.get_axes()[1].get_title("left") == "channel 17: 1.50 to 9.50"
 
-    def test_a_dead_channel_says_so(self):
-        assert "channel 5: dead" in top9.overview_figure([result(5, dead=9)], "x").get_axes()[0].get_title("left")
+    def test_nine_channels_leave_no_empty_slot(self):
+        figure = top9.overview_figure([result(n) for n in range(9)], "conv5_x")
+        assert len(figure.get_axes()) == 9 and all(axes.get_images() for axes in figure.get_axes())
 
     @pytest.mark.parametrize("rules", [("gradient",), ("deconvnet", "guided", "gradient")])
     @pytest.mark.parametrize("count", [1, 4, 16])
     def test_other_numbers_of_rules_and_images(self, rules, count):
         one = result(rules=rules, count=count)
-        assert len(drawn(top9.channel_figure(one, "x"))) == count
+        assert len(drawn(top9.channel_figure(one, ["x"]))) == count
         assert len(drawn(top9.overview_figure([one], "x"))) == 1
 
 
@@ -232,28 +201,27 @@ def test_names_with_dollars_are_shown_as_they_are():
 
 def test_long_class_names_stay_within_their_column():
     names = "Staffordshire Bull Terrier", "American Staffordshire Terrier"
-    caption = top9.tile_caption(TopImage(9, 9999, 12.5, 0, 0, *names, False, None))
+    caption = top9.tile_caption(TopImage(9, 9999, 12.5, 0, 0, *names, False, None, True, (0, 0, 9, 9), {}))
     assert max(map(len, caption.splitlines())) <= 45 and "Staffordshire B…, predicted American Staffo…" in caption
 
 
 def test_an_undefined_correlation_is_a_dash():
     one = replace(result(), correlation={"deconvnet": None, "guided": -0.001})
-    assert "correlation –)" in top9.channel_figure(one, "x").get_suptitle()
-    caption = top9.overview_figure([one], "x").get_axes()[0].get_title("left")
-    assert "correlation deconvnet –, guided 0.00" in caption
+    assert top9.describe_rule(one, "deconvnet").endswith("correlation –")
+    assert top9.describe_rule(one, "guided").endswith("correlation 0.00")
 
 
 THREE_RULES = ("deconvnet", "guided", "gradient")
 LONG_NAME = "a_long_file_name_" * 8
 FIGURES = {
-    "channel": lambda: top9.channel_figure(result(511, THREE_RULES), "conv5_x, channel 511: " + "long " * 30),
+    "channel": lambda: top9.channel_figure(result(511, THREE_RULES), ["conv5_x, channel 511: " + "long " * 30]),
     "overview": lambda: top9.overview_figure([result(n, THREE_RULES) for n in range(3)], "long " * 40),
     "maps": lambda: single_image.feature_maps_figure(RANDOM.rand(64, 7, 7), f"conv1 of {LONG_NAME}.jpg"),
     "conv1 maps": lambda: single_image.feature_maps_figure(RANDOM.rand(64, 32, 32), "conv1 of a picture"),
     "conv5_x maps": lambda: single_image.feature_maps_figure(RANDOM.rand(512, 2, 2), "conv5_x of a picture"),
     "filters": lambda: filters.filters_figure(RANDOM.randn(64, 3, 7, 7)),
     "red": lambda: filters.filter_channel_figure(RANDOM.randn(64, 7, 7), "red", 3.0),
-    "curves": lambda: training_curves.training_curves(TestTrainingCurves.history),
+    "curves": lambda: training_curves.training_curves(HISTORY),
     "classes": lambda: single_image.input_figure(
         RANDOM.rand(9, 9, 3), "a title", ["a_long_class_name_" * 8] * 2, np.ones(2), "a_long_class"
     ),

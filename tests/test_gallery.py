@@ -120,10 +120,12 @@ def test_small_tiles_keep_their_pixels_square():
 def result(channel, labels, peak=1.5, correct=None):
     """A channel whose images have these labels, in descending order of activation; the last does not excite it."""
     images = tuple(
-        TopImage(n + 1, n, peak if n + 1 < len(labels) else 0.0, 0, 0, label, "dog", correct, None)
+        TopImage(
+            n + 1, n, peak if n + 1 < len(labels) else 0.0, 0, 0, label, "dog", correct, None, False, (0, 0, 8, 8), {}
+        )
         for n, label in enumerate(labels)
     )
-    return ChannelResult("conv1", channel, images, torch.zeros(len(labels), 3, 8, 8), {}, {}, {})
+    return ChannelResult("conv1", channel, images, torch.zeros(len(labels), 3, 8, 8), {}, {})
 
 
 def test_images_that_do_not_excite_a_channel_are_not_listed():

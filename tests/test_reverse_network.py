@@ -9,7 +9,12 @@ from captum.attr import Deconvolution, GuidedBackprop
 from network import STAGES, ResNet18
 from reverse_network import RULES, ReverseResNet18, isolate, unpool_sum
 
-SEEDS = [((64, 64), "map"), ((71, 53), "map"), ((71, 53), "peak"), ((224, 224), "peak")]  # image size, units
+SEEDS = [  # image size, units
+    ((64, 64), "map"),
+    ((71, 53), "map"),
+    ((71, 53), "peak"),
+    pytest.param((224, 224), "peak", marks=pytest.mark.slow),
+]
 
 
 def images_of(size, count=2):
@@ -229,6 +234,7 @@ def test_unknown_branches_are_refused(random_network):
         ReverseResNet18(random_network, branches="left")
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("rule", RULES)
 def test_the_gpu_gives_the_same_reconstruction(random_network, rule):

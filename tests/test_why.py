@@ -13,7 +13,7 @@ from test_classes import assert_inside
 
 import visualizer
 from analysis.channel_groups import ChannelGroups, group_channels
-from analysis.class_evidence import robust_limit
+from analysis.channels import robust_limit
 from analysis.inspection import inspect
 from analysis.settings import Settings
 from analysis.why import (

@@ -1,0 +1,181 @@
+"""Which channels, images and units are shown, and with what said of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_folder
+
+from analysis.activations import SearchResult, TopActivations
+from analysis.channels import chosen_channels, inspect_channel, strongest_units
+from analysis.inspection import add_preprocessing, add_search, add_test_images, inspect, load_inspection
+from analysis.settings import Settings
+from figures import FIGURES, top9
+from figures.entry import NotDrawn
+from network import ResNet18
+from reverse_network import ReverseResNet18, isolate
+from runtime import checkpoint
+
+SETTINGS = Settings()
+
+
+@pytest.fixture(scope="module")
+def inspection(small_run):
+    return inspect(small_run / "model.pt", SETTINGS, "cpu")
+
+
+def test_the_reconstructions_shown_are_the_mirrors(inspection):
+    result = inspect_channel(inspection, SETTINGS, "conv5_x", 7)
+    images = inspection.images[[image.index for image in result.images]]
+    with torch.inference_mode():
+        trace = inspection.network.trace(inspection.preprocess(images))
+        signal = isolate(trace.features["conv5_x"], 7, "peak")
+        for rule in ("deconvnet", "guided"):
+            expected = ReverseResNet18(inspection.network, rule)(signal, "conv5_x", trace)
+            for image, picture, shown in zip(result.images, expected, result.reconstructions[rule], strict=True):
+                top, left, bottom, right = image.crop
+                cropped = picture[:, top:bottom, left:right]
+                assert (shown - cropped).abs().max() <= 1e-5 * expected.abs().max()
+                limit = np.quantile(cropped.abs().amax(0).numpy(), 0.99)
+                assert image.scale[rule] == pytest.approx(limit, rel=1e-3)
+    for image, pixels, patch in zip(result.images, images, result.patches, strict=True):
+        top, left, bottom, right = image.crop
+        assert torch.allclose(patch, pixels[:, top:bottom, left:right] / 255, atol=1e-6)
+
+
+def test_one_scale_for_a_channel(inspection):
+    result = inspect_channel(inspection, replace(SETTINGS, scale="channel"), "conv5_x", 7)
+    for rule, tiles in result.reconstructions.items():
+        assert {image.scale[rule] for image in result.images} == {tiles.abs().max().item()}
+
+
+def test_random_channels_follow_the_seed_and_are_alive(inspection):
+    settings = replace(SETTINGS, channels="random")
+    first, again, other = (
+        chosen_channels(replace(settings, seed=seed), inspection.search, "conv5_x") for seed in (0, 0, 1)
+    )
+    assert first == again != other and len(set(first)) == 9
+    assert (inspection.search.peaks["conv5_x"].amax(0)[first] > 0).all()
+
+
+def test_strongest_channels_descend(inspection):
+    found = chosen_channels(replace(SETTINGS, channels="strongest"), inspection.search, "conv5_x")
+    peaks = inspection.search.peaks["conv5_x"].amax(0)
+    assert torch.equal(peaks[found], peaks.sort(descending=True).values[:9])
+
+
+def test_channels_asked_for_by_number(inspection):
+    assert chosen_channels(replace(SETTINGS, channels=(5, 3)), inspection.search, "conv5_x") == [5, 3]
+
+
+def test_with_the_border_every_unit_is_searched(small_run):
+    inside, border = (
+        inspect(small_run / "model.pt", replace(SETTINGS, border=border), "cpu") for border in (False, True)
+    )
+    with torch.inference_mode():
+        features = inside.network.trace(inside.inputs(inside.images), "conv1").features["conv1"]
+    assert torch.allclose(border.search.peaks["conv1"], features.amax((2, 3)), atol=1e-5)
+    assert torch.allclose(inside.search.peaks["conv1"], features[:, :, 2:15, 2:15].amax((2, 3)), atol=1e-5)
+
+
+def test_all_channels_on_several_pages(inspection):
+    settings = Settings(stages=("conv1",), channels="all", top=1, rules=("guided",))
+    drawn = dict(top9.draw_top9(add_search(inspection, settings), settings))
+    entries = drawn.pop(Path("top9"))
+    names = {path.name for path in drawn}
+    dead = (inspection.search.top["conv1"].scores[:, 0] <= 0).nonzero().flatten().tolist()
+    alive = set(range(64)) - set(dead)
+    pages = {f"conv1_top9_page_{n}" for n in range(1, -(-len(alive) // top9.CHANNELS_PER_PAGE) + 1)}
+    assert names == {f"conv1_top9_channel_{channel}" for channel in alive} | pages
+    assert [entry["channel"] for entry in entries] == sorted(alive)
+
+
+def test_comparisons_need_a_stage_above_the_pooling(inspection):
+    for name in ("rules", "branches", "unpooling", "sanity"):
+        with pytest.raises(NotDrawn, match="one of the --stages conv2_x"):
+            next(FIGURES[name].draw(inspection, Settings(stages=("conv1",))))
+
+
+def test_a_class_that_the_network_does_not_know_is_not_misclassified(small_run, tmp_path):
+    other = write_folder(tmp_path / "other", classes=("disk", "ring", "cross"))
+    inspection = inspect(small_run / "model.pt", SETTINGS, "cpu", source=str(other))
+    every_image = TopActivations(
+        torch.ones(64, 12), torch.arange(12).expand(64, 12), torch.zeros(64, 12, dtype=torch.int64), (16, 16)
+    )
+    search = SearchResult({"conv1": every_image}, inspection.search.peaks, inspection.search.logits)
+    result = inspect_channel(replace(inspection, search=search), SETTINGS, "conv1", 3)
+    assert {image.label for image in result.images} == {"disk", "ring", "cross"}
+    for image in result.images:
+        known = image.label != "cross"
+        assert image.correct == (image.label == image.predicted if known else None)
+
+
+def test_limit_spreads_over_the_test_split(small_run):
+    inspection = add_preprocessing(load_inspection(small_run / "model.pt", "cpu"))
+    assert add_test_images(inspection, 6).searched.tolist() == [0, 2, 4, 6, 8, 10]
+    assert add_test_images(inspection, 600).searched.tolist() == list(range(12))
+
+
+def test_a_limited_search_shows_the_images_it_searched(small_run):
+    settings = Settings(limit=5)
+    inspection = inspect(small_run / "model.pt", settings, "cpu")
+    images, labels = inspection.images, inspection.labels
+    searched = [0, 2, 4, 7, 9]
+    with torch.inference_mode():
+        inputs = inspection.preprocess(images)
+        features = inspection.network.trace(inputs).features["conv5_x"]
+        peaks, predicted = features.amax((2, 3)), inspection.network(inputs).argmax(1)
+    for channel in chosen_channels(settings, inspection.search, "conv5_x")[:3]:
+        result = inspect_channel(inspection, settings, "conv5_x", channel)
+        found = [image.index for image in result.images]
+        assert sorted(found) == searched
+        for image, patch in zip(result.images, result.patches, strict=True):
+            top, left, bottom, right = image.crop
+            assert torch.allclose(patch, images[image.index][:, top:bottom, left:right] / 255, atol=1e-6)
+            assert image.label == inspection.label_names[labels[image.index]]
+            assert image.predicted == inspection.metadata.classes[predicted[image.index]]
+            assert image.activation == pytest.approx(peaks[image.index, channel].item(), rel=1e-4, abs=1e-6)
+
+
+def test_strongest_units_are_told_by_their_place_in_the_test_split(small_run):
+    inspection = inspect(small_run / "model.pt", Settings(limit=5), "cpu")
+    top = TopActivations(
+        torch.tensor([[4.0, 3], [2, 1], [9, 8]]),
+        torch.tensor([[1, 0], [4, 2], [3, 1]]),
+        torch.tensor([[7, 0], [8, 0], [9, 0]]),
+        (4, 4),
+    )
+    units = strongest_units(inspection, "conv3_x", [2, 0], top)
+    assert units.images.tolist() == [7, 2] and units.positions.tolist() == [9, 7]
+    assert units.channels == [2, 0] and units.scores.tolist() == [9, 4]
+
+
+def test_an_unpooling_that_is_not_exact_is_named(inspection):
+    settings = Settings(unpool="overwrite")
+    for name in ("top9", "reconstructions", "rules", "branches", "sanity"):
+        _, figure = next(FIGURES[name].draw(inspection, settings))
+        texts = " ".join(part.get_suptitle() for part in (figure, *figure.subfigs))
+        assert "overwriting unpooling" in texts.replace("\n", " "), name
+
+
+def test_the_search_is_one_pass_for_all_stages_and_the_logits(inspection, monkeypatch):
+    passes = []
+    trace = ResNet18.trace
+    monkeypatch.setattr(
+        ResNet18, "trace", lambda self, images, until: passes.append(until) or trace(self, images, until)
+    )
+    found = add_search(inspection, Settings(stages=("conv1", "conv4_x", "conv2_x"))).search
+    assert found.top.keys() == {"conv1", "conv4_x", "conv2_x"} and len(found.logits) == 12
+    assert passes == ["conv5_x"]
+
+
+def test_others_take_names_and_statistics_from_the_data(tmp_path, small_run):
+    state = checkpoint.load(small_run / "model.pt")
+    torch.save(state["model"], tmp_path / "plain.pth")
+    inspection = load_inspection(tmp_path / "plain.pth", "cpu", source=str(small_run.parent / "pictures"))
+    metadata = add_preprocessing(inspection).metadata
+    assert metadata.classes == tuple(state["classes"])
+    assert metadata.mean == pytest.approx(tuple(state["mean"]))
+    assert metadata.std == pytest.approx(tuple(state["std"]))
