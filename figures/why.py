@@ -16,7 +16,7 @@ from analysis.inspection import Inspection, Picture, picture_of
 from analysis.reconstruction import mirrors_by_rule
 from analysis.scores import score
 from analysis.settings import Settings
-from analysis.why import Decision, class_numbers, group_pictures, most_exciting, split_decision
+from analysis.why import Decision, GroupShare, class_numbers, group_pictures, most_exciting, split_decision
 from figures.classes import axes_at, format_percent
 from figures.entry import NotDrawn
 from figures.image_grid import diverging_rgb, to_array
@@ -200,7 +200,7 @@ def draw_bars(axes: Axes, content: ShownDecision) -> None:
     colors = [*(side_color(share.contribution) for share in shares), REMAINDER, REMAINDER]
     bars = axes.barh(places, values, [*[0.42] * count, 0.14, 0.14], color=colors)
     axes.bar_label(bars, [signed(value) for value in values], padding=2)
-    labels = [f"{len(share.channels)} channels\nlike {share.representative}" for share in shares]
+    labels = [group_label(share) for share in shares]
     axes.set_yticks(places, [*labels, f"{len(decision.groups) - count} other groups", "bias"])
     axes.set_ylim(end + 0.57, 0)
     low, high = min(0, *values), max(0, *values)
@@ -215,9 +215,17 @@ def draw_bars(axes: Axes, content: ShownDecision) -> None:
         axes.figure.text(x, 1 - (TOP - 0.05) / height, text, color=color, ha=side, va="bottom")
 
 
+def group_label(share: GroupShare) -> str:
+    """How many channels the group has, and which one they resemble."""
+    others = len(share.channels) > 1
+    return (
+        f"{len(share.channels)} channels\nlike {share.representative}" if others else f"channel {share.representative}"
+    )
+
+
 def side_color(contribution: float) -> str:
     """The color of the class that a contribution speaks for."""
-    return FOR_FIRST if contribution > 0 else FOR_SECOND
+    return FOR_FIRST if contribution >= 0 else FOR_SECOND
 
 
 def signed(value: float) -> str:

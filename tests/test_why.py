@@ -157,7 +157,12 @@ def test_the_figure_shows_the_largest_groups(inspection, drawn, place, name):
     assert sum(expected) == pytest.approx(entry["logits"][0] - entry["logits"][1])
     labels = [text.get_text() for text in bars.get_yticklabels()]
     others = len(entry["groups"]) - len(shown)
-    groups = [f"{len(group['channels'])} channels\nlike {group['representative']}" for group in shown]
+    groups = [
+        f"{len(group['channels'])} channels\nlike {group['representative']}"
+        if len(group["channels"]) > 1
+        else f"channel {group['representative']}"
+        for group in shown
+    ]
     assert labels == [*groups, f"{others} other groups", "bias"]
     assert len(tiles) == 5 * len(shown)
     shares = [GroupShare(group["representative"], tuple(group["channels"]), group["contribution"]) for group in shown]
