@@ -217,10 +217,8 @@ def draw_bars(axes: Axes, content: ShownDecision) -> None:
 
 def group_label(share: GroupShare) -> str:
     """How many channels the group has, and which one they resemble."""
-    others = len(share.channels) > 1
-    return (
-        f"{len(share.channels)} channels\nlike {share.representative}" if others else f"channel {share.representative}"
-    )
+    count = len(share.channels)
+    return f"{count} channels\nlike {share.representative}" if count > 1 else f"channel {share.representative}"
 
 
 def side_color(contribution: float) -> str:
