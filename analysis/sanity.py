@@ -39,7 +39,7 @@ def sobel_edges(images: Tensor) -> Tensor:
 
 
 def saliency(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> (H, W): the sum of absolute values over the colours."""
+    """(H, W, 3) -> (H, W): the sum of absolute values over the colors."""
     return np.abs(picture).sum(-1)
 
 

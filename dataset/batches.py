@@ -24,7 +24,7 @@ class Augmentation:
     shift   maximum translation along each axis; the border is reflected
     flip    one of FLIPS: "random" flips each image left to right with probability 1/2; "alternate" flips it every
             other epoch, about half of the images in the first (Jordan 2024, arXiv:2404.00498, section 3.6)
-    cutout  side of a square of mean colour at a random centre; 0 disables it (DeVries, Taylor 2017, arXiv:1708.04552)
+    cutout  side of a square of mean color at a random centre; 0 disables it (DeVries, Taylor 2017, arXiv:1708.04552)
     """
 
     shift: int = 4

@@ -18,8 +18,8 @@ def draw_shapes(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     split: "train" (N = 5,000) or "test" (N = 1,000); the classes alternate, so they are balanced
 
-    Each image has one shape of random position, radius (9 to 14 px), rotation (up to 44 degrees) and colour, on a
-    gradient between two random colours, plus noise.
+    Each image has one shape of random position, radius (9 to 14 px), rotation (up to 44 degrees) and color, on a
+    gradient between two random colors, plus noise.
     """
     count = SIZES[split]
     random = np.random.RandomState(SEEDS[split])
@@ -42,7 +42,7 @@ def _draw(name: str, random: np.random.RandomState) -> tuple[np.ndarray, np.ndar
     inside, pattern = INSIDE[name](cosine * x + sine * y, cosine * y - sine * x)
     coverage, ink = _pixel_mean(inside), _pixel_mean(inside & pattern)
 
-    ends = random.uniform(0, 1, (2, 3))  # colours of the background gradient
+    ends = random.uniform(0, 1, (2, 3))  # colors of the background gradient
     slope = random.uniform(0, 1, 2)
     ramp = (slope[0] * np.arange(SIDE)[None, :] + slope[1] * np.arange(SIDE)[:, None]) / (2 * SIDE)
     background = ends[0][:, None, None] * (1 - ramp) + ends[1][:, None, None] * ramp

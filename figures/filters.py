@@ -1,4 +1,4 @@
-"""The first layer's filters, in colour and by input channel."""
+"""The first layer's filters, in color and by input channel."""
 
 import math
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def draw_filters(inspection: Inspection, settings: Settings) -> Iterator[tuple[P
 
 @styled
 def filters_figure(weights: np.ndarray) -> Figure:
-    """Filters of RGB input, (n, 3, h, w), in colour around grey; each has its own scale."""
+    """Filters of RGB input, (n, 3, h, w), in color around grey; each has its own scale."""
     tiles = np.stack([diverging_rgb(tile, color_limit(tile)) for tile in weights.transpose(0, 2, 3, 1)])
     figure = Figure((WIDTH_INCHES * 0.55, WIDTH_INCHES * 0.55 + 0.35), layout="compressed")
     axes = figure.subplots()

@@ -96,7 +96,7 @@ class TestShapes:
         assert 0.05 < masks.mean((1, 2)).min() and masks.mean((1, 2)).max() < 0.8
 
     def test_a_mask_separates_the_shape_from_its_background(self):
-        """Within a solid shape, colours vary only by noise; across its border they jump."""
+        """Within a solid shape, colors vary only by noise; across its border they jump."""
         images, labels, masks = drawn_shapes("test")
         for image, mask in zip(images[labels == 0], masks[labels == 0], strict=True):  # disks
             inside = image[:, mask].astype(float)

@@ -85,7 +85,7 @@ def test_filters_are_drawn_once_each_on_its_own_scale():
     assert np.allclose(canvas[8:15, 8:15], expected)
 
 
-def test_a_filter_channel_has_one_scale_around_zero_and_a_colour_bar():
+def test_a_filter_channel_has_one_scale_around_zero_and_a_color_bar():
     weights = RANDOM.randn(64, 7, 7)
     figure = filters.filter_channel_figure(weights, "green", 5.0)
     image = figure.get_axes()[0].get_images()[0]
