@@ -3,16 +3,17 @@
 from collections.abc import Iterable
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis.activations import split_dead_channels
-from analysis.channels import StrongestUnits, chosen_channels, strongest_units
+from analysis.channels import StrongestUnits, chosen_channels, robust_limit, strongest_units
 from analysis.crops import crop_together
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.entry import NotDrawn
-from figures.image_grid import color_limit, diverging_rgb, to_array
+from figures.image_grid import diverging_rgb, to_array
 from figures.style import WIDTH_INCHES, heading, styled
 from network import STAGES
 
@@ -54,9 +55,14 @@ def row_captions(units: StrongestUnits) -> list[str]:
     return [f"channel {channel}\nimage {image}\nactivation {score:.2f}" for channel, image, score in rows]
 
 
-def scale_captions(columns: dict[str, np.ndarray]) -> dict[str, list[str]]:
+def tile_limits(columns: dict[str, np.ndarray]) -> dict[str, list[float]]:
+    """`robust_limit` of every tile: column (n, s, s, 3) -> n half-widths of color scales."""
+    return {name: robust_limit(torch.from_numpy(each).movedim(-1, 1)) for name, each in columns.items()}
+
+
+def scale_captions(limits: dict[str, list[float]]) -> dict[str, list[str]]:
     """The half-width of each tile's own scale."""
-    return {name: [f"±{color_limit(tile):.2g}" for tile in each] for name, each in columns.items()}
+    return {name: [f"±{limit:.2g}" for limit in each] for name, each in limits.items()}
 
 
 def relative_norms(pictures: Tensor, references: Tensor) -> list[float | None]:
@@ -72,13 +78,13 @@ def comparison_figure(
     row_captions: list[str],
     tile_captions: dict[str, list[str]],
     title: Iterable[str],
-    limits: np.ndarray | None = None,
+    limits: dict[str, list[float]],
 ) -> Figure:
     """Rows of pictures: a patch (n, s, s, 3) in 0..1, then one tile per column, (n, s, s, 3) around grey.
 
     tile_captions  column -> n texts below its tiles
     title          lines of text above all
-    limits         (n,) half-width of each row's scale; by default every tile has its own
+    limits         column -> n half-widths of its tiles' color scales
     """
     count, across = len(patches), 1 + len(columns)
     tile = min((WIDTH_INCHES - 0.8) / across, 1.2)
@@ -89,8 +95,8 @@ def comparison_figure(
     grid = figure.subplots(count, across, squeeze=False)
     for row, axes in enumerate(grid):
         tiles = [patches[row]]
-        for each in columns.values():
-            tiles.append(diverging_rgb(each[row], color_limit(each[row]) if limits is None else limits[row]))
+        for name, each in columns.items():
+            tiles.append(diverging_rgb(each[row], limits[name][row]))
         for column, picture in zip(axes, tiles, strict=True):
             column.imshow(picture, interpolation="nearest")
             column.set_xticks([])

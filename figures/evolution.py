@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from analysis.evolution import evolution, snapshots_beside
 from analysis.inspection import Inspection
 from analysis.settings import Settings
-from figures.comparison import comparison_figure, select_units
+from figures.comparison import comparison_figure, select_units, tile_limits
 from figures.entry import NotDrawn
 from figures.image_grid import to_array
 from figures.style import unpooling_note
@@ -32,4 +32,4 @@ def draw_evolution(inspection: Inspection, settings: Settings) -> Iterator[tuple
     )
     shown = to_array(inspection.resized(inspection.images[units.images]))
     rows = [f"channel {channel}" for channel in units.channels]
-    yield Path("evolution"), comparison_figure(shown, columns, rows, captions, title)
+    yield Path("evolution"), comparison_figure(shown, columns, rows, captions, title, tile_limits(columns))

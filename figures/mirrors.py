@@ -16,7 +16,9 @@ from figures.comparison import (
     crop_rows,
     relative_norms,
     row_captions,
+    scale_captions,
     select_units_above_pooling,
+    tile_limits,
 )
 from figures.style import format_number
 
@@ -29,8 +31,8 @@ def draw_unpooling(inspection: Inspection, settings: Settings) -> Iterator[tuple
     pictures["difference"] = pictures["overwrite"] - pictures["sum"]
     errors = relative_norms(pictures["difference"], pictures["sum"])
     patches, columns = crop_rows(inspection, units, pictures)
-    limits = np.abs(columns["sum"]).max((1, 2, 3), initial=0)
-    captions = {name: [f"±{limit:.2g}" for limit in limits] for name in columns}
+    limits = dict.fromkeys(columns, tile_limits(columns)["sum"])  # one scale per row
+    captions = scale_captions(limits)
     captions["difference"] = [f"error {format_number(error, '.0%')}" for error in errors]
     known = [error for error in errors if error is not None]
     mean = format_number(np.mean(known) if known else None, ".0%")

@@ -17,6 +17,7 @@ from figures.comparison import (
     row_captions,
     scale_captions,
     select_units_above_pooling,
+    tile_limits,
 )
 from figures.style import format_number, unpooling_note
 
@@ -30,7 +31,8 @@ def draw_rules(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pat
         f"{units.stage}: the same unit under three ReLU rules{unpooling_note(settings.unpool)}",
         f"below: scale of each tile; {GREY}",
     )
-    yield Path("rules"), comparison_figure(patches, columns, row_captions(units), scale_captions(columns), title)
+    limits = tile_limits(columns)
+    yield Path("rules"), comparison_figure(patches, columns, row_captions(units), scale_captions(limits), title, limits)
 
 
 def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
@@ -40,7 +42,8 @@ def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[
     mirrors = mirrors_by_branches(inspection.network, rule, settings.unpool)
     pictures = reconstruct_units(inspection, mirrors, units)
     patches, columns = crop_rows(inspection, units, pictures)
-    captions = scale_captions(columns)
+    limits = tile_limits(columns)
+    captions = scale_captions(limits)
     for name in ("residual", "shortcut"):
         norms = relative_norms(pictures[name], pictures["both"])
         captions[name] = [
@@ -52,4 +55,4 @@ def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[
         "below: scale of each tile; norm relative to both, which includes mixed paths",
         GREY,
     )
-    yield Path("branches"), comparison_figure(patches, columns, row_captions(units), captions, title)
+    yield Path("branches"), comparison_figure(patches, columns, row_captions(units), captions, title, limits)

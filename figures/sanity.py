@@ -11,7 +11,7 @@ from analysis.inspection import Inspection
 from analysis.reconstruction import ALL_RULES, mirrors_by_rule, reconstruct
 from analysis.sanity import randomized_networks, rank_correlation, saliency, sobel_edges
 from analysis.settings import Settings
-from figures.comparison import comparison_figure, select_units_above_pooling
+from figures.comparison import comparison_figure, select_units_above_pooling, tile_limits
 from figures.image_grid import to_array
 from figures.style import format_two_digits, unpooling_note
 
@@ -39,7 +39,7 @@ def draw_sanity(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pa
         f"{units.stage}, whole maps{note}: weights randomised from the top down, and Sobel edges",
         "below: Spearman rank correlation of absolute values with the trained network's",
     )
-    yield Path("sanity"), comparison_figure(patches, columns, rows, captions, title)
+    yield Path("sanity"), comparison_figure(patches, columns, rows, captions, title, tile_limits(columns))
 
 
 def randomized_columns(

@@ -250,9 +250,10 @@ class TestSteps:
 
 @pytest.mark.slow
 def test_the_rehearsal_continues_after_a_kill(tmp_path, capsys):
-    """All steps at tiny size, as a user runs them."""
+    """Steps at tiny size, as a user runs them; the others are longer runs of the same scripts."""
     out, report = tmp_path / "out", tmp_path / "out" / "report.json"
-    flags = ["--out", str(out), "--device", "cpu", "--tiny"]
+    wanted = ["environment", "pictures", "losses", "throughput", "recipe", "checkpoint", "figures"]
+    flags = ["--out", str(out), "--device", "cpu", "--tiny", "--steps", *wanted]
     with open(tmp_path / "log", "wb") as log:
         process = subprocess.Popen([sys.executable, ON_GPU, *flags], stdout=log, stderr=log)
     while not report.exists() and process.poll() is None:
@@ -264,15 +265,14 @@ def test_the_rehearsal_continues_after_a_kill(tmp_path, capsys):
     on_gpu.main(flags)
     assert "environment: done, stored\npictures: " in capsys.readouterr().out
     steps = json.loads(report.read_text())["steps"]
-    assert list(steps) == list(gpu_steps.STEPS) and steps["environment"] == first
+    assert list(steps) == wanted and steps["environment"] == first
     assert {step["status"] for step in steps.values()} == {"done"}
 
     losses = steps["losses"]["result"]
     assert losses["eager"] == losses["again"] == losses["captured"] and losses["said"].startswith("not captured")
-    for name, batch in zip(("throughput", "throughput-large"), gpu_bench.TINY.batches, strict=True):
-        result = steps[name]["result"]
-        assert result["batch_size"] == batch and len(result["images_per_second"]) == 2 and not result["failures"]
-    assert steps["extrapolation"]["result"]["iterations"] > 0
+    result = steps["throughput"]["result"]
+    assert result["batch_size"] == gpu_bench.TINY.batches[0]
+    assert len(result["images_per_second"]) == 2 and not result["failures"]
     assert steps["recipe"]["result"]["finished"] and steps["recipe"]["result"]["step"] == 2
     assert "conv1_filters.png" in steps["figures"]["result"]["files"]
     model = (out / "recipe" / "model.pt").read_bytes()
@@ -280,4 +280,4 @@ def test_the_rehearsal_continues_after_a_kill(tmp_path, capsys):
     assert max(file.stat().st_size for file in (out / "parts").iterdir()) < 16 * 2**20
 
     on_gpu.main(flags)
-    assert capsys.readouterr().out.count(": done, stored\n") == len(gpu_steps.STEPS)
+    assert capsys.readouterr().out.count(": done, stored\n") == len(wanted)

@@ -9,6 +9,7 @@ import torch
 
 import train
 from analysis.activations import SearchResult, TopActivations
+from analysis.channels import robust_limit
 from analysis.crops import crop, crop_boxes
 from analysis.evolution import evolution
 from analysis.inspection import inspect
@@ -57,9 +58,9 @@ def shown(figure, column, rows):
 
 
 def own_scale(pictures):
-    """(n, 3, H, W) -> (n, H, W, 3), each divided by its largest absolute value."""
-    limits = pictures.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
-    return (pictures / limits).permute(0, 2, 3, 1).numpy()
+    """(n, 3, H, W) -> (n, H, W, 3), each divided by its robust limit and clipped."""
+    limits = torch.tensor(robust_limit(pictures))[:, None, None, None].clamp(min=1e-30)
+    return (pictures / limits).clamp(-1, 1).permute(0, 2, 3, 1).numpy()
 
 
 def test_rows_are_the_strongest_units_of_living_channels(inspection):
@@ -121,7 +122,7 @@ def test_the_unpoolings_error_is_that_of_the_whole_pictures(inspection, units):
     )
     assert not torch.allclose(exact, other)  # there is something to show
     box = crop_boxes([exact, other, other - exact])
-    limits = crop(exact, *box).abs().amax((1, 2, 3), keepdim=True)
+    limits = torch.tensor(robust_limit(crop(exact, *box)))[:, None, None, None]
     expected = (crop(other - exact, *box) / limits).clamp(-1, 1).permute(0, 2, 3, 1).numpy()
     assert np.allclose(shown(figure, 3, len(expected)), expected, atol=1e-4)
     errors = (exact - other).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)

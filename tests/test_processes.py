@@ -78,6 +78,7 @@ def test_two_processes_train_as_ddp_says(pictures, tmp_path):
     rows = batches.plan(0)[0]
     torch.manual_seed(0)
     network = ResNet18(len(classes)).to(memory_format=torch.channels_last)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = sgd(network, Optimization())
     losses = []
     for half, twin in ((rows[8:], copy.deepcopy(network)), (rows[:8], network)):  # the first's statistics count
@@ -88,9 +89,11 @@ def test_two_processes_train_as_ddp_says(pictures, tmp_path):
             value.grad = gradient if value.grad is None else value.grad + gradient
     optimizer.step()
     state = load(tmp_path)
-    for name, value in state["model"].items():
-        assert torch.allclose(value, network.state_dict()[name], rtol=1e-4, atol=1e-5), name
-    assert (state["since_line"][0] / 16).item() == pytest.approx(sum(losses).item() / 2, rel=1e-5)
+    for name, expected in network.state_dict().items():
+        # rounding differs with the number of threads; a sum instead of a mean would be off by 1
+        change = (expected - before[name]).double().norm()
+        assert (state["model"][name] - expected).double().norm() <= 0.02 * change, name
+    assert (state["since_line"][0] / 16).item() == pytest.approx(sum(losses).item() / 2, rel=1e-4)
     assert state["since_line"][2] == 16
 
 
