@@ -5,6 +5,7 @@ import hashlib
 import pickle
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,15 @@ from PIL import Image
 
 import train
 from dataset.shapes import CLASSES, draw_shapes
+from figures import style
 from network import ResNet18
+
+
+@pytest.fixture(autouse=True)
+def quick_files(monkeypatch):
+    """Files are not flushed to the disk, and training curves have few pixels; neither is what a test looks at."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("train.style", SimpleNamespace(save=functools.partial(style.save, dpi=40)))
 
 
 @pytest.fixture(autouse=True)
