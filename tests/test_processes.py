@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs gloo and /proc"),
 ]
 ROOT = Path(__file__).parent.parent
-SIZES = "--sizes 32:4 40:4"  # 3 iterations per epoch, 24 in all
+SIZES = "--sizes 32:4 40:8"  # 3 iterations per epoch, 36 in all
 SETTINGS = "--batch-size 16 --log-every 2 --device cpu --precision fp32".split()
 
 
@@ -100,8 +100,8 @@ def test_two_processes_train_as_ddp_says(pictures, tmp_path):
 def test_it_says_what_it_does_once(two):
     out, text = two
     tests = [line for line in load(out)["history"] if line["kind"] == "test"]
-    assert [line["step"] for line in tests] == list(range(3, 25, 3))
-    assert "24 iterations on 2 processes on cpu, fp32" in text
+    assert [line["step"] for line in tests] == list(range(3, 37, 3))
+    assert "36 iterations on 2 processes on cpu, fp32" in text
     assert text.count("48 training and 12 test images") == 1 and text.count("next: python visualizer.py") == 1
 
 
@@ -124,7 +124,7 @@ def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(two, pictures, tm
             if "iteration 14/" in line:
                 process.send_signal(signal.SIGTERM)
     assert process.returncode != 0 and sum("the same command with --resume" in line for line in text) == 1, text
-    assert 14 <= load(tmp_path)["step"] < 24
+    assert 14 <= load(tmp_path)["step"] < 36
     finish(start(pictures, tmp_path, "--resume"))
     first, second = load(two[0]), load(tmp_path)
     assert without_speed(first["history"]) == without_speed(second["history"])
@@ -135,10 +135,10 @@ def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(two, pictures, tm
 def test_one_process_goes_on_where_two_stopped(two, pictures, tmp_path, capsys):
     out = shutil.copytree(two[0], tmp_path / "run")
     state = load(out)
-    torch.save(state | {"step": 21}, out / "last.pt")  # as if they had stopped an epoch earlier
+    torch.save(state | {"step": 33}, out / "last.pt")  # as if they had stopped an epoch earlier
     train.main(flags(pictures, out, "--resume"))
-    assert "continuing after 21" in capsys.readouterr().out
-    assert load(out)["step"] == 24 and not torch.equal(load(out)["model"]["fc.weight"], state["model"]["fc.weight"])
+    assert "continuing after 33" in capsys.readouterr().out
+    assert load(out)["step"] == 36 and not torch.equal(load(out)["model"]["fc.weight"], state["model"]["fc.weight"])
 
 
 def test_a_process_that_dies_ends_the_others_with_one_error(pictures, tmp_path):
@@ -152,7 +152,7 @@ def test_a_process_that_dies_ends_the_others_with_one_error(pictures, tmp_path):
     assert process.returncode != 0
     assert len(re.findall("^error: ", text, re.MULTILINE)) <= 1, text
     state = load(tmp_path)
-    assert 3 <= state["step"] < 24 and all(value.isfinite().all() for value in state["model"].values())
+    assert 3 <= state["step"] < 36 and all(value.isfinite().all() for value in state["model"].values())
 
 
 def test_a_wrong_use_ends_in_one_line(tmp_path):
