@@ -38,7 +38,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Inspection:
-    """A network, what is known of it, and the images to inspect it with.
+    """A network, its metadata, and the images to inspect it with.
 
     checkpoint   the file it was read from
     network      in evaluation mode, on `device`

@@ -85,7 +85,7 @@ def _end_with_parent() -> None:
 
 
 def ended_within(process: subprocess.Popen, seconds: float) -> bool:
-    """Whether a process ends within so many seconds."""
+    """Whether a process ends within this many seconds."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -177,7 +177,7 @@ def compete(contestant: Contestant) -> Measurement:
 
 
 def run_for(iterate: Callable[[], None], seconds: float, steps: int, device: torch.device) -> tuple[int, float]:
-    """Runs `steps` iterations, and more until so many seconds have passed; returns their number and duration."""
+    """Runs `steps` iterations, and more until this many seconds have passed; returns their number and duration."""
     duration, done = timed(iterate, steps, device), steps
     while duration < seconds:
         more = max(1, math.ceil((seconds - duration) / duration * done))

@@ -100,7 +100,7 @@ class Bench:
     ) -> commands.Outcome:
         """Runs a Python script of the project; its output goes to logs/<step>.log. Raises StepFailed.
 
-        seconds, until: stop the script by SIGTERM after so many seconds, or when this is true; both are a success
+        seconds, until: stop the script by SIGTERM after this many seconds, or when this is true; both are a success
         """
         first, *rest = command
         start = [sys.executable, ROOT / first] if str(first).endswith(".py") else [sys.executable, first]

@@ -13,7 +13,7 @@ def read_history(out: Path) -> list[dict]:
 
 
 def training_seconds(out: Path, images: int, warm_up: float) -> list[float]:
-    """Duration of the log intervals (of `images` each) after the first one and so many seconds of warm-up."""
+    """Duration of the log intervals (of `images` each) after the first one and this many seconds of warm-up."""
     spent, measured = 0.0, []
     for entry in [entry for entry in read_history(out) if entry["kind"] == "train"][1:]:
         duration = images / entry["images_per_second"]

@@ -115,7 +115,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is known of a network besides its weights.
+    """The metadata of a network.
 
     classes     names, one per output
     mean, std   of the training images by channel (R, G, B), in 0..1

@@ -29,7 +29,7 @@ class TestRun:
 
     def test_the_history(self, small_run):
         lines = [json.loads(line) for line in (small_run / "history.jsonl").read_text().splitlines()]
-        # 48 images in batches of 16: 3 iterations an epoch
+        # 48 images in batches of 16: 3 iterations per epoch
         assert [(line["kind"], line["epoch"], line["step"]) for line in lines] == [
             ("train", 1, 2), ("test", 1, 3), ("train", 2, 4), ("train", 2, 6), ("test", 2, 6)
         ]  # fmt: skip
