@@ -8,7 +8,7 @@ import torch
 from dataset.batches import Batches
 from dataset.preprocess import Preprocess
 from network import ResNet18
-from training.acceleration import accelerate, capture, warm_up
+from training.acceleration import accelerate, attempt, capture, warm_up
 from training.optimizer import Optimization, load_optimizer_state, sgd
 from training.step import EMA, TrainStep
 
@@ -170,6 +170,13 @@ class TestWhatIsNotPossible:
         assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
         assert step(plan[0]).isfinite().all()
 
+    def test_of_several_processes_none_goes_on_alone(self):
+        said = []
+        with pytest.raises(OSError, match="not compiled .no compiler.: run again without the flag"):
+            attempt(lambda: missing("no compiler"), "compiled", said.append, may_fail=False)
+        assert attempt(lambda: None, "compiled", said.append, may_fail=False) is True
+        assert said == ["compiled in 0 s"]
+
     def test_a_capture_that_fails_leaves_no_trace(self, monkeypatch):
         step, plan = make()
 
@@ -192,6 +199,10 @@ class TestWhatIsNotPossible:
         monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.0"))
         with pytest.raises(OSError, match="run again without --cuda-graph"):
             capture(step, plan[0])
+
+
+def missing(what):
+    raise RuntimeError(what)
 
 
 class FakeStream:

@@ -81,15 +81,10 @@ def accelerate(step: TrainStep, plan: Tensor, compiles: bool, captures: bool, wo
     plan: rows shaped as in every later call.
     """
     step.network = world.wrap_ddp(step.network)
-    if compiles and world.size > 1:
-        # Around DistributedDataParallel, so that gradients are reduced while others are computed. A failure ends the
-        # run: a process that falls back alone would wait for the others.
-        try:
-            compile_network(step, plan)
-        except Exception as error:
-            raise OSError(f"could not compile ({first_line(error)}): run again without --compile") from error
-    elif compiles:
-        attempt(lambda: compile_network(step, plan), "compiled", say)
+    if compiles:
+        # In several processes around DistributedDataParallel, so that gradients are reduced while others are computed.
+        # There a failure ends the run: a process that falls back alone would wait for the others.
+        attempt(lambda: compile_network(step, plan), "compiled", say, may_fail=world.size == 1)
     if captures and plan.device.type != "cuda":
         say("not captured: this needs a CUDA GPU")
     elif captures and world.size > 1:
@@ -99,14 +94,19 @@ def accelerate(step: TrainStep, plan: Tensor, compiles: bool, captures: bool, wo
     return step
 
 
-def attempt(make: Callable, done: str, say: Callable[[str], None]):
-    """The result of `make` (or True), or None if it fails; compilers and drivers fail in many ways."""
+def attempt(make: Callable, done: str, say: Callable[[str], None], may_fail: bool = True):
+    """The result of `make` (or True), or None if it fails; compilers and drivers fail in many ways.
+
+    Raises OSError instead if it must not fail.
+    """
     started = time.monotonic()
     try:
         made = make()
     except CaptureError:
         raise
     except Exception as error:
+        if not may_fail:
+            raise OSError(f"not {done} ({first_line(error)}): run again without the flag") from error
         say(f"not {done}, continuing without: {type(error).__name__}, {first_line(error)}")
         return None
     say(f"{done} in {time.monotonic() - started:.0f} s")
