@@ -18,6 +18,9 @@ from training.evaluation import evaluate
 from training.optimizer import Optimization, sgd
 from training.step import EMA, TrainStep, metric_sums
 
+pytestmark = pytest.mark.skipif(
+    torch.__version__ < (2, 9), reason="fake tensors of older versions copy constants to the real device"
+)
 GPU = torch.device("cuda:0")
 
 
