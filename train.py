@@ -174,7 +174,8 @@ def train(args, world: World) -> None:
     network = make_network(args, len(data.classes), not state, world)
     network.to(device, memory_format=torch.channels_last).train()
     optimizer = sgd(network, settings.optimization)
-    ema = EMA(network, args.ema_decay) if args.ema_decay else None
+    decay = settings.optimization.ema_decay
+    ema = EMA(network, decay) if decay else None
     writer = None
     if args.tensorboard and world.is_main:
         writer = event_writer(out / "tensorboard", state["step"] + 1 if state else None)

@@ -13,6 +13,7 @@ from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.image_grid import diverging_rgb, hstack_images, tile_grid, to_array
 from figures.style import WIDTH_INCHES, heading, styled, unpooling_note
+from figures.top9 import describe_count
 from network import STAGES
 
 CHANNELS_PER_STAGE = 4
@@ -24,9 +25,7 @@ def draw_hierarchy(inspection: Inspection, settings: Settings) -> Iterator[tuple
     """A page per rule, with the same channels and images."""
     settings = replace(settings, rules=RULES_SHOWN, units="peak")
     channels = {stage: draw_channels(inspection, settings, stage) for stage in STAGES}
-    searched = len(inspection.searched)
-    count = f"top {min(settings.top, searched)} of {searched:,} test images"
-    note = unpooling_note(settings.unpool)
+    count, note = describe_count(inspection, settings), unpooling_note(settings.unpool)
     for rule, name in zip(RULES_SHOWN, ("hierarchy", f"hierarchy_{RULES_SHOWN[1]}"), strict=True):
         title = f"Channels drawn at random (seed {settings.seed}), {count}: patches | {rule}{note}; grey: zero"
         yield Path(name), hierarchy_figure(channels, rule, title)
