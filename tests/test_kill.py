@@ -40,10 +40,18 @@ def heed():
         signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
+def saved_at(file):
+    """When the file was written; 0 while a save has renamed the old file and not yet put the new one in its place."""
+    try:
+        return file.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def wait_for_a_save(file, process):
     """Until the process has written the file, or has ended."""
-    before = file.stat().st_mtime_ns if file.exists() else 0
-    while process.poll() is None and not (file.exists() and file.stat().st_mtime_ns > before):
+    before = saved_at(file)
+    while process.poll() is None and saved_at(file) <= before:
         time.sleep(0.005)
 
 
