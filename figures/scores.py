@@ -48,7 +48,7 @@ def draw_mistakes(inspection: Inspection, settings: Settings) -> Iterator[tuple[
 
 
 def summary(inspection: Inspection, settings: Settings) -> dict:
-    """What summary.json holds: accuracy, accuracy by class, dead channels by stage, settings.
+    """What summary.json holds: accuracy, accuracy by class, classes never predicted, dead channels by stage, settings.
 
     A channel is dead if it is zero in every searched image.
     """
@@ -64,7 +64,12 @@ def summary(inspection: Inspection, settings: Settings) -> dict:
         },
     }
     if scores := score(inspection):
-        content |= {"accuracy": scores.accuracy, "accuracy_by_class": accuracy_by_class(inspection, scores)}
+        classes = inspection.metadata.classes
+        content |= {
+            "accuracy": scores.accuracy,
+            "accuracy_by_class": accuracy_by_class(inspection, scores),
+            "never_predicted": [classes[n] for n in np.flatnonzero(scores.counts.sum(0) == 0)],
+        }
     return content
 
 

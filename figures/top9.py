@@ -68,6 +68,22 @@ def describe_count(inspection: Inspection, settings: Settings) -> str:
     return f"top {min(settings.top, searched)} of {searched:,} test images"
 
 
+def correlations_in_words(entries: list[dict]) -> str:
+    """The mean correlation of top9.json by stage and rule, over its channels; a sentence for the report."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for entry in entries:
+        for rule, value in entry["correlation"].items() if entry["rank"] == 1 else ():
+            known = values.setdefault(entry["stage"], {}).setdefault(rule, [])
+            known.extend([] if value is None else [value])
+    stages = (
+        f"{stage} "
+        + ", ".join(f"{format_two_digits(np.mean(known) if known else None)} ({rule})" for rule, known in rules.items())
+        for stage, rules in values.items()
+    )
+    what = "Mean correlation between the reconstructions of a channel (1: copies of one picture)"
+    return f"{what}: {'; '.join(stages)}." if values else ""
+
+
 def tile_caption(image: TopImage) -> str:
     """Rank, activation, index, class and prediction, in two lines."""
     if image.activation <= 0:
