@@ -21,13 +21,14 @@ from figures.report_details import (
     dead_channels,
     drawing_details,
     percent,
+    plural,
     table,
     training_details,
 )
 from runtime.checkpoint import Metadata, atomic_file
 
 PAGE = Path(__file__).with_suffix(".html")
-PRINTED_INCHES = (7.0, 8.7)  # what an A4 page has room for, beside margins and a caption
+PRINTED_INCHES = (7.0, 8.0)  # what an A4 page has room for beside margins, a heading and a caption
 PARTS_SHOWN = 24  # of a figure's files; the others are listed
 
 
@@ -72,12 +73,14 @@ def write_report(
 
 
 def headline(metadata: Metadata, summary: dict | None, figures: int) -> str:
-    """The most important numbers in a sentence or two."""
+    """The most important numbers in two sentences."""
     result = metadata.result
-    accuracy = f"Test accuracy {percent(result['test_accuracy'])}" if "test_accuracy" in result else "Not fully trained"
-    epochs = f" after {result['epoch']} epochs" if "epoch" in result else ""
+    if "test_accuracy" in result:
+        first = f"Test accuracy {percent(result['test_accuracy'])} after {plural(result['epoch'], 'epoch')}."
+    else:
+        first = "The training is not finished." if metadata.history else "The checkpoint holds no result of a training."
     searched = f", drawn from {summary['images_searched']:,} test images" if summary else ""
-    return f"{accuracy}{epochs}. {figures} figures{searched}."
+    return f"{first} {plural(figures, 'figure')}{searched}."
 
 
 def show_figure(folder: Path, name: str, number: int, outcome: Outcome) -> str:

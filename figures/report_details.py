@@ -35,7 +35,9 @@ def training_details(metadata: Metadata) -> Iterator[tuple[str, str]]:
     yield "optimizer", optimizer(config)
     yield "learning rate", learning_rate(config)
     if "epoch" in result:
-        yield "epochs", f"{result['epoch']} ({result['step']:,} iterations)"
+        yield "length", f"{plural(result['epoch'], 'epoch')}, {plural(result['step'], 'iteration')}"
+    elif "epochs" in config:
+        yield "length", f"{plural(config['epochs'], 'epoch')} planned"
     yield "augmentation", augmentation(config)
     yield "seed", str(config.get("seed"))
     yield "precision", str(result.get("precision", config.get("precision")))
@@ -53,7 +55,11 @@ def image_sizes(metadata: Metadata) -> str:
     tests = (entry.get("image_size") for entry in metadata.history if entry["kind"] == "test")
     sizes = [(size, len(list(group))) for size, group in groupby(tests)]
     side = f"{metadata.image_size}x{metadata.image_size}"
-    return side if len(sizes) < 2 else f"{side}; trained at " + ", ".join(f"{s} ({n} epochs)" for s, n in sizes)
+    return (
+        side
+        if len(sizes) < 2
+        else f"{side}; trained at " + ", ".join(f"{size} ({plural(n, 'epoch')})" for size, n in sizes)
+    )
 
 
 def optimizer(config: dict) -> str:
@@ -122,12 +128,9 @@ def accuracies(metadata: Metadata, summary: dict | None) -> Iterator[tuple[str, 
         yield name, f"{result['train_loss']:.3f}", percent(result["train_accuracy"])
     if "test_accuracy" in result:
         yield f"{tested}, after the last epoch", f"{result['test_loss']:.3f}", percent(result["test_accuracy"])
-    elif tests := [entry for entry in metadata.history if entry["kind"] == "test"]:
-        yield (
-            f"{tested}, after epoch {tests[-1].get('epoch')} of an unfinished run",
-            f"{tests[-1]['loss']:.3f}",
-            percent(tests[-1]["accuracy"]),
-        )
+    elif tests := [line for line in metadata.history if line["kind"] == "test"]:
+        name = f"{tested}, after epoch {tests[-1].get('epoch')} of an unfinished run"
+        yield name, f"{tests[-1]['loss']:.3f}", percent(tests[-1]["accuracy"])
     if "test_accuracy_flipped" in result:
         yield f"{tested}, averaged with their mirror images", "", percent(result["test_accuracy_flipped"])
     if summary and "accuracy" in summary:
@@ -164,10 +167,22 @@ def dead_channels(summary: dict | None) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:
-    """Rows of text; the first cell of each names it."""
-    head = f"<tr>{''.join(f'<th scope=col>{escape(cell)}' for cell in header)}" if header else ""
-    body = (f"<tr><th scope=row>{escape(row[0])}{''.join(f'<td>{escape(cell)}' for cell in row[1:])}" for row in rows)
-    return f"<table>{head}{''.join(body)}</table>"
+    """Rows of text as HTML, the first cell of each being its name; nothing without rows."""
+    body = [f"<tr><th scope=row>{escape(row[0])}" + "".join(f"<td>{cell(text)}" for text in row[1:]) for row in rows]
+    head = "<tr>" + "".join(f"<th scope=col>{escape(text)}" for text in header) if header else ""
+    return f"<table>{head}{''.join(body)}</table>" if body else ""
+
+
+def cell(text: str) -> str:
+    """Escaped text; a command breaks between its words only."""
+    if not text.startswith("python "):
+        return escape(text)
+    return "<code>" + " ".join(f"<span>{escape(word)}</span>" for word in text.split(" ")) + "</code>"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 epoch, 2 epochs."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def percent(share: float) -> str:

@@ -108,7 +108,9 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], title: str) -> Fi
     axes.set_ylabel("true class (number of images)")
     figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class (%)")
     most = f"most frequent confusion: {wrong.max():.1f} % of {labels[true]} predicted as {labels[seen]}"
-    heading(figure, title, most if wrong.any() else "no mistakes", width=80)
+    never = [label for label, total in zip(labels, counts.sum(0), strict=True) if not total]
+    notes = [f"never predicted: {', '.join(never)}"] if never else []
+    heading(figure, title, most if wrong.any() else "no mistakes", *notes, width=80)
     return figure
 
 

@@ -85,7 +85,7 @@ def recipe(config: dict[str, Any]) -> list[str]:
             lines.append("--sizes " + " ".join(f"{size}:{epochs}" for size, epochs in value))
         elif isinstance(value, (list, tuple)):
             lines += [f"--{flag} {' '.join(map(str, value))}"] if value else []
-        elif value not in (None, False):
+        elif value is not None and value is not False:
             lines.append(f"--{flag} {shlex.quote(str(value))}")
     return lines
 
