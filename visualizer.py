@@ -33,6 +33,7 @@ from figures.entry import NotDrawn, Outcome
 from figures.gallery import write_gallery
 from figures.report import write_report
 from figures.scores import summary
+from figures.selection import choose_figures, needs_of, searched_stages
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
 from runtime.checkpoint import CheckpointError, atomic_file, default_checkpoint
@@ -134,7 +135,7 @@ def visualize(args, command: str) -> None:
     folder = output_folder(args.out)
     is_searched = args.gallery or "search" in needs_of(names)
     if is_searched:
-        inspection = add_search(inspection, settings, searched_stages(names, settings))
+        inspection = add_search(inspection, settings, searched_stages(names, settings.stages))
     outcomes = {name: Outcome(reason=reason) for name, reason in left_out.items()}
     for name in names:
         try:
@@ -156,40 +157,12 @@ def visualize(args, command: str) -> None:
         print("why the network decides so for these pictures: add --figures why, which searches the test images")
 
 
-def searched_stages(names: list[str], settings: Settings) -> tuple[str, ...]:
-    """The chosen stages, and those that a figure always shows, from the image on."""
-    wanted = {*settings.stages, *(stage for name in names for stage in FIGURES[name].stages)}
-    return tuple(stage for stage in STAGES if stage in wanted)
-
-
-def needs_of(names: list[str]) -> set[str]:
-    """What these figures need: "checkpoint", "pictures", "search"."""
-    needs = {FIGURES[name].needs for name in names}
-    return needs | ({"pictures", "search"} if "both" in needs else set())
-
-
 def check_classes(classes: tuple[str, str], inspection: Inspection) -> None:
     """A usage error for --classes that the network does not have."""
     try:
         class_numbers(classes, inspection.metadata.classes)
     except ValueError as error:
         ArgumentParser(__doc__).error(f"--classes {error}")
-
-
-def choose_figures(args) -> tuple[list[str], dict[str, str]]:
-    """The names of the figures to draw, and for every other one the reason why it is not.
-
-    By default all are drawn, except those that search the test images if --images are given. Those that explain the
-    pictures are drawn if --gallery searches the test images anyway.
-    """
-    if args.figures:
-        return list(dict.fromkeys(args.figures)), {
-            name: "not asked for" for name in FIGURES if name not in args.figures
-        }
-    skipped = () if not args.images else ("search",) if args.gallery else ("search", "both")
-    reason = "with --images, the test images are searched only for what --figures names"
-    left_out = {name: reason for name, entry in FIGURES.items() if entry.needs in skipped}
-    return [name for name in FIGURES if name not in left_out], left_out
 
 
 def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str], dict[str, str]]:
@@ -199,7 +172,7 @@ def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]
     message.
     """
     inspection = load_inspection(args.ckpt or default_checkpoint(), args.device, args.data, args.root)
-    names, left_out = choose_figures(args)
+    names, left_out = choose_figures(args.figures, bool(args.images), args.gallery)
     needs = needs_of(names) | ({"search"} if args.gallery else set())
     try:
         if needs & {"pictures", "search"}:
