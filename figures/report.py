@@ -45,15 +45,12 @@ def write_report(
     names = [name for section in SECTIONS for name in FIGURES if FIGURES[name].section == section]
     drawn = [name for name in names if outcomes[name].files]
     numbers = {name: n for n, name in enumerate(drawn, 1)}
-    sections = {
-        section: "".join(
-            show_figure(folder, name, numbers[name], outcomes[name])
-            for name in drawn
-            if FIGURES[name].section == section
-        )
-        + list_missing({name: outcomes[name].reason for name in names if FIGURES[name].section == section})
-        for section in SECTIONS
-    }
+    sections = {section: "" for section in SECTIONS}
+    for name in drawn:
+        sections[FIGURES[name].section] += show_figure(folder, name, numbers[name], outcomes[name])
+    for section in SECTIONS:
+        missing = {name: outcomes[name].reason for name in names if FIGURES[name].section == section}
+        sections[section] += list_missing(missing)
     metadata = inspection.metadata
     single = [(name, file) for name in drawn for file in outcomes[name].files if is_single_channel(file)]
     text = Template(PAGE.read_text(encoding="utf-8")).substitute(

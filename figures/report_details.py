@@ -39,14 +39,14 @@ def training_details(metadata: Metadata) -> Iterator[tuple[str, str]]:
     elif "epochs" in config:
         yield "length", f"{plural(config['epochs'], 'epoch')} planned"
     yield "augmentation", augmentation(config)
-    yield "seed", str(config.get("seed"))
     yield "precision", str(result.get("precision", config.get("precision")))
+    if "device" in result:
+        yield "device", str(result["device"])
     if "seconds" in result:
         yield "time", duration(result["seconds"])
-    if "device" in result:
-        yield "device", result["device"]
     if "torch" in result:
         yield "version", f"torch {result['torch']}"
+    yield "seed", str(config.get("seed"))
     yield from commands(config)
 
 
@@ -54,12 +54,8 @@ def image_sizes(metadata: Metadata) -> str:
     """The size of the network's input, and the epochs at each size if it grew during the training."""
     tests = (entry.get("image_size") for entry in metadata.history if entry["kind"] == "test")
     sizes = [(size, len(list(group))) for size, group in groupby(tests)]
-    side = f"{metadata.image_size}x{metadata.image_size}"
-    return (
-        side
-        if len(sizes) < 2
-        else f"{side}; trained at " + ", ".join(f"{size} ({plural(n, 'epoch')})" for size, n in sizes)
-    )
+    grown = ", ".join(f"{size} ({plural(epochs, 'epoch')})" for size, epochs in sizes)
+    return f"{metadata.image_size}x{metadata.image_size}" + f"; trained at {grown}" * (len(sizes) > 1)
 
 
 def optimizer(config: dict) -> str:
@@ -96,8 +92,9 @@ def augmentation(config: dict) -> str:
 
 def commands(config: dict) -> Iterator[tuple[str, str]]:
     """The command of the training. A shared network holds the lines of its recipe, or several commands."""
-    lines = config.get("recipe") or recipe({k: v for k, v in config.items() if k not in ("resume", "overwrite")})
-    if lines[0].startswith("python"):
+    settings = {name: value for name, value in config.items() if name not in ("resume", "overwrite")}
+    lines = config.get("recipe") or recipe(settings)
+    if lines and lines[0].startswith("python"):
         yield from (("command", line) for line in lines)
         yield "note", "each command continued the one before; the settings above are the last one's"
     else:
@@ -108,7 +105,8 @@ def drawing_details(inspection: Inspection, command: str) -> Iterator[tuple[str,
     """How the figures were drawn."""
     yield "checkpoint", str(inspection.checkpoint)
     if inspection.searched is not None:
-        count = f"{len(inspection.searched):,} of {len(inspection.images):,}, evenly spread"
+        searched, known = len(inspection.searched), len(inspection.images)
+        count = f"{searched:,} of {known:,}, evenly spread" if searched < known else f"all {known:,}"
         yield "test images", f"{count}; {inspection.source}"
     for picture in inspection.pictures:
         yield "picture", picture.title
