@@ -153,7 +153,7 @@ class TestBadInputOfVisualizer:
 
     def test_before_any_training_the_shipped_network_is_shown(self, capsys, tmp_path, monkeypatch, small_run):
         monkeypatch.chdir(tmp_path)
-        flags = ["--figures", "filters", "--dpi", "50", "--device", "cpu"]
+        flags = ["--figures", "training_curves", "--dpi", "50", "--device", "cpu"]
         said = "checkpoints/model.pt does not exist yet: showing the network that comes with the project"
         for ckpt in ([], ["--ckpt"]):
             visualizer.main([*ckpt, *flags])

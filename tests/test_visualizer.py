@@ -13,6 +13,7 @@ from analysis.inspection import add_search, inspect
 from analysis.settings import Settings
 from dataset import sources
 from dataset.preprocess import Preprocess
+from figures.hierarchy import hierarchy_figure
 from network import STAGES, ResNet18
 from runtime import checkpoint
 
@@ -270,14 +271,16 @@ class TestFlags:
         state = checkpoint.load(small_run / "model.pt")
         state["model"]["layer4.1.bn2.weight"][:], state["model"]["layer4.1.bn2.bias"][:] = 0, -1e4
         torch.save(state, tmp_path / "model.pt")
-        figures = ["top9", "hierarchy", "rules", "why", "feature_maps"]
+        figures = ["top9", "rules", "why", "feature_maps"]
         visualize(tmp_path, tmp_path / "plots", "--stages", "conv5_x", "--figures", *figures)
         printed = capsys.readouterr().out
         assert "conv5_x: no image excites these channels: all" in printed
         assert all(f"{name}: left out, no " in printed for name in ("top9", "rules", "why"))
         names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
-        assert names == {"hierarchy", "hierarchy_deconvnet", "conv5_x_feature_maps"}
+        assert names == {"conv5_x_feature_maps"}
         assert "conv5_x 512 of 512" in (tmp_path / "plots" / "report.html").read_text()
+        (axes, *_) = hierarchy_figure({"conv5_x": {}}, "guided", "a title").get_axes()
+        assert "no image excites any channel" in [text.get_text() for text in axes.texts]
 
     def test_imagenets_thousand_classes(self, tmp_path, small_run):
         torch.manual_seed(0)
