@@ -154,7 +154,7 @@ def visualize(args, command: str) -> None:
     elif args.report:
         print("report.html: left out, a page shows PNG files, not PDF")
     if args.images and "why" in left_out and not args.figures:
-        print("why the network decides so for these pictures: add --figures why, which searches the test images")
+        print("why it decides so for these pictures: the same command with --figures why, which needs the test images")
 
 
 def check_classes(classes: tuple[str, str], inspection: Inspection) -> None:

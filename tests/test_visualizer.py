@@ -232,7 +232,7 @@ class TestFlags:
         text = (out / "report.html").read_text()
         assert all(f'src="{folder}/classes.png"' in text for folder in ("cat-2", "cat", "cat-3", "dog.v2"))
         assert "Images that excite a channel most (top9)" in text and "dog.v2.jpg, resized" in text
-        assert "add --figures why" in capsys.readouterr().out
+        assert "the same command with --figures why" in capsys.readouterr().out
 
     def test_what_needs_no_images_is_drawn_without_them(self, small_run, tmp_path, capsys):
         state = checkpoint.load(small_run / "model.pt")
