@@ -33,7 +33,7 @@ FIXED_NAMES = {
     "hierarchy_deconvnet",
     "rules",
     "branches",
-    "unpooling",
+    "mirrors",
     "sanity",
     "confusion_matrix",
     "mistakes",
