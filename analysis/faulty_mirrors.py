@@ -38,8 +38,8 @@ class BiasAdded(ReverseConv2d):
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d):
         super().__init__(conv, bn)
-        bias = nn.ConvTranspose2d(conv.out_channels, conv.in_channels, conv.kernel_size).bias.detach()
-        self.register_buffer("bias", bias.to(conv.weight))
+        bound = conv.weight[0].numel() ** -0.5
+        self.register_buffer("bias", torch.empty(conv.in_channels).uniform_(-bound, bound).to(conv.weight))
 
     def forward(self, signal: Tensor, size: tuple[int, int]) -> Tensor:
         return super().forward(signal, size) + self.bias[:, None, None]

@@ -142,7 +142,7 @@ def draw_tiles(figure: Figure, content: MirrorsContent) -> None:
 
 def draw_table(figure: Figure, top: float, content: MirrorsContent) -> None:
     """Below each mirror's column, its medians by stage."""
-    title = f"By stage, median over {len(content.patches)} units: error / correlation"
+    title = f"By stage, median over up to {UNITS_SHOWN} units: error / correlation"
     text_at(figure, LEFT, top, title, ha="left", fontsize=7, weight="bold")
     for row, (stage, by_name) in enumerate(content.deviations.items(), 1):
         text_at(figure, LEFT + COLUMN + TILE, top + row * TABLE_ROW, stage, ha="right")

@@ -69,12 +69,20 @@ def test_the_network_and_the_random_numbers_stay_as_they_are(random_network):
     before = {name: value.clone() for name, value in random_network.state_dict().items()}
     strides = {name: each.stride for name, each in random_network.named_modules() if hasattr(each, "stride")}
     state = torch.random.get_rng_state()
-    biases = [mirrors_by_mistake(random_network, "guided")["bias added"].conv1.bias for _ in range(2)]
-    assert torch.equal(*biases) and biases[0].any()
+    first, second = (mirrors_by_mistake(random_network, "guided")["bias added"] for _ in range(2))
+    for a, b in zip((first, *first.blocks), (second, *second.blocks), strict=True):
+        assert torch.equal(a.conv1.bias, b.conv1.bias) and a.conv1.bias.all()
     assert torch.equal(torch.random.get_rng_state(), state)
     after = random_network.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], value) for name, value in after.items())
     assert strides == {name: each.stride for name, each in random_network.named_modules() if hasattr(each, "stride")}
+
+
+def test_the_bias_is_that_of_a_new_layer(random_network):
+    bias = mirrors_by_mistake(random_network, "guided")["bias added"].blocks[0].conv1.bias
+    fresh = torch.nn.ConvTranspose2d(64, 64, 3).bias
+    assert bias.std() == pytest.approx(fresh.std().item(), rel=0.4)  # 64 values each
+    assert bias.abs().max() <= fresh.abs().max() * 1.2
 
 
 def test_deviations_by_definition():
