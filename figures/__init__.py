@@ -81,8 +81,8 @@ FIGURES = {
     "mirrors": FigureEntry(
         draw_mirrors,
         "The exact mirror beside faulty ones",
-        "Each column has one mistake found in public code; the numbers say how far its pictures are from the exact ones, "
-        "even where they look alike.",
+        "Each column has one mistake found in public code; the numbers say how far its pictures are from the exact "
+        "ones, even where they look alike.",
         stages=STAGES,
     ),
     "sanity": FigureEntry(
