@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from analysis.activations import check_finite
 from network import ResNet18
-from reverse_network import BRANCHES, RULES, UNPOOLINGS, ReverseResNet18, isolate
+from reverse_network import BRANCHES, RULES, ReverseResNet18, isolate
 
 ALL_RULES = RULES[::-1]  # from the exact gradient to the deconvnet
 
@@ -21,11 +21,6 @@ def mirrors_by_rule(network: ResNet18, rules: Iterable[str], unpool: str = "sum"
 def mirrors_by_branches(network: ResNet18, rule: str, unpool: str = "sum") -> dict[str, ReverseResNet18]:
     """ "both", "residual" or "shortcut" -> the mirror that goes back through these branches of every block."""
     return {branches: ReverseResNet18(network, rule, unpool, branches) for branches in BRANCHES}
-
-
-def mirrors_by_unpooling(network: ResNet18, rule: str) -> dict[str, ReverseResNet18]:
-    """ "sum" or "overwrite" -> the mirror with this unpooling."""
-    return {unpool: ReverseResNet18(network, rule, unpool) for unpool in UNPOOLINGS}
 
 
 @torch.inference_mode()

@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from analysis.channels import random_channels, reconstruct_top_images, robust_limit
+from analysis.channels import random_channels, reconstruct_top_images
 from analysis.crops import corner_inside, crop, energy_centers
 from analysis.inspection import Inspection
 from analysis.settings import Settings
-from figures.image_grid import diverging_rgb, hstack_images, tile_grid, to_array
+from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
 from figures.style import WIDTH_INCHES, heading, styled, unpooling_note
 from figures.top9 import describe_count
 from network import STAGES
@@ -47,11 +47,7 @@ def draw_blocks(inspection: Inspection, settings: Settings, stage: str, channel:
     corners = [corner_inside(center, side, (size, size)) for center in energy_centers(whole[RULES_SHOWN[0]])]
     images = inspection.images[inspection.top_images(inspection.search.top[stage], channel)]
     blocks = {"patches": to_array(crop(inspection.resized(images), side, corners))}
-    for rule, pictures in whole.items():
-        tiles = crop(pictures, side, corners)
-        scaled = (diverging_rgb(*tile) for tile in zip(to_array(tiles), robust_limit(tiles), strict=True))
-        blocks[rule] = np.stack(list(scaled))
-    return blocks
+    return blocks | {rule: diverging_tiles(crop(pictures, side, corners)) for rule, pictures in whole.items()}
 
 
 @styled

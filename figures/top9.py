@@ -12,7 +12,7 @@ from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
 from analysis.settings import Settings
 from figures.entry import NotDrawn
-from figures.image_grid import diverging_rgb, hstack_images, tile_grid, to_array
+from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
 from figures.style import ERROR_COLOR, WIDTH_INCHES, format_two_digits, heading, styled, truncate, unpooling_note
 
 CHANNELS_PER_PAGE = 9  # of the overview
@@ -143,10 +143,7 @@ def overview_figure(results: list[ChannelResult], title: str) -> Figure:
 
 def drawn_blocks(result: ChannelResult) -> list[np.ndarray]:
     """The patches, then the reconstructions by each rule around grey: (n, s, s, 3) in 0..1 each."""
-    blocks = [to_array(result.patches)]
-    for rule, tiles in result.reconstructions.items():
-        limits = (image.scale[rule] for image in result.images)
-        blocks.append(
-            np.stack([diverging_rgb(tile, limit) for tile, limit in zip(to_array(tiles), limits, strict=True)])
-        )
-    return blocks
+    return [to_array(result.patches)] + [
+        diverging_tiles(tiles, [image.scale[rule] for image in result.images])
+        for rule, tiles in result.reconstructions.items()
+    ]
