@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from analysis.activations import check_finite
 from network import ResNet18, Trace
-from reverse_network import BRANCHES, RULES, UNPOOLINGS, ReverseResNet18, isolate
+from reverse_network import BRANCHES, RULES, ReverseResNet18, isolate
 
 ALL_RULES = RULES[::-1]  # from the exact gradient to the deconvnet
 
@@ -20,11 +21,6 @@ def mirrors_by_rule(network: ResNet18, rules: Iterable[str], unpool: str = "sum"
 def mirrors_by_branches(network: ResNet18, rule: str, unpool: str = "sum") -> dict[str, ReverseResNet18]:
     """ "both", "residual" or "shortcut" -> the mirror that goes back through these branches of every block."""
     return {branches: ReverseResNet18(network, rule, unpool, branches) for branches in BRANCHES}
-
-
-def mirrors_by_unpooling(network: ResNet18, rule: str) -> dict[str, ReverseResNet18]:
-    """ "sum" or "overwrite" -> the mirror with this unpooling."""
-    return {unpool: ReverseResNet18(network, rule, unpool) for unpool in UNPOOLINGS}
 
 
 @torch.inference_mode()
@@ -53,6 +49,7 @@ def reconstruct(
     images = torch.arange(len(inputs)) if images is None else images
     channels = torch.as_tensor(channels).expand(len(images))
     pictures = {name: torch.empty(len(images), *inputs.shape[1:], dtype=inputs.dtype) for name in mirrors}
+    progress = tqdm(total=len(images) * len(mirrors), desc="reconstructions", delay=2, leave=False, disable=None)
     for first in range(0, len(inputs), batch_size):
         batch = inputs[first : first + batch_size]
         trace = network.trace(batch, stage)
@@ -61,6 +58,8 @@ def reconstruct(
             signal = isolate(shared.features[stage], channels[part], units if isinstance(units, str) else units[part])
             for name, mirror in mirrors.items():
                 pictures[name][part] = mirror(signal, stage, shared).cpu()
+                progress.update(len(part))
+    progress.close()
     return {name: check_finite(each, f"reconstructions by {name}") for name, each in pictures.items()}
 
 

@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analysis.channels import random_channels, reconstruct_top_images, robust_limit
+from analysis.channels import random_channels, reconstruct_top_images
 from analysis.crops import corner_inside, crop, energy_centers
 from analysis.inspection import Inspection
 from analysis.settings import Settings
-from figures.image_grid import diverging_rgb, hstack_images, tile_grid, to_array
+from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
 from figures.style import WIDTH_INCHES, heading, styled, unpooling_note
 from figures.top9 import describe_count
 from network import STAGES
@@ -49,11 +49,7 @@ def draw_blocks(inspection: Inspection, stage: str, channel: int, whole: dict[st
     corners = [corner_inside(center, side, (size, size)) for center in energy_centers(whole[RULES_SHOWN[0]])]
     images = inspection.images[inspection.top_images(inspection.search.top[stage], channel)]
     blocks = {"patches": to_array(crop(inspection.resized(images), side, corners))}
-    for rule, pictures in whole.items():
-        tiles = crop(pictures, side, corners)
-        scaled = (diverging_rgb(*tile) for tile in zip(to_array(tiles), robust_limit(tiles), strict=True))
-        blocks[rule] = np.stack(list(scaled))
-    return blocks
+    return blocks | {rule: diverging_tiles(crop(pictures, side, corners)) for rule, pictures in whole.items()}
 
 
 @styled
@@ -67,6 +63,8 @@ def hierarchy_figure(stages: dict[str, dict[int, dict[str, np.ndarray]]], rule: 
     for axes in grid.flatten():
         axes.set_axis_off()
     for row, (stage, channels) in zip(grid, stages.items(), strict=True):
+        if not channels:
+            row[0].text(0, 0.5, "no image excites any channel", va="center", transform=row[0].transAxes)
         row[0].text(-0.04, 0.5, stage, rotation=90, ha="right", va="center", transform=row[0].transAxes, fontsize=8)
         for axes, (channel, blocks) in zip(row, channels.items(), strict=False):
             side = int(np.ceil(len(blocks["patches"]) ** 0.5))

@@ -115,7 +115,7 @@ def test_all_channels_on_several_pages(inspection):
 
 
 def test_comparisons_need_a_stage_above_the_pooling(inspection):
-    for name in ("rules", "branches", "unpooling", "sanity"):
+    for name in ("rules", "branches", "mirrors", "sanity"):
         with pytest.raises(NotDrawn, match="one of the --stages conv2_x"):
             next(FIGURES[name].draw(inspection, Settings(stages=("conv1",))))
 
