@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
 from analysis.channels import random_channels, reconstruct_top_images, robust_limit
 from analysis.crops import corner_inside, crop, energy_centers
@@ -35,8 +34,7 @@ def draw_hierarchy(inspection: Inspection, settings: Settings) -> Iterator[tuple
 def draw_channels(inspection: Inspection, settings: Settings, stage: str) -> dict[int, dict[str, np.ndarray]]:
     """channel -> blocks of tiles (k, s, s, 3) in 0..1, the "patches" and one per rule, for some living channels."""
     channels = random_channels(inspection.search.peaks[stage], settings.seed, CHANNELS_PER_STAGE)
-    bar = tqdm(channels, f"hierarchy, {stage}", leave=False, disable=None)
-    return {channel: draw_blocks(inspection, settings, stage, channel) for channel in bar}
+    return {channel: draw_blocks(inspection, settings, stage, channel) for channel in channels}
 
 
 def draw_blocks(inspection: Inspection, settings: Settings, stage: str, channel: int) -> dict[str, np.ndarray]:
