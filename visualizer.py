@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from analysis.inspection import (
     Inspection,
@@ -136,17 +137,18 @@ def visualize(args, command: str) -> None:
     is_searched = args.gallery or "search" in needs_of(names)
     if is_searched:
         inspection = add_search(inspection, settings, searched_stages(names, settings.stages))
+    numbers = summary(inspection, settings) if is_searched else None
+    for stage, dead in numbers["dead_channels"].items() if numbers else ():
+        if len(dead) == CHANNELS[stage]:
+            print(f"{stage}: no image excites any channel")
     outcomes = {name: Outcome(reason=reason) for name, reason in left_out.items()}
-    for name in names:
-        try:
-            drawn = FIGURES[name].draw(inspection, settings)
-            outcomes[name] = write_figures(folder, drawn, args.format, args.dpi)
-        except NotDrawn as reason:
-            print(f"{name}: left out, {reason}")
-            outcomes[name] = Outcome(reason=str(reason))
+    for name in (bar := tqdm(names, unit="figures", leave=False, disable=None)):
+        bar.set_description(name)
+        outcomes[name] = write_figures(folder, FIGURES[name].draw(inspection, settings), args.format, args.dpi)
+        if reason := outcomes[name].reason:
+            say(f"{name}: left out, {reason}")
     if args.gallery:
         print(write_gallery(inspection, settings, folder))
-    numbers = summary(inspection, settings) if is_searched else None
     if numbers:
         write_json(folder / "summary.json", numbers)
     if args.report and args.format == "png":
@@ -194,26 +196,35 @@ def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]
 def write_figures(folder: Path, drawn: Iterator[tuple[Path, Figure | Any]], format: str, dpi: int) -> Outcome:
     """Write each figure as it is drawn, and anything else as JSON; print the name and the seconds it took."""
     started, files, json_content = time.monotonic(), [], None
-    for path, content in drawn:
-        if not isinstance(content, Figure):
-            json_content = content
-            write_json(folder / f"{path}.json", content)
-            continue
-        file = path.with_name(f"{path.name}.{format}")
-        (folder / file).parent.mkdir(exist_ok=True)
-        with atomic_file(folder / file) as stream:
-            style.save(content, stream, format, dpi)
-        print(f"{folder / file} ({time.monotonic() - started:.1f} s)", flush=True)
-        files.append(file)
-        started = time.monotonic()
-    return Outcome(tuple(files), json_content)
+    try:
+        for path, content in drawn:
+            if not isinstance(content, Figure):
+                json_content = content
+                write_json(folder / f"{path}.json", content)
+                continue
+            file = path.with_name(f"{path.name}.{format}")
+            (folder / file).parent.mkdir(exist_ok=True)
+            with atomic_file(folder / file) as stream:
+                style.save(content, stream, format, dpi)
+            say(f"{folder / file} ({time.monotonic() - started:.1f} s)")
+            files.append(file)
+            started = time.monotonic()
+    except NotDrawn as reason:
+        return Outcome(reason=str(reason))
+    return Outcome(tuple(files), json_content, "" if files else "no image excites its channels")
 
 
 def write_json(file: Path, content: Any) -> None:
     """Write a JSON file whole or not at all, and print its name."""
     with atomic_file(file) as stream:
         stream.write(json.dumps(content, indent=1, allow_nan=False).encode())
-    print(file)
+    say(str(file))
+
+
+def say(line: str) -> None:
+    """Print a line above the progress bars, at once."""
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 def main(argv=None):

@@ -274,7 +274,7 @@ class TestFlags:
         figures = ["top9", "rules", "why", "feature_maps"]
         visualize(tmp_path, tmp_path / "plots", "--stages", "conv5_x", "--figures", *figures)
         printed = capsys.readouterr().out
-        assert "conv5_x: no image excites these channels: all" in printed
+        assert "conv5_x: no image excites any channel" in printed
         assert all(f"{name}: left out, no " in printed for name in ("top9", "rules", "why"))
         names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
         assert names == {"conv5_x_feature_maps"}
