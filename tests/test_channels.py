@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_folder
+from matplotlib.text import Text
 
 from analysis.activations import SearchResult, TopActivations
 from analysis.channels import chosen_channels, inspect_channel, inspect_channels, strongest_units
@@ -178,7 +179,7 @@ def test_an_unpooling_that_is_not_exact_is_named(inspection):
     settings = Settings(unpool="overwrite")
     for name in ("top9", "reconstructions", "rules", "branches", "sanity"):
         _, figure = next(FIGURES[name].draw(inspection, settings))
-        texts = " ".join(part.get_suptitle() for part in (figure, *figure.subfigs))
+        texts = " ".join(text.get_text() for text in figure.findobj(Text))
         assert "overwriting unpooling" in texts.replace("\n", " "), name
 
 
