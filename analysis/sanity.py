@@ -1,33 +1,111 @@
-"""Sanity check: how much of a picture survives random weights (Adebayo et al., arXiv:1810.03292)."""
+"""Sanity check: how much of a picture survives random weights (Adebayo et al., arXiv:1810.03292).
+
+Weights become random from the top down, as in that paper, or from the bottom up. From the top down, the activations
+below keep their scales, so that the result cannot rank methods (Binder et al., arXiv:2211.12486).
+"""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
+from analysis.correlation import correlations, ranks
+from analysis.reconstruction import ALL_RULES, mirrors_by_rule, reconstruct
 from network import STAGES, ResNet18
 
 MODULES = dict(zip(STAGES, (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)), strict=True))
+DIRECTIONS = ("top-down", "bottom-up")
 
 
-def randomized_networks(network: ResNet18, stage: str) -> Iterator[tuple[str, ResNet18]]:
-    """(name, network): as trained, then with the weights of `stage` and, one by one, of all stages below at random.
+def randomized_networks(network: ResNet18, stage: str, direction: str = "top-down") -> Iterator[tuple[str, ResNet18]]:
+    """(name, network) for each stage up to `stage`, from the top down or from the bottom up: it and those before.
 
-    The random weights are a fixed initialisation. All names but the first share one copy of the network, which changes
-    from step to step; the network itself does not.
+    The weights of these stages are a fixed random initialisation. All names share one copy of the network, which
+    changes from step to step; the network itself does not.
     """
-    yield "trained", network
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         fresh = ResNet18(network.fc.out_features)
     network = copy.deepcopy(network)
-    for below in reversed(STAGES[: STAGES.index(stage) + 1]):
-        for name in MODULES[below]:
+    stages = STAGES[: STAGES.index(stage) + 1]
+    for n, random in enumerate(stages[::-1] if direction == "top-down" else stages):
+        for name in MODULES[random]:
             getattr(network, name).load_state_dict(getattr(fresh, name).state_dict())
-        yield f"{below} random" if below == stage else f"+ {below}", network
+        yield f"+ {random}" if n else f"{random} random", network
+
+
+@dataclass(frozen=True)
+class Step:
+    """The pictures by one network, or of the edges, compared with those by the trained network.
+
+    name         of the network, or "edges"
+    example      rule -> (3, H, W): the first picture
+    correlation  rule -> one value per picture: Spearman's rank correlation of `saliency` with the trained network's;
+                 None if a picture is zero everywhere
+    """
+
+    name: str
+    example: dict[str, Tensor]
+    correlation: dict[str, list[float | None]]
+
+
+@dataclass(frozen=True)
+class SanityCheck:
+    """What is left of the trained network's pictures.
+
+    directions  of DIRECTIONS -> its steps; the first is the trained network
+    edges       Sobel edges of the images: what would be left by a picture that does not depend on the network
+    """
+
+    directions: dict[str, list[Step]]
+    edges: Step
+
+
+def check_sanity(
+    network: ResNet18,
+    inputs: Tensor,
+    images: Tensor,
+    stage: str,
+    channels: Sequence[int],
+    unpool: str = "sum",
+    batch_size: int = 24,
+) -> SanityCheck:
+    """Reconstruct whole maps by every rule while the network's weights become random, in both directions.
+
+    inputs    (n, 3, H, W) normalised images, on the network's device
+    images    (n, 3, H, W) the same in 0..1, on the CPU
+    channels  of `stage`, one per image
+    """
+
+    def draw(network: ResNet18) -> dict[str, Tensor]:
+        mirrors = mirrors_by_rule(network, ALL_RULES, unpool)
+        return reconstruct(network, mirrors, inputs, stage, channels, batch_size=batch_size)
+
+    trained = draw(network)
+    expected = {rule: ranks(saliency(each)) for rule, each in trained.items()}
+
+    def compare(name: str, pictures: dict[str, Tensor]) -> Step:
+        found = {rule: correlations(expected[rule], ranks(saliency(each))) for rule, each in pictures.items()}
+        return Step(name, {rule: each[0].clone() for rule, each in pictures.items()}, found)
+
+    count = len(DIRECTIONS) * (STAGES.index(stage) + 1)
+    directions = {}
+    with tqdm(total=count, desc="sanity", unit="networks", leave=False, disable=None) as progress:
+        for direction in DIRECTIONS:
+            directions[direction] = [compare("trained", trained)]
+            for name, random in randomized_networks(network, stage, direction):
+                directions[direction].append(compare(name, draw(random)))
+                progress.update()
+    return SanityCheck(directions, compare("edges", dict.fromkeys(ALL_RULES, sobel_edges(images))))
+
+
+def saliency(pictures: Tensor) -> Tensor:
+    """(n, 3, H, W) -> (n, H, W): the sum of absolute values over the colors."""
+    return pictures.abs().sum(1)
 
 
 def sobel_edges(images: Tensor) -> Tensor:
@@ -36,19 +114,3 @@ def sobel_edges(images: Tensor) -> Tensor:
     kernels = torch.stack([across, across.T])[:, None]
     grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     return F.conv2d(grey, kernels).norm(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-
-
-def saliency(picture: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> (H, W): the sum of absolute values over the colors."""
-    return np.abs(picture).sum(-1)
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Spearman's rank correlation of two arrays of equal size; ties share their mean rank. None if one is constant."""
-    ranks = []
-    for values in (a, b):
-        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((counts.cumsum() - (counts - 1) / 2)[place.reshape(-1)])
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return None
-    return float(np.corrcoef(ranks)[0, 1])

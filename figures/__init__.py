@@ -8,7 +8,7 @@ from figures.entry import FigureEntry
 from figures.evolution import draw_evolution
 from figures.filters import draw_filters
 from figures.hierarchy import draw_hierarchy
-from figures.mirrors import draw_unpooling
+from figures.mirrors import draw_mirrors
 from figures.rules import draw_branches, draw_rules
 from figures.sanity import draw_sanity
 from figures.scores import draw_confusion_matrix, draw_mistakes
@@ -85,10 +85,12 @@ FIGURES = {
         "The norms say how much of a picture came through the convolutions alone and through the shortcuts alone.",
         section="belief",
     ),
-    "unpooling": FigureEntry(
-        draw_unpooling,
-        "Exact unpooling and unpooling that overwrites",
-        "The difference is what a picture loses when one of the values that meet at a switch overwrites the others.",
+    "mirrors": FigureEntry(
+        draw_mirrors,
+        "The exact mirror beside faulty ones",
+        "Each column has one mistake found in public code; the numbers say how far its pictures are from the exact "
+        "ones, even where they look alike.",
+        stages=STAGES,
         section="belief",
     ),
     "sanity": FigureEntry(

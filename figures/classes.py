@@ -7,12 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.channels import robust_limit
 from analysis.class_evidence import ClassEvidence, class_evidence
 from analysis.inspection import Inspection
 from analysis.reconstruction import mirrors_by_rule
 from analysis.settings import Settings
-from figures.image_grid import diverging_rgb, to_array
+from figures.image_grid import diverging_tiles, to_array
 from figures.style import WIDTH_INCHES, styled, truncate, unpooling_note
 from reverse_network import RULES
 
@@ -47,8 +46,7 @@ def classes_figure(image: np.ndarray, evidence: ClassEvidence, names: Sequence[s
         figure.text((left - 0.08) / WIDTH_INCHES, middle, label, ha="right", va="center")
         for column, (rule, pictures) in enumerate(evidence.pictures.items()):
             axes = axes_at(figure, left + column * (tile + gap), top + row * (tile + gap), tile, tile)
-            limit = robust_limit(pictures[row : row + 1])[0]
-            axes.imshow(diverging_rgb(to_array(pictures[row]), limit), interpolation="antialiased")
+            axes.imshow(diverging_tiles(pictures[row : row + 1])[0], interpolation="antialiased")
             if row == 0:
                 axes.set_title(rule, pad=3)
     note = (

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from analysis.crops import crop_together
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.entry import NotDrawn
-from figures.image_grid import diverging_rgb, to_array
+from figures.image_grid import diverging_tiles, to_array
 from figures.style import WIDTH_INCHES, heading, styled
 from network import STAGES
 
@@ -43,10 +42,10 @@ def select_units_above_pooling(inspection: Inspection, settings: Settings) -> St
 
 def crop_rows(
     inspection: Inspection, units: StrongestUnits, pictures: dict[str, Tensor]
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Each unit's image and its pictures, cropped alike: (n, s, s, 3), and the same for every column."""
+) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """Each unit's image (n, s, s, 3) and, for every column, its picture (n, 3, s, s), cropped alike."""
     patches, columns = crop_together(inspection.resized(inspection.images[units.images]), pictures)
-    return to_array(patches), {name: to_array(each) for name, each in columns.items()}
+    return to_array(patches), columns
 
 
 def row_captions(units: StrongestUnits) -> list[str]:
@@ -55,9 +54,9 @@ def row_captions(units: StrongestUnits) -> list[str]:
     return [f"channel {channel}\nimage {image}\nactivation {score:.2f}" for channel, image, score in rows]
 
 
-def tile_limits(columns: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """`robust_limit` of every tile: column (n, s, s, 3) -> n half-widths of color scales."""
-    return {name: robust_limit(torch.from_numpy(each).movedim(-1, 1)) for name, each in columns.items()}
+def tile_limits(columns: dict[str, Tensor]) -> dict[str, list[float]]:
+    """`robust_limit` of every tile: column (n, 3, s, s) -> n half-widths of color scales."""
+    return {name: robust_limit(each) for name, each in columns.items()}
 
 
 def scale_captions(limits: dict[str, list[float]]) -> dict[str, list[str]]:
@@ -74,13 +73,13 @@ def relative_norms(pictures: Tensor, references: Tensor) -> list[float | None]:
 @styled
 def comparison_figure(
     patches: np.ndarray,
-    columns: dict[str, np.ndarray],
+    columns: dict[str, Tensor],
     row_captions: list[str],
     tile_captions: dict[str, list[str]],
     title: Iterable[str],
     limits: dict[str, list[float]],
 ) -> Figure:
-    """Rows of pictures: a patch (n, s, s, 3) in 0..1, then one tile per column, (n, s, s, 3) around grey.
+    """Rows of pictures: a patch (n, s, s, 3) in 0..1, then one tile per column, (n, 3, s, s) around grey.
 
     tile_captions  column -> n texts below its tiles
     title          lines of text above all
@@ -93,12 +92,10 @@ def comparison_figure(
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     heading(figure, *title, width=int(15 * (0.8 + across * tile)))
     grid = figure.subplots(count, across, squeeze=False)
+    shown = [patches, *(diverging_tiles(each, limits[name]) for name, each in columns.items())]
     for row, axes in enumerate(grid):
-        tiles = [patches[row]]
-        for name, each in columns.items():
-            tiles.append(diverging_rgb(each[row], limits[name][row]))
-        for column, picture in zip(axes, tiles, strict=True):
-            column.imshow(picture, interpolation="nearest")
+        for column, tiles in zip(axes, shown, strict=True):
+            column.imshow(tiles[row], interpolation="antialiased")
             column.set_xticks([])
             column.set_yticks([])
             column.spines[:].set_visible(False)

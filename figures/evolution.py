@@ -21,7 +21,7 @@ def draw_evolution(inspection: Inspection, settings: Settings) -> Iterator[tuple
     units = select_units(inspection, settings)
     columns, captions = {}, {}
     for epoch in evolution(inspection, settings, snapshots, units):
-        columns[epoch.name] = to_array(epoch.pictures)
+        columns[epoch.name] = epoch.pictures
         found = zip(epoch.units.images.tolist(), epoch.units.scores.tolist(), strict=True)
         captions[epoch.name] = [f"image {image}\n{score:.2f}" for image, score in found]
     searched = f"{len(inspection.searched):,} test images"

@@ -4,11 +4,14 @@ Pictures are (H, W, 3) float in 0..1; reconstructions have any sign and are draw
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 from torch import Tensor
+
+from analysis.channels import robust_limit
 
 MIN_TILE_PIXELS = 56
 
@@ -45,6 +48,15 @@ def color_limit(pictures: np.ndarray) -> float:
 def diverging_rgb(pictures: np.ndarray, limit: float) -> np.ndarray:
     """-limit..limit -> 0..1, with zero at grey; values beyond are clipped. All grey for a limit of zero."""
     return np.clip(0.5 + 0.5 * pictures / limit, 0, 1) if limit > 0 else np.full_like(pictures, 0.5)
+
+
+def diverging_tiles(tiles: Tensor, limits: Sequence[float] | None = None) -> np.ndarray:
+    """Reconstructions (n, 3, s, s) -> (n, s, s, 3) in 0..1, each on its own scale, with zero at grey.
+
+    limits: half-widths of the tiles' color scales; by default the `robust_limit` of each
+    """
+    limits = robust_limit(tiles) if limits is None else limits
+    return np.stack([diverging_rgb(tile, limit) for tile, limit in zip(to_array(tiles), limits, strict=True)])
 
 
 def hstack_images(pictures: list[np.ndarray], gap_share: float = 1 / 24) -> np.ndarray:

@@ -51,6 +51,12 @@ def heading(figure: Figure, *lines: str, width: int = 105) -> None:
     figure.suptitle("\n".join(textwrap.fill(line, width) for line in lines))
 
 
+def text_at(figure: Figure, left: float, top: float, text: str, **how) -> None:
+    """Text at a place in inches from the figure's upper left corner: centred, 6 points, unless said otherwise."""
+    width, height = figure.get_size_inches()
+    figure.text(left / width, 1 - top / height, text, **{"fontsize": 6, "ha": "center", "va": "center"} | how)
+
+
 def truncate(name: str, most: int) -> str:
     """A name of at most this many letters, with an ellipsis where it was cut."""
     return name if len(name) <= most else name[: most - 1] + "…"

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.channels import ChannelResult, TopImage, channels_to_draw, inspect_channel
+from analysis.channels import ChannelResult, TopImage, channels_to_draw, inspect_channels
 from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
 from analysis.settings import Settings
-from figures.image_grid import diverging_rgb, hstack_images, tile_grid, to_array
+from figures.entry import NotDrawn
+from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
 from figures.style import ERROR_COLOR, WIDTH_INCHES, format_two_digits, heading, styled, truncate, unpooling_note
 
 CHANNELS_PER_PAGE = 9  # of the overview
@@ -19,23 +21,28 @@ BLOCK_GAP = 1 / 12  # between patches and reconstructions, relative to a block's
 
 
 def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
-    """Every channel large and pages of all, stage by stage; at last the content of top9.json."""
+    """Every channel large and pages of all, stage by stage; at last the content of top9.json.
+
+    Raises NotDrawn when no image excites any of the channels.
+    """
     entries = []
     for stage in settings.stages:
         alive, dead = channels_to_draw(settings, inspection.search, stage)
         if dead:
             print(f"{stage}: no image excites these channels: {' '.join(map(str, dead))}")
-        pages = [alive[n : n + CHANNELS_PER_PAGE] for n in range(0, len(alive), CHANNELS_PER_PAGE)]
-        for page, channels in enumerate(pages, 1):
+        found = inspect_channels(inspection, settings, stage, alive)
+        pages = math.ceil(len(alive) / CHANNELS_PER_PAGE)
+        for page in range(1, pages + 1):
             results = []
-            for channel in channels:
-                result = inspect_channel(inspection, settings, stage, channel)
+            for result in islice(found, CHANNELS_PER_PAGE):
                 results.append(result)
                 entries += result.entries()
                 figure = channel_figure(result, large_title(inspection, settings, result))
-                yield Path(f"{stage}_top9_channel_{channel}"), figure
-            name = f"{stage}_top9" + (f"_page_{page}" if len(pages) > 1 else "")
+                yield Path(f"{stage}_top9_channel_{result.channel}"), figure
+            name = f"{stage}_top9" + (f"_page_{page}" if pages > 1 else "")
             yield Path(name), overview_figure(results, f"{stage}, {describe_count(inspection, settings)}")
+    if not entries:
+        raise NotDrawn("no image excites the channels asked for")
     yield Path("top9"), entries
 
 
@@ -137,10 +144,7 @@ def overview_figure(results: list[ChannelResult], title: str) -> Figure:
 
 def drawn_blocks(result: ChannelResult) -> list[np.ndarray]:
     """The patches, then the reconstructions by each rule around grey: (n, s, s, 3) in 0..1 each."""
-    blocks = [to_array(result.patches)]
-    for rule, tiles in result.reconstructions.items():
-        limits = (image.scale[rule] for image in result.images)
-        blocks.append(
-            np.stack([diverging_rgb(tile, limit) for tile, limit in zip(to_array(tiles), limits, strict=True)])
-        )
-    return blocks
+    return [to_array(result.patches)] + [
+        diverging_tiles(tiles, [image.scale[rule] for image in result.images])
+        for rule, tiles in result.reconstructions.items()
+    ]

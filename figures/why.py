@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.channel_groups import ChannelGroups, group_channels
-from analysis.channels import robust_limit
 from analysis.class_evidence import STAGE
 from analysis.inspection import Inspection, Picture, picture_of
 from analysis.reconstruction import mirrors_by_rule
@@ -19,7 +18,7 @@ from analysis.settings import Settings
 from analysis.why import Decision, GroupShare, class_numbers, group_pictures, most_exciting, split_decision
 from figures.classes import axes_at, format_percent
 from figures.entry import NotDrawn
-from figures.image_grid import diverging_rgb, to_array
+from figures.image_grid import diverging_tiles, to_array
 from figures.style import ERROR_COLOR, WIDTH_INCHES, styled, truncate, unpooling_note
 
 GROUPS_SHOWN = 8
@@ -163,10 +162,10 @@ def why_figure(content: ShownDecision) -> Figure:
     draw_bars(axes_at(figure, 0.9, TOP, 2.15, rows + 0.57), content)
     left = WIDTH_INCHES - 0.06 - (1 + EXAMPLES_SHOWN) * ROW - 0.06
     others = left + ROW + 0.06
+    tiles = diverging_tiles(content.pictures)
     for row, place in enumerate(content.shown):
-        limit = robust_limit(content.pictures[row : row + 1])[0]
         seen = axes_at(figure, left, TOP + row * ROW, TILE, TILE)
-        seen.imshow(diverging_rgb(to_array(content.pictures[row]), limit), interpolation="antialiased")
+        seen.imshow(tiles[row], interpolation="antialiased")
         seen.spines[:].set(visible=True, linewidth=1.5, color=side_color(content.decision.groups[place].contribution))
         for column, example in enumerate(content.examples[row]):
             axes = axes_at(figure, others + column * ROW, TOP + row * ROW, TILE, TILE)

@@ -13,7 +13,6 @@ from analysis.channels import robust_limit
 from analysis.crops import crop, crop_boxes
 from analysis.evolution import evolution
 from analysis.inspection import inspect
-from analysis.sanity import randomized_networks, sobel_edges
 from analysis.settings import Settings
 from figures import FIGURES, comparison
 from figures.entry import NotDrawn
@@ -36,8 +35,8 @@ def units(inspection):
 
 
 def draw(name, inspection, settings=SETTINGS):
-    """The one figure of this name."""
-    ((path, figure),) = FIGURES[name].draw(inspection, settings)
+    """The figure of this name."""
+    path, figure = next(FIGURES[name].draw(inspection, settings))
     assert path.name == name
     return figure
 
@@ -114,47 +113,6 @@ def test_tiles_are_the_mirrors_under_its_name(inspection, units, name, mirrors):
             assert found == pytest.approx(shares.tolist(), rel=0.06)  # two digits
 
 
-def test_the_unpoolings_error_is_that_of_the_whole_pictures(inspection, units):
-    figure = draw("unpooling", inspection)
-    exact, other = (
-        mirrored(inspection, units, ReverseResNet18(inspection.network, "deconvnet", how))
-        for how in ("sum", "overwrite")
-    )
-    assert not torch.allclose(exact, other)  # there is something to show
-    box = crop_boxes([exact, other, other - exact])
-    limits = torch.tensor(robust_limit(crop(exact, *box)))[:, None, None, None]
-    expected = (crop(other - exact, *box) / limits).clamp(-1, 1).permute(0, 2, 3, 1).numpy()
-    assert np.allclose(shown(figure, 3, len(expected)), expected, atol=1e-4)
-    errors = (exact - other).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
-    labels = [axes.get_xlabel() for axes in figure.get_axes() if axes.get_xlabel().startswith("error")]
-    found = [float(label.removeprefix("error ").removesuffix("%")) / 100 for label in labels]
-    assert found == pytest.approx(errors.tolist(), abs=0.006)
-    mean = float(figure.get_suptitle().split("mean relative error ")[1].split("%")[0]) / 100
-    assert mean == pytest.approx(errors.mean().item(), abs=0.006)
-
-
-def test_sanity_shows_every_network_under_every_rule(inspection, units):
-    figure = draw("sanity", inspection)
-    axes = figure.get_axes()
-    columns = [column.get_title() for column in axes[:8]]
-    assert columns == ["image", "trained", "conv5_x random", "+ conv4_x", "+ conv3_x", "+ conv2_x", "+ conv1", "edges"]
-    assert {axes[1 + 8 * row].get_xlabel() for row in range(6)} == {"1.00"}  # the trained network's with themselves
-    rows = [(rule, place) for rule in ("gradient", "guided", "deconvnet") for place in range(2)]
-    captions = [f"{rule}\nchannel {units.channels[place]}" for rule, place in rows]
-    assert [left.get_ylabel() for left in axes[::8]] == captions
-    images = inspection.images[units.images[:2]]
-    for column, (_, network) in enumerate(randomized_networks(inspection.network, "conv5_x"), 1):
-        with torch.inference_mode():
-            trace = network.trace(inspection.preprocess(images))
-            signal = isolate(trace.features["conv5_x"], units.channels[:2])
-            expected = [
-                ReverseResNet18(network, rule)(signal, "conv5_x", trace) for rule in ("gradient", "guided", "deconvnet")
-            ]
-        assert np.allclose(shown(figure, column, 6), own_scale(torch.cat(expected)), atol=1e-4), column
-    edges = own_scale(torch.cat([sobel_edges(images / 255)] * 3))
-    assert np.allclose(shown(figure, 7, 6), edges, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     "settings",
     [Settings(channels="all"), Settings(limit=1), Settings(top=1), Settings(limit=3, top=25)],
@@ -163,7 +121,7 @@ def test_sanity_shows_every_network_under_every_rule(inspection, units):
 def test_odd_but_legal(small_run, settings):
     settings = replace(settings, stages=("conv5_x",))
     inspection = inspect(small_run / "model.pt", settings, "cpu")
-    for name in ("rules", "unpooling", "sanity", "confusion_matrix"):
+    for name in ("rules", "branches", "mirrors", "sanity", "confusion_matrix"):
         draw(name, inspection, settings).draw_without_rendering()
 
 

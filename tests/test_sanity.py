@@ -1,32 +1,53 @@
-"""Random weights, rank correlation and Sobel edges, against their definitions."""
+"""Random weights, rank correlation and Sobel edges, against their definitions; the figure and its numbers."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from analysis.sanity import MODULES, randomized_networks, rank_correlation, sobel_edges
+from analysis.channels import robust_limit
+from analysis.correlation import correlations, ranks
+from analysis.crops import crop, crop_boxes
+from analysis.inspection import inspect
+from analysis.reconstruction import ALL_RULES
+from analysis.sanity import DIRECTIONS, MODULES, randomized_networks, saliency, sobel_edges
+from analysis.settings import Settings
+from figures.comparison import select_units
+from figures.image_grid import diverging_rgb, to_array
+from figures.sanity import draw_sanity, strongest_channels_of_images
 from network import STAGES, ResNet18
+from reverse_network import ReverseResNet18, isolate
 
 
-def ranks(values):
-    """By definition: how many are smaller, and half of those that are equal."""
+def ranks_by_definition(values):
+    """How many are smaller, and half of those that are equal."""
     return [
         (sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2) for value in values
     ]
 
 
 class TestRankCorrelation:
-    def test_by_definition(self):
-        random = np.random.RandomState(0)
-        a, b = random.randint(0, 9, (2, 5, 8))  # with many equals
-        expected = np.corrcoef(ranks(a.flatten()), ranks(b.flatten()))[0, 1]
-        assert rank_correlation(a, b) == pytest.approx(expected, abs=1e-12)
+    def test_ranks_by_definition(self):
+        values = torch.from_numpy(np.random.RandomState(0).randint(0, 9, (3, 5, 8)))  # with many equals
+        values[2] = 4
+        expected = [ranks_by_definition(row.flatten().tolist()) for row in values]
+        assert ranks(values).tolist() == expected
+
+    def test_correlation_by_definition(self):
+        a, b = torch.randn(2, 4, 5, 8)
+        b[3] = 0.1  # constant, though its sum is rounded
+        expected = [
+            np.corrcoef(x.flatten(), y.flatten())[0, 1] for x, y in zip(a[:3].numpy(), b[:3].numpy(), strict=True)
+        ]
+        assert correlations(a, b)[:3] == pytest.approx(expected, abs=1e-6)
+        assert correlations(a, b)[3] is None and correlations(b, a)[3] is None
 
     def test_it_sees_the_order_alone(self):
-        a = np.random.RandomState(0).rand(6, 7)
-        assert rank_correlation(a, np.exp(5 * a)) == pytest.approx(1)
-        assert rank_correlation(a, -(a**3)) == pytest.approx(-1)
-        assert rank_correlation(a, np.zeros_like(a)) is None
+        a = torch.rand(1, 6, 7)
+        for b, expected in ((torch.exp(5 * a), 1), (-(a**3), -1)):
+            assert correlations(ranks(a), ranks(b)) == pytest.approx([expected])
 
 
 def test_edges_are_where_grey_changes():
@@ -39,22 +60,35 @@ def test_edges_are_where_grey_changes():
     assert not sobel_edges(torch.full((1, 3, 8, 8), 0.7)).abs().gt(1e-6).any()
 
 
-def test_weights_become_random_from_the_top_down():
+@pytest.mark.parametrize(
+    "direction, names",
+    [
+        ("top-down", ["conv4_x random", "+ conv3_x", "+ conv2_x", "+ conv1"]),
+        ("bottom-up", ["conv1 random", "+ conv2_x", "+ conv3_x", "+ conv4_x"]),
+    ],
+)
+def test_weights_become_random_stage_by_stage(direction, names):
     torch.manual_seed(1)
     network = ResNet18(4).eval()
     for value in network.parameters():
         torch.nn.init.normal_(value)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    names = []
-    for count, (name, found) in enumerate(randomized_networks(network, "conv4_x")):
-        names.append(name)
+    stages = [name.removeprefix("+ ").removesuffix(" random") for name in names]
+    for count, (name, found) in enumerate(randomized_networks(network, "conv4_x", direction), 1):
+        assert name == names[count - 1]
         changed = {
             name.split(".")[0] for name, value in found.state_dict().items() if not torch.equal(value, before[name])
         }
-        random = [part for stage in ("conv4_x", "conv3_x", "conv2_x", "conv1")[:count] for part in MODULES[stage]]
-        assert changed == set(random) and not found.training
-    assert names == ["trained", "conv4_x random", "+ conv3_x", "+ conv2_x", "+ conv1"]
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+        assert changed == {part for stage in stages[:count] for part in MODULES[stage]} and not found.training
+    assert count == 4
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_both_directions_end_at_the_same_network():
+    *_, (_, down) = randomized_networks(ResNet18(4), "conv5_x", "top-down")
+    *_, (_, up) = randomized_networks(ResNet18(4), "conv5_x", "bottom-up")
+    for name, value in down.state_dict().items():
+        assert torch.equal(value, up.state_dict()[name]) or name.startswith("fc."), name
 
 
 def test_the_random_weights_are_always_the_same():
@@ -73,3 +107,108 @@ def test_stages_are_those_of_the_network():
     assert MODULES.keys() == set(STAGES)
     names = {name for parts in MODULES.values() for name in parts}
     assert names == {name for name, module in ResNet18().named_children() if list(module.parameters())} - {"fc"}
+
+
+SETTINGS = Settings(stages=("conv4_x",))
+
+
+@pytest.fixture(scope="module")
+def inspection(small_run):
+    return inspect(small_run / "model.pt", SETTINGS, "cpu")
+
+
+@pytest.fixture(scope="module")
+def drawn(inspection):
+    (_, figure), (_, content) = draw_sanity(inspection, SETTINGS)
+    assert isinstance(figure, Figure)
+    return figure, content
+
+
+@pytest.fixture(scope="module")
+def expected(inspection, drawn):
+    """direction -> step -> rule -> whole pictures: of the example, then of the images of the curves."""
+    _, content = drawn
+    units = select_units(inspection, SETTINGS)
+    images = inspection.images[[units.images[0].item(), *content["images"]]]
+    channels = [units.channels[0], *content["channels"]]
+
+    def pictures(network):
+        with torch.inference_mode():
+            trace = network.trace(inspection.preprocess(images), "conv4_x")
+            signal = isolate(trace.features["conv4_x"], channels)
+            return {rule: ReverseResNet18(network, rule)(signal, "conv4_x", trace) for rule in ALL_RULES}
+
+    trained = pictures(inspection.network)
+    return {
+        direction: {"trained": trained}
+        | {name: pictures(network) for name, network in randomized_networks(inspection.network, "conv4_x", direction)}
+        for direction in DIRECTIONS
+    }
+
+
+class TestFigure:
+    def test_every_network_under_every_rule(self, drawn, expected):
+        """Own scale per tile; all cropped like the trained network's."""
+        figure, _ = drawn
+        axes = iter(figure.get_axes())
+        for steps in expected.values():
+            trained = [steps["trained"][rule][:1] for rule in ALL_RULES]
+            assert next(axes).get_title() == "image"
+            for rule in ALL_RULES:
+                for name, pictures in steps.items():
+                    tile = crop(pictures[rule][:1], *crop_boxes(trained))
+                    found = next(axes)
+                    (limit,) = robust_limit(tile)
+                    shown = found.get_images()[0].get_array()
+                    assert np.allclose(shown, diverging_rgb(to_array(tile)[0], limit), atol=1e-3), (rule, name)
+                    (value,) = correlations(*(ranks(saliency(each[rule][:1])) for each in (steps["trained"], pictures)))
+                    label = found.get_xlabel()
+                    assert label == "–" if value is None else float(label) == pytest.approx(value, abs=0.0051)
+                next(axes)  # edges
+            lines = {line.get_label(): line for line in next(axes).get_lines()}
+            assert set(ALL_RULES) <= lines.keys()
+
+    def test_curves_are_medians_and_quartiles_over_the_images(self, drawn, expected):
+        figure, content = drawn
+        assert content["stage"] == "conv4_x" and len(content["images"]) == 12 and content["images"] == list(range(12))
+        curves = [axes for axes in figure.get_axes() if axes.get_legend()]
+        for axes, (direction, steps) in zip(curves, expected.items(), strict=True):
+            lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+            assert content["directions"][direction].keys() == steps.keys()
+            for place, (name, pictures) in enumerate(steps.items()):
+                for rule in ALL_RULES:
+                    entry = content["directions"][direction][name][rule]
+                    values = [
+                        spearman(*(each[rule][n].abs().sum(0).numpy() for each in (steps["trained"], pictures)))
+                        for n in range(1, 13)
+                    ]
+                    assert [value is None for value in entry["values"]] == [value is None for value in values]
+                    known = [value for value in values if value is not None]
+                    if known:
+                        expected_numbers = np.quantile(known, [0.25, 0.5, 0.75])
+                        numbers = [entry["low"], entry["median"], entry["high"]]
+                        assert numbers == pytest.approx(expected_numbers.tolist(), abs=0.01)
+                        assert lines[rule][place] == pytest.approx(entry["median"])
+
+    def test_each_image_by_the_channel_it_excites_most(self, inspection):
+        images, channels = strongest_channels_of_images(inspection, "conv4_x")
+        with torch.inference_mode():
+            features = inspection.network.trace(inspection.preprocess(inspection.images[images])).features["conv4_x"]
+        peaks = features.amax((2, 3))
+        assert torch.allclose(peaks[torch.arange(12), channels], peaks.amax(1), rtol=1e-4)
+
+    def test_large_images_are_fewer(self, inspection):
+        metadata = replace(inspection.metadata, image_size=448)
+        images, channels = strongest_channels_of_images(replace(inspection, metadata=metadata), "conv4_x")
+        assert images.tolist() == [0, 3, 6, 9] and len(channels) == 4
+
+
+def spearman(a, b):
+    """None where one is constant."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    found = []
+    for values in (a, b):
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        found.append((counts.cumsum() - (counts - 1) / 2)[place.reshape(-1)])
+    return np.corrcoef(found)[0, 1]

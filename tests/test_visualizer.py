@@ -34,7 +34,7 @@ FIXED_NAMES = {
     "hierarchy_deconvnet",
     "rules",
     "branches",
-    "unpooling",
+    "mirrors",
     "sanity",
     "confusion_matrix",
     "mistakes",

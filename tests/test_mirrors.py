@@ -1,0 +1,172 @@
+"""Mirrors with one mistake each, against autograd; their numbers and their figure, against definitions."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from analysis.channels import robust_limit
+from analysis.crops import crop, crop_boxes
+from analysis.faulty_mirrors import EXACT, MISTAKES, deviations, mirrors_by_mistake
+from analysis.inspection import inspect
+from analysis.settings import Settings
+from figures.comparison import select_units
+from figures.image_grid import diverging_rgb, to_array
+from figures.mirrors import UNITS_SHOWN, draw_mirrors, format_error
+from network import STAGES
+from reverse_network import RULES, ReverseResNet18, isolate
+
+SIZE = (71, 53)
+SETTINGS = Settings()
+
+
+def images_of(count=2):
+    return torch.randn(count, 3, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def by_mistake(network, rule, stage, signal, trace):
+    with torch.inference_mode():
+        return {name: mirror(signal, stage, trace) for name, mirror in mirrors_by_mistake(network, rule).items()}
+
+
+def test_each_mistake_is_far_from_autograd_and_the_exact_mirror_is_not(random_network):
+    images = images_of().requires_grad_()
+    trace = random_network.trace(images)
+    features = trace.features["conv5_x"]
+    signal = isolate(features, features.amax((2, 3)).argmax(1), "peak").detach().sign()  # small beside the shifts
+    (expected,) = torch.autograd.grad((features * signal).sum(), images)
+    pictures = by_mistake(random_network, "gradient", "conv5_x", signal, trace)
+    errors = {name: ((each - expected).norm() / expected.norm()).item() for name, each in pictures.items()}
+    assert errors.pop(EXACT) < 1e-12
+    assert errors.keys() == MISTAKES.keys() and len(errors) == 7
+    assert all(0.01 < error < float("inf") for error in errors.values()), errors
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("stage", STAGES[:3])
+def test_a_mistake_matters_only_where_its_layers_are(random_network, stage, rule):
+    """conv1 has neither blocks nor pooling below it, and conv2_x no stride in its blocks."""
+    trace = random_network.trace(images_of(), stage)
+    features = trace.features[stage]
+    pictures = by_mistake(random_network, rule, stage, isolate(features, features.amax((2, 3)).argmax(1)), trace)
+    same = {name for name, each in pictures.items() if torch.allclose(each, pictures[EXACT], rtol=1e-9, atol=0)}
+    at_conv1 = {"branches summed twice", "shortcut dropped", "unpooling overwrites"}
+    stride = {"stride on the wrong convolution"}
+    expected = {"conv1": {EXACT} | at_conv1 | stride, "conv2_x": {EXACT} | stride, "conv3_x": {EXACT}}
+    assert same == expected[stage]
+
+
+def test_only_shifts_and_biases_draw_a_picture_of_nothing(random_network):
+    trace = random_network.trace(images_of())
+    nothing = torch.zeros_like(trace.features["conv5_x"])
+    pictures = by_mistake(random_network, "deconvnet", "conv5_x", nothing, trace)
+    assert {name for name, each in pictures.items() if each.any()} == {"batch norm forwards", "bias added"}
+
+
+def test_the_network_and_the_random_numbers_stay_as_they_are(random_network):
+    before = {name: value.clone() for name, value in random_network.state_dict().items()}
+    strides = {name: each.stride for name, each in random_network.named_modules() if hasattr(each, "stride")}
+    state = torch.random.get_rng_state()
+    first, second = (mirrors_by_mistake(random_network, "guided")["bias added"] for _ in range(2))
+    for a, b in zip((first, *first.blocks), (second, *second.blocks), strict=True):
+        assert torch.equal(a.conv1.bias, b.conv1.bias) and a.conv1.bias.all()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    after = random_network.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], value) for name, value in after.items())
+    assert strides == {name: each.stride for name, each in random_network.named_modules() if hasattr(each, "stride")}
+
+
+def test_the_bias_is_that_of_a_new_layer(random_network):
+    bias = mirrors_by_mistake(random_network, "guided")["bias added"].blocks[0].conv1.bias
+    fresh = torch.nn.ConvTranspose2d(64, 64, 3).bias
+    assert bias.std() == pytest.approx(fresh.std().item(), rel=0.4)  # 64 values each
+    assert bias.abs().max() <= fresh.abs().max() * 1.2
+
+
+def test_deviations_by_definition():
+    exact = torch.rand(4, 3, 5, 6)
+    exact[3] = 0
+    other = torch.rand(4, 3, 5, 6) * 1e25  # its squares are beyond single precision
+    other[2] = 7
+    found = deviations({EXACT: exact, "other": other})["other"]
+    a, b = exact.double().flatten(1).numpy(), other.double().flatten(1).numpy()
+    errors = np.linalg.norm(b - a, axis=1)[:3] / np.linalg.norm(a, axis=1)[:3]
+    assert found.error[:3] == pytest.approx(errors) and found.error[3] is None
+    assert found.correlation[:2] == pytest.approx([np.corrcoef(a[n], b[n])[0, 1] for n in range(2)])
+    assert found.correlation[2:] == [None, None]
+    correlation = sum(found.correlation[:2]) / 2
+    assert found.medians() == pytest.approx({"error": np.median(errors), "correlation": correlation})
+    nothing = deviations({EXACT: torch.zeros(1, 3, 2, 2), "other": torch.ones(1, 3, 2, 2)})["other"]
+    assert nothing.medians() == {"error": None, "correlation": None}
+
+
+def test_format_error():
+    values = [0, 0.00012, 0.04321, 0.4, 0.999, 2, 4.31, 43.1, 431.4, 4310.0, None]
+    expected = ["0", "0.00012", "0.043", "0.40", "1.00", "2.0", "4.3", "43", "431", "4.3e+03", "–"]
+    assert [format_error(value) for value in values] == expected
+
+
+@pytest.fixture(scope="module")
+def inspection(small_run):
+    return inspect(small_run / "model.pt", SETTINGS, "cpu", stages=("conv1", "conv2_x", "conv5_x"))
+
+
+@pytest.fixture(scope="module")
+def drawn(inspection):
+    (_, figure), (_, content) = draw_mirrors(inspection, SETTINGS)
+    assert isinstance(figure, Figure)
+    return figure, content
+
+
+class TestFigure:
+    def test_the_json_has_every_unit_and_their_medians(self, inspection, drawn):
+        _, content = drawn
+        assert content["rule"] == "guided" and content["mistakes"].keys() == MISTAKES.keys()
+        for name, mistake in content["mistakes"].items():
+            assert mistake["stages"].keys() == {"conv1", "conv2_x", "conv5_x"}
+            for stage, medians in mistake["stages"].items():
+                units = [unit for unit in content["units"] if unit["stage"] == stage]
+                assert 1 <= len(units) <= UNITS_SHOWN
+                for key, value in medians.items():
+                    known = [unit[key][name] for unit in units if unit[key][name] is not None]
+                    assert value == (pytest.approx(np.median(known)) if known else None)
+
+    def test_tiles_and_numbers_are_the_mirrors_of_the_strongest_units(self, inspection, drawn):
+        figure, content = drawn
+        units = select_units(inspection, SETTINGS)
+        rows = len(units.channels[:UNITS_SHOWN])
+        assert [unit["channel"] for unit in content["units"]][-rows:] == units.channels[:rows]
+        with torch.inference_mode():
+            trace = inspection.network.trace(inspection.preprocess(inspection.images[units.images[:rows]]))
+            signal = isolate(trace.features["conv5_x"], units.channels[:rows], units.positions[:rows])
+            exact = ReverseResNet18(inspection.network, "guided")(signal, "conv5_x", trace)
+            dropped = ReverseResNet18(inspection.network, "guided", branches="residual")(signal, "conv5_x", trace)
+        axes = figure.get_axes()
+        across = 2 + len(MISTAKES)
+        assert len(axes) == rows * across
+        box = crop_boxes([exact])  # every column is cropped alike
+        for column, pictures in ((1, exact), (2 + list(MISTAKES).index("shortcut dropped"), dropped)):
+            tiles = crop(pictures, *box)
+            for row, (tile, limit) in enumerate(zip(to_array(tiles), robust_limit(tiles), strict=True)):
+                shown = axes[row * across + column].get_images()[0].get_array()
+                assert np.allclose(shown, diverging_rgb(tile, limit), atol=1e-3)
+        texts = {text.get_text() for text in figure.texts}
+        errors = (dropped - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
+        for unit, error in zip(content["units"][-rows:], errors.tolist(), strict=True):
+            name = "shortcut dropped"
+            assert unit["error"][name] == pytest.approx(error, rel=1e-3)
+            numbers = format_error(unit["error"][name]), round(unit["correlation"][name], 2) + 0.0
+            assert "error {}\ncorr. {:.2f}".format(*numbers) in texts
+        medians = content["mistakes"]["bias added"]["stages"]["conv2_x"]
+        assert f"{format_error(medians['error'])} / {medians['correlation']:.2f}" in texts
+        for mistake in MISTAKES.values():
+            assert f"{mistake.wrong}\n{mistake.visible}" in texts
+
+    def test_the_rule_follows_the_settings(self, inspection):
+        only = replace(SETTINGS, stages=("conv2_x",), rules=("gradient",), channels=(3, 5, 9))
+        (_, figure), (_, content) = draw_mirrors(inspection, only)
+        assert content["rule"] == "gradient" and "conv2_x" in figure.texts[0].get_text()
+        channels = {unit["channel"] for unit in content["units"] if unit["stage"] == "conv2_x"}
+        assert channels and channels <= {3, 5, 9}
