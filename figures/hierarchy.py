@@ -35,6 +35,8 @@ def draw_hierarchy(inspection: Inspection, settings: Settings) -> Iterator[tuple
 def draw_channels(inspection: Inspection, settings: Settings, stage: str) -> dict[int, dict[str, np.ndarray]]:
     """channel -> blocks of tiles (k, s, s, 3) in 0..1, the "patches" and one per rule, for some living channels."""
     channels = random_channels(inspection.search.peaks[stage], settings.seed, CHANNELS_PER_STAGE)
+    if not channels:
+        return {}
     whole = reconstruct_top_images(inspection, settings, stage, channels)
     return {
         channel: draw_blocks(inspection, stage, channel, {rule: each[n] for rule, each in whole.items()})

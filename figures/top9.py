@@ -12,6 +12,7 @@ from analysis.channels import ChannelResult, TopImage, channels_to_draw, inspect
 from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
 from analysis.settings import Settings
+from figures.entry import NotDrawn
 from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
 from figures.style import ERROR_COLOR, WIDTH_INCHES, format_two_digits, heading, styled, truncate, unpooling_note
 
@@ -20,7 +21,10 @@ BLOCK_GAP = 1 / 12  # between patches and reconstructions, relative to a block's
 
 
 def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
-    """Every channel large and pages of all, stage by stage; at last the content of top9.json."""
+    """Every channel large and pages of all, stage by stage; at last the content of top9.json.
+
+    Raises NotDrawn when no image excites any of the channels.
+    """
     entries = []
     for stage in settings.stages:
         alive, dead = channels_to_draw(settings, inspection.search, stage)
@@ -37,6 +41,8 @@ def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path
                 yield Path(f"{stage}_top9_channel_{result.channel}"), figure
             name = f"{stage}_top9" + (f"_page_{page}" if pages > 1 else "")
             yield Path(name), overview_figure(results, f"{stage}, {describe_count(inspection, settings)}")
+    if not entries:
+        raise NotDrawn("no image excites the channels asked for")
     yield Path("top9"), entries
 
 
