@@ -194,7 +194,7 @@ def train(args, world: World) -> None:
             print(f"stopped after iteration {run.step:,}; to continue: the same command with --resume{instead}")
             sys.exit(128 + stop)
         loop.end()
-    finish(run, loop.evaluate(flip=True)[1] if args.test_flip else None)
+    finish(loop, loop.evaluate(flip=True)[1] if args.test_flip else None)
 
 
 def train_epochs(loop: Loop, signals: list[int]) -> int:
@@ -241,9 +241,9 @@ def make_network(args, num_classes: int, is_new: bool, world: World) -> ResNet18
     return network
 
 
-def finish(run: Run, flip_accuracy: float | None) -> None:
+def finish(loop: Loop, flip_accuracy: float | None) -> None:
     """Writes model.pt and the training curves, and prints the result and the next command."""
-    found = result(run, flip_accuracy)
+    run, found = loop.run, result(loop, flip_accuracy)
     if not run.world.is_main:
         return
     run.save_model(found)

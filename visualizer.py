@@ -1,12 +1,15 @@
-"""Draw what a trained ResNet-18 has learned: checkpoint -> plots/*.png and plots/top9.json.
+"""Draw what a trained ResNet-18 has learned: checkpoint -> plots/*.png, plots/*.json and plots/report.html.
 
-python visualizer.py --ckpt                                 every figure of checkpoints/model.pt
+python visualizer.py --ckpt                                 every figure, and the report
 python visualizer.py --ckpt PATH --images cat.jpg dog.jpg   your own pictures instead, in plots/cat/ and plots/dog/
 python visualizer.py --figures top9 --stages conv4_x --channels 3 17 --rules deconvnet guided gradient
 """
 
 import json
+import shlex
+import sys
 import time
+from argparse import BooleanOptionalAction
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,12 +29,14 @@ from analysis.settings import CHANNEL_CHOICES, SCALES, Settings
 from analysis.why import class_numbers
 from dataset import sources
 from figures import FIGURES, style
-from figures.entry import NotDrawn
+from figures.entry import NotDrawn, Outcome
 from figures.gallery import write_gallery
+from figures.report import write_report
 from figures.scores import summary
+from figures.selection import choose_figures, needs_of, searched_stages
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
-from runtime.checkpoint import CheckpointError, atomic_file
+from runtime.checkpoint import CheckpointError, atomic_file, default_checkpoint
 from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder
 from runtime.device import keep_freed_memory
 
@@ -43,8 +48,9 @@ def parse_args(argv=None):
     parser.epilog = "figures:\n" + "\n".join(f"  {name:<18}{entry.title}" for name, entry in FIGURES.items())
 
     add = parser.add_argument_group("network and images").add_argument
-    add("--ckpt", nargs="?", default="checkpoints/model.pt", const="checkpoints/model.pt", metavar="PATH",
-        help="a model.pt or last.pt of train.py, or a state dict with torchvision's names")  # fmt: skip
+    add("--ckpt", nargs="?", metavar="PATH",
+        help="a model.pt or last.pt of train.py, or a state dict with torchvision's names (default: "
+        "checkpoints/model.pt; before any training, the network that comes with the project)")  # fmt: skip
     add("--data", help=f"{', '.join(sources.DATASETS)}, or a folder; its test split is searched (default: as trained)")
     add("--root", help="folder of CIFAR-10 (default: as trained)")
     add("--images", nargs="+", metavar="FILE", help="pictures to explain instead of the first test image; without "
@@ -75,6 +81,8 @@ def parse_args(argv=None):
     add("--format", choices=("png", "pdf"), default="png", help="file format of the figures; pdf for LaTeX")
     add("--dpi", type=number(int, least=50, most=1200), default=style.DPI, help="dots per inch, of up to 7 inches")
     add("--gallery", action="store_true", help="also write index.html: a page of all channels, or of --channels")
+    add("--report", action=BooleanOptionalAction, default=True,
+        help="report.html: settings, results and the figures of this run on one page")  # fmt: skip
     add("--out", default="plots", help="output folder")
 
     add = parser.add_argument_group("machine").add_argument
@@ -117,38 +125,36 @@ def settings_from(args) -> Settings:
     )
 
 
-def visualize(args) -> None:
-    """Draw what was asked for, and print the name of every file."""
+def visualize(args, command: str) -> None:
+    """Draw what was asked for, and print the name of every file. command: as typed, for the report."""
     torch.backends.cudnn.allow_tf32 = False  # the pictures are then as exact as on a CPU
     settings = settings_from(args)
-    inspection, names = load_what_is_needed(args, settings)
+    inspection, names, left_out = load_what_is_needed(args, settings)
     if "why" in names and settings.classes:
         check_classes(settings.classes, inspection)
     folder = output_folder(args.out)
     is_searched = args.gallery or "search" in needs_of(names)
     if is_searched:
-        inspection = add_search(inspection, settings, searched_stages(names, settings))
+        inspection = add_search(inspection, settings, searched_stages(names, settings.stages))
+    outcomes = {name: Outcome(reason=reason) for name, reason in left_out.items()}
     for name in names:
         try:
-            write_figures(folder, FIGURES[name].draw(inspection, settings), args.format, args.dpi)
+            drawn = FIGURES[name].draw(inspection, settings)
+            outcomes[name] = write_figures(folder, drawn, args.format, args.dpi)
         except NotDrawn as reason:
             print(f"{name}: left out, {reason}")
+            outcomes[name] = Outcome(reason=str(reason))
     if args.gallery:
         print(write_gallery(inspection, settings, folder))
-    if is_searched:
-        write_json(folder / "summary.json", summary(inspection, settings))
-
-
-def searched_stages(names: list[str], settings: Settings) -> tuple[str, ...]:
-    """The chosen stages, and those that a figure always shows, from the image on."""
-    wanted = {*settings.stages, *(stage for name in names for stage in FIGURES[name].stages)}
-    return tuple(stage for stage in STAGES if stage in wanted)
-
-
-def needs_of(names: list[str]) -> set[str]:
-    """What these figures need: "checkpoint", "pictures", "search"."""
-    needs = {FIGURES[name].needs for name in names}
-    return needs | ({"pictures", "search"} if "both" in needs else set())
+    numbers = summary(inspection, settings) if is_searched else None
+    if numbers:
+        write_json(folder / "summary.json", numbers)
+    if args.report and args.format == "png":
+        print(write_report(folder, inspection, outcomes, numbers, command))
+    elif args.report:
+        print("report.html: left out, a page shows PNG files, not PDF")
+    if args.images and "why" in left_out and not args.figures:
+        print("why it decides so for these pictures: the same command with --figures why, which needs the test images")
 
 
 def check_classes(classes: tuple[str, str], inspection: Inspection) -> None:
@@ -159,17 +165,14 @@ def check_classes(classes: tuple[str, str], inspection: Inspection) -> None:
         ArgumentParser(__doc__).error(f"--classes {error}")
 
 
-def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]]:
-    """The network with the images that the figures need, and the names of the figures to draw.
+def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str], dict[str, str]]:
+    """The network with the images that the figures need, and what `choose_figures` returns.
 
-    By default these are all figures, except those that search the test images if --images are given. Those that explain
-    the pictures are drawn if --gallery searches the test images anyway. When nothing was asked for that needs the test
-    images, and they are missing, their figures are left out with a message.
+    When nothing was asked for that needs the test images, and they are missing, their figures are left out with a
+    message.
     """
-    inspection = load_inspection(args.ckpt, args.device, args.data, args.root)
-    left_out = () if not args.images else ("search",) if args.gallery else ("search", "both")
-    default = [name for name, entry in FIGURES.items() if entry.needs not in left_out]
-    names = list(dict.fromkeys(args.figures or default))
+    inspection = load_inspection(args.ckpt or default_checkpoint(), args.device, args.data, args.root)
+    names, left_out = choose_figures(args.figures, bool(args.images), args.gallery)
     needs = needs_of(names) | ({"search"} if args.gallery else set())
     try:
         if needs & {"pictures", "search"}:
@@ -183,23 +186,27 @@ def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]
             raise
         without = [name for name in names if FIGURES[name].needs != "checkpoint"]
         print(f"left out, they need the test images: {', '.join(without)}\n{error}")
+        left_out |= dict.fromkeys(without, f"the test images are missing; {error}")
         names = [name for name in names if name not in without]
-    return inspection, names
+    return inspection, names, left_out
 
 
-def write_figures(folder: Path, drawn: Iterator[tuple[Path, Figure | Any]], format: str, dpi: int) -> None:
+def write_figures(folder: Path, drawn: Iterator[tuple[Path, Figure | Any]], format: str, dpi: int) -> Outcome:
     """Write each figure as it is drawn, and anything else as JSON; print the name and the seconds it took."""
-    started = time.monotonic()
+    started, files, json_content = time.monotonic(), [], None
     for path, content in drawn:
         if not isinstance(content, Figure):
+            json_content = content
             write_json(folder / f"{path}.json", content)
             continue
-        file = folder / f"{path}.{format}"
-        file.parent.mkdir(exist_ok=True)
-        with atomic_file(file) as stream:
+        file = path.with_name(f"{path.name}.{format}")
+        (folder / file).parent.mkdir(exist_ok=True)
+        with atomic_file(folder / file) as stream:
             style.save(content, stream, format, dpi)
-        print(f"{file} ({time.monotonic() - started:.1f} s)", flush=True)
+        print(f"{folder / file} ({time.monotonic() - started:.1f} s)", flush=True)
+        files.append(file)
         started = time.monotonic()
+    return Outcome(tuple(files), json_content)
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -213,8 +220,9 @@ def main(argv=None):
     """The script."""
     args = parse_args(argv)
     keep_freed_memory()
+    command = shlex.join(["python", "visualizer.py", *(sys.argv[1:] if argv is None else argv)])
     with one_line_errors(sources.DataError, CheckpointError):
-        visualize(args)
+        visualize(args, command)
 
 
 if __name__ == "__main__":

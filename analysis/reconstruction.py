@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from analysis.activations import check_finite
 from network import ResNet18
@@ -48,6 +49,6 @@ def reconstruct(
         part = slice(first, first + batch_size)
         trace = network.trace(inputs[part], stage)
         signal = isolate(trace.features[stage], channels[part], units if isinstance(units, str) else units[part])
-        for name, mirror in mirrors.items():
+        for name, mirror in tqdm(mirrors.items(), "mirrors", delay=2, leave=False, disable=None):
             parts[name].append(mirror(signal, stage, trace).cpu())
     return {name: check_finite(torch.cat(each), f"reconstructions by {name}") for name, each in parts.items()}

@@ -13,9 +13,9 @@ from figures.rules import draw_branches, draw_rules
 from figures.sanity import draw_sanity
 from figures.scores import draw_confusion_matrix, draw_mistakes
 from figures.single_image import draw_feature_maps, draw_input, draw_reconstructions
-from figures.top9 import draw_top9
+from figures.top9 import correlations_in_words, draw_top9
 from figures.training_curves import draw_training_curves
-from figures.why import draw_why
+from figures.why import decisions_in_words, draw_why
 from network import STAGES
 
 FIGURES = {
@@ -24,24 +24,28 @@ FIGURES = {
         "Loss and accuracy during training",
         "A growing gap between the training and the test curve is overfitting.",
         needs="checkpoint",
+        section="curves",
     ),
     "filters": FigureEntry(
         draw_filters,
         "Filters of the first layer",
         "Each tile is one filter: smooth tiles are tuned to edges and colors, noisy ones have learned little.",
         needs="checkpoint",
+        section="filters",
     ),
     "input": FigureEntry(
         draw_input,
         "Input image and prediction",
         "The bars are the predicted probabilities of the ten most probable classes; the true class is blue.",
         needs="pictures",
+        section="maps",
     ),
     "feature_maps": FigureEntry(
         draw_feature_maps,
         "Feature maps of one image",
         "Each tile is a channel's activation after the ReLU: bright where the channel found its pattern.",
         needs="pictures",
+        section="maps",
     ),
     "reconstructions": FigureEntry(
         draw_reconstructions,
@@ -60,6 +64,7 @@ FIGURES = {
         draw_top9,
         "Images that excite a channel most",
         "What a channel's patches have in common is what it responds to; the reconstructions show which part of them.",
+        words=correlations_in_words,
     ),
     "hierarchy": FigureEntry(
         draw_hierarchy,
@@ -72,11 +77,13 @@ FIGURES = {
         "The same units under three ReLU rules",
         "The columns differ only in how the backward signal passes a ReLU; where they agree, the picture does not "
         "depend on that choice.",
+        section="belief",
     ),
     "branches": FigureEntry(
         draw_branches,
         "Residual and shortcut branches",
         "The norms say how much of a picture came through the convolutions alone and through the shortcuts alone.",
+        section="belief",
     ),
     "mirrors": FigureEntry(
         draw_mirrors,
@@ -84,12 +91,14 @@ FIGURES = {
         "Each column has one mistake found in public code; the numbers say how far its pictures are from the exact "
         "ones, even where they look alike.",
         stages=STAGES,
+        section="belief",
     ),
     "sanity": FigureEntry(
         draw_sanity,
         "Pictures from random weights",
         "A picture that stays the same, with a correlation near 1, as weights become random does not explain what the "
         "network learned.",
+        section="belief",
     ),
     "evolution": FigureEntry(
         draw_evolution,
@@ -103,16 +112,19 @@ FIGURES = {
         "add up to it exactly.",
         needs="both",
         stages=STAGES[-1:],
+        words=decisions_in_words,
     ),
     "confusion_matrix": FigureEntry(
         draw_confusion_matrix,
         "Confusion matrix",
         "Each row is a true class, in percent of its images; what lies off the diagonal is misclassified.",
+        section="results",
     ),
     "mistakes": FigureEntry(
         draw_mistakes,
         "Most confident mistakes",
         "Each image is captioned with its class and the prediction: look for wrong labels and for classes that look "
         "alike.",
+        section="results",
     ),
 }

@@ -10,6 +10,9 @@ from matplotlib.figure import Figure
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 
+# of report.html, in its order: scores, training curves, filters, feature maps, reconstructions, what to believe
+SECTIONS = ("results", "curves", "filters", "maps", "reconstructions", "belief")
+
 
 class NotDrawn(Exception):
     """A figure that does not apply to this network or these images; the message says what it needs."""
@@ -24,6 +27,8 @@ class FigureEntry:
     reading  one sentence on how to read it
     needs    "checkpoint" alone, the "pictures" to explain, a "search" of the test images, or "both" of these
     stages   to be searched beside those of the settings
+    section  one of SECTIONS: where the report shows it
+    words    content of its JSON file -> a sentence with its main numbers, for the report
     """
 
     draw: Callable[[Inspection, Settings], Iterator[tuple[Path, Figure | Any]]]
@@ -31,3 +36,19 @@ class FigureEntry:
     reading: str
     needs: str = "search"
     stages: tuple[str, ...] = ()
+    section: str = "reconstructions"
+    words: Callable[[Any], str] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a figure.
+
+    files    its pictures, in the order they were drawn: paths below the output folder
+    content  of its JSON file, if it has one
+    reason   why it was not drawn, if it was not
+    """
+
+    files: tuple[Path, ...] = ()
+    content: Any = None
+    reason: str = ""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from analysis.channels import random_channels, reconstruct_top_images
 from analysis.crops import corner_inside, crop, energy_centers
@@ -34,7 +35,8 @@ def draw_hierarchy(inspection: Inspection, settings: Settings) -> Iterator[tuple
 def draw_channels(inspection: Inspection, settings: Settings, stage: str) -> dict[int, dict[str, np.ndarray]]:
     """channel -> blocks of tiles (k, s, s, 3) in 0..1, the "patches" and one per rule, for some living channels."""
     channels = random_channels(inspection.search.peaks[stage], settings.seed, CHANNELS_PER_STAGE)
-    return {channel: draw_blocks(inspection, settings, stage, channel) for channel in channels}
+    bar = tqdm(channels, f"hierarchy, {stage}", leave=False, disable=None)
+    return {channel: draw_blocks(inspection, settings, stage, channel) for channel in bar}
 
 
 def draw_blocks(inspection: Inspection, settings: Settings, stage: str, channel: int) -> dict[str, np.ndarray]:
@@ -59,6 +61,8 @@ def hierarchy_figure(stages: dict[str, dict[int, dict[str, np.ndarray]]], rule: 
     for axes in grid.flatten():
         axes.set_axis_off()
     for row, (stage, channels) in zip(grid, stages.items(), strict=True):
+        if not channels:
+            row[0].text(0, 0.5, "no image excites any channel", va="center", transform=row[0].transAxes)
         row[0].text(-0.04, 0.5, stage, rotation=90, ha="right", va="center", transform=row[0].transAxes, fontsize=8)
         for axes, (channel, blocks) in zip(row, channels.items(), strict=False):
             side = int(np.ceil(len(blocks["patches"]) ** 0.5))

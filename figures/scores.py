@@ -48,7 +48,7 @@ def draw_mistakes(inspection: Inspection, settings: Settings) -> Iterator[tuple[
 
 
 def summary(inspection: Inspection, settings: Settings) -> dict:
-    """What summary.json holds: accuracy, accuracy by class, dead channels by stage, settings.
+    """What summary.json holds: accuracy, accuracy by class, classes never predicted, dead channels by stage, settings.
 
     A channel is dead if it is zero in every searched image.
     """
@@ -64,7 +64,12 @@ def summary(inspection: Inspection, settings: Settings) -> dict:
         },
     }
     if scores := score(inspection):
-        content |= {"accuracy": scores.accuracy, "accuracy_by_class": accuracy_by_class(inspection, scores)}
+        classes = inspection.metadata.classes
+        content |= {
+            "accuracy": scores.accuracy,
+            "accuracy_by_class": accuracy_by_class(inspection, scores),
+            "never_predicted": [classes[n] for n in np.flatnonzero(scores.counts.sum(0) == 0)],
+        }
     return content
 
 
@@ -103,7 +108,9 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], title: str) -> Fi
     axes.set_ylabel("true class (number of images)")
     figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class (%)")
     most = f"most frequent confusion: {wrong.max():.1f} % of {labels[true]} predicted as {labels[seen]}"
-    heading(figure, title, most if wrong.any() else "no mistakes", width=80)
+    never = [label for label, total in zip(labels, counts.sum(0), strict=True) if not total]
+    notes = [f"never predicted: {', '.join(never)}"] if never else []
+    heading(figure, title, most if wrong.any() else "no mistakes", *notes, width=80)
     return figure
 
 

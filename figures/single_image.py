@@ -89,7 +89,7 @@ def feature_maps_figure(maps: np.ndarray, title: str) -> Figure:
     """All maps of a stage, (C, h, w), as one picture on one scale; channel = row number + column number."""
     columns = 8 if len(maps) <= 64 else 2 ** math.ceil(math.log2(len(maps)) / 2)
     rows = math.ceil(len(maps) / columns)
-    limit = float(np.quantile(maps, 0.998)) or color_limit(maps)
+    limit = float(np.quantile(maps, 0.998)) or color_limit(maps) or 1.0
     figure = Figure((WIDTH_INCHES, 0.65 + (WIDTH_INCHES - 1) * rows / columns), layout="compressed")
     axes = figure.subplots()
     picture = draw_numbered_grid(axes, maps, columns, cmap="magma", vmin=0, vmax=limit, fill=np.nan)

@@ -11,6 +11,7 @@ from analysis.channels import ChannelResult, TopImage, channels_to_draw, inspect
 from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
 from analysis.settings import Settings
+from figures.entry import NotDrawn
 from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
 from figures.style import ERROR_COLOR, WIDTH_INCHES, format_two_digits, heading, styled, truncate, unpooling_note
 
@@ -19,12 +20,15 @@ BLOCK_GAP = 1 / 12  # between patches and reconstructions, relative to a block's
 
 
 def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
-    """Every channel large and pages of all, stage by stage; at last the content of top9.json."""
+    """Every channel large and pages of all, stage by stage; at last the content of top9.json.
+
+    Raises NotDrawn when no image excites any of the channels.
+    """
     entries = []
     for stage in settings.stages:
         alive, dead = channels_to_draw(settings, inspection.search, stage)
-        if dead:
-            print(f"{stage}: no image excites these channels: {' '.join(map(str, dead))}")
+        if dead or not alive:
+            print(f"{stage}: no image excites these channels: {' '.join(map(str, dead)) or 'all'}")
         pages = [alive[n : n + CHANNELS_PER_PAGE] for n in range(0, len(alive), CHANNELS_PER_PAGE)]
         for page, channels in enumerate(pages, 1):
             results = []
@@ -36,6 +40,8 @@ def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path
                 yield Path(f"{stage}_top9_channel_{channel}"), figure
             name = f"{stage}_top9" + (f"_page_{page}" if len(pages) > 1 else "")
             yield Path(name), overview_figure(results, f"{stage}, {describe_count(inspection, settings)}")
+    if not entries:
+        raise NotDrawn("no image excites the channels asked for")
     yield Path("top9"), entries
 
 
@@ -66,6 +72,22 @@ def describe_count(inspection: Inspection, settings: Settings) -> str:
     """How many images are shown of how many, for titles."""
     searched = len(inspection.searched)
     return f"top {min(settings.top, searched)} of {searched:,} test images"
+
+
+def correlations_in_words(entries: list[dict]) -> str:
+    """The mean correlation of top9.json by stage and rule, over its channels; a sentence for the report."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for entry in entries:
+        for rule, value in entry["correlation"].items() if entry["rank"] == 1 else ():
+            known = values.setdefault(entry["stage"], {}).setdefault(rule, [])
+            known.extend([] if value is None else [value])
+    stages = (
+        f"{stage} "
+        + ", ".join(f"{format_two_digits(np.mean(known) if known else None)} ({rule})" for rule, known in rules.items())
+        for stage, rules in values.items()
+    )
+    what = "Mean correlation between the reconstructions of a channel (1: copies of one picture)"
+    return f"{what}: {'; '.join(stages)}." if values else ""
 
 
 def tile_caption(image: TopImage) -> str:

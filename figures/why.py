@@ -136,6 +136,20 @@ def json_entry(content: ShownDecision, image: int | str) -> dict:
     }
 
 
+def decisions_in_words(entries: list[dict], largest: int = 10) -> str:
+    """What why.json says of each image, a sentence each, for the report."""
+    sentences = []
+    for entry in entries:
+        image = f"Test image {entry['image']}" if isinstance(entry["image"], int) else entry["image"]
+        (first, second), shares = entry["classes"], [group["contribution"] for group in entry["groups"]]
+        sentences.append(
+            f"{image}, {first} against {second}: logit difference {signed(entry['logits'][0] - entry['logits'][1])} = "
+            f"bias {signed(entry['bias'])} plus {len(shares)} groups {signed(sum(shares))}, of which the "
+            f"{min(largest, len(shares))} largest sum to {signed(sum(shares[:largest]))}."
+        )
+    return " ".join(sentences)
+
+
 @styled
 def why_figure(content: ShownDecision) -> Figure:
     """The image and the answer; below, each group's bar, what the group saw in the image, and what excites it most."""

@@ -18,6 +18,8 @@ from torchvision.models import ResNet18_Weights
 
 from network import ResNet18
 
+TRAINED = Path("checkpoints/model.pt")  # in the working directory
+SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
 SNAPSHOT = "snapshot_{}.pt"  # {}: epoch
 REPLACE_SECONDS = 5
 IS_WINDOWS = os.name == "nt"
@@ -111,6 +113,15 @@ def load(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds a {type(state).__name__}, not a checkpoint: pass a model.pt of train.py")
     return state
+
+
+def default_checkpoint() -> Path:
+    """The trained network of the working directory; before any training the one that comes with the project."""
+    if TRAINED.exists() or not SHIPPED.exists():
+        return TRAINED
+    shipped = SHIPPED.relative_to(Path.cwd()) if SHIPPED.is_relative_to(Path.cwd()) else SHIPPED
+    print(f"{TRAINED} does not exist yet: showing the network that comes with the project, {shipped}")
+    return shipped
 
 
 @dataclass(frozen=True)

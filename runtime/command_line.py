@@ -8,8 +8,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+
+NEGATABLE = {"augment", "norm_decay"}  # flags of train.py with a --no- form
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -69,6 +72,22 @@ def size_and_epochs(text: str) -> tuple[int, int]:
     if not colon:
         raise argparse.ArgumentTypeError(f"{text!r} is not SIZE:EPOCHS, for example 96:20")
     return number(int, least=32, most=4096)(size), number(int, least=1)(epochs)
+
+
+def recipe(config: dict[str, Any]) -> list[str]:
+    """Settings of train.py as lines for `train.py @FILE`: all of them, so that they do not depend on later defaults."""
+    lines = []
+    for name, value in config.items():
+        flag = name.replace("_", "-")
+        if value is True or (value is False and name in NEGATABLE):
+            lines.append(f"--{flag}" if value else f"--no-{flag}")
+        elif name == "sizes" and value:
+            lines.append("--sizes " + " ".join(f"{size}:{epochs}" for size, epochs in value))
+        elif isinstance(value, (list, tuple)):
+            lines += [f"--{flag} {' '.join(map(str, value))}"] if value else []
+        elif value is not None and value is not False:
+            lines.append(f"--{flag} {shlex.quote(str(value))}")
+    return lines
 
 
 @contextmanager

@@ -151,6 +151,30 @@ class TestBadInputOfVisualizer:
     def test_a_missing_checkpoint(self, capsys, tmp_path):
         ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "no checkpoint at", "run train.py first")
 
+    def test_before_any_training_the_shipped_network_is_shown(self, capsys, tmp_path, monkeypatch, small_run):
+        monkeypatch.chdir(tmp_path)
+        flags = ["--figures", "training_curves", "--dpi", "50", "--device", "cpu"]
+        said = "checkpoints/model.pt does not exist yet: showing the network that comes with the project"
+        for ckpt in ([], ["--ckpt"]):
+            visualizer.main([*ckpt, *flags])
+            assert said in capsys.readouterr().out
+        text = (tmp_path / "plots" / "report.html").read_text()
+        accuracy = checkpoint.load(ROOT / "checkpoints" / "resnet18-cifar10.pt")["result"]["test_accuracy"]
+        assert f"{100 * accuracy:.2f} %" in text
+        ends(capsys, visualizer.main, ["--ckpt", "checkpoints/model.pt"], 1, "no checkpoint at checkpoints/model.pt")
+        shutil.copytree(small_run, tmp_path / "checkpoints")
+        visualizer.main(["--ckpt", *flags])
+        assert said not in capsys.readouterr().out
+
+    def test_no_test_images(self, capsys, folder, small_run, tmp_path):
+        flags = ["--ckpt", small_run / "model.pt", "--data", folder, "--out", tmp_path / "plots"]
+        for file in (folder / "test" / "ring").iterdir():
+            file.unlink()
+        ends(capsys, visualizer.main, flags, 1, "ring has no images")
+        shutil.rmtree(folder / "test")
+        ends(capsys, visualizer.main, flags, 1, "has no folder test")
+        assert not (tmp_path / "plots").exists()
+
     def test_another_network(self, capsys, tmp_path):
         torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "a.pt")
         ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "is not a ResNet-18")

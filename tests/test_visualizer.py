@@ -13,6 +13,7 @@ from analysis.inspection import add_search, inspect
 from analysis.settings import Settings
 from dataset import sources
 from dataset.preprocess import Preprocess
+from figures.hierarchy import hierarchy_figure
 from network import STAGES, ResNet18
 from runtime import checkpoint
 
@@ -67,7 +68,7 @@ class TestDefaults:
         channels = {name for name in names if "_channel_" in name}
         summary = json.loads((plots / "summary.json").read_text())
         assert names - channels == FIXED_NAMES - ({"mistakes", "why_mistake"} if summary["accuracy"] == 1 else set())
-        assert {path.suffix for path in plots.iterdir()} == {".png", ".json"}
+        assert {path.suffix for path in plots.iterdir()} == {".png", ".json", ".html"}
         for stage in ("conv1", "conv5_x"):
             expected = {entry["channel"] for entry in entries_of(plots) if entry["stage"] == stage}
             assert {name for name in channels if name.startswith(stage)} == {
@@ -119,7 +120,7 @@ class TestDefaults:
     def test_the_same_bytes_again(self, small_run, tmp_path):
         flags = "--figures sanity top9 confusion_matrix feature_maps --stages conv3_x --channels 3 17 40".split()
         for name in ("a", "b"):
-            visualize(small_run, tmp_path / name, *flags)
+            visualize(small_run, tmp_path / name, *flags, "--no-report")  # it names the folder
         paths = list((tmp_path / "a").iterdir())
         assert len(paths) >= 4
         for path in paths:
@@ -142,13 +143,13 @@ class TestFlags:
     )
     def test_one_figure_alone(self, small_run, tmp_path, name, files):
         visualize(small_run, tmp_path, "--figures", name)
-        assert {path.name for path in tmp_path.iterdir()} == files
+        assert {path.name for path in tmp_path.iterdir()} == files | {"report.html"}
 
     def test_stages_channels_top_rules_and_units(self, small_run, tmp_path, inspection):
         settings = Settings(stages=("conv3_x",))
         a, b = chosen_channels(settings, add_search(inspection, settings).search, "conv3_x")[:2]
         flags = f"--figures top9 --stages conv3_x --channels {b} {a} --top 4 --rules gradient --unpool overwrite"
-        visualize(small_run, tmp_path, *flags.split(), "--units", "map", "--batch-size", "5")
+        visualize(small_run, tmp_path, *flags.split(), "--units", "map", "--batch-size", "5", "--no-report")
         names = {path.name for path in tmp_path.iterdir()}
         pictures = {f"conv3_x_{name}.png" for name in ("top9", f"top9_channel_{a}", f"top9_channel_{b}")}
         assert names == pictures | {"top9.json", "summary.json"}
@@ -165,9 +166,10 @@ class TestFlags:
         with Image.open(tmp_path / "training_curves.png") as picture:
             assert picture.width == 7 * 200 and min(picture.info["dpi"]) == pytest.approx(200, abs=0.1)
 
-    def test_pdf_for_latex(self, small_run, tmp_path):
+    def test_pdf_for_latex(self, small_run, tmp_path, capsys):
         for out in (tmp_path / "a", tmp_path / "b"):
             visualize(small_run, out, "--format", "pdf", "--figures", "filters", "confusion_matrix")
+        assert "report.html: left out" in capsys.readouterr().out and not (tmp_path / "a" / "report.html").exists()
         files = sorted(path.name for path in (tmp_path / "a").glob("*.pdf"))
         assert files == ["confusion_matrix.pdf", *(f"conv1_filters{c}.pdf" for c in ("", "_blue", "_green", "_red"))]
         for name in files:
@@ -197,7 +199,7 @@ class TestFlags:
     def test_filters_of_a_plain_state_dict_need_no_data(self, small_run, tmp_path):
         torch.save(checkpoint.load(small_run / "model.pt")["model"], tmp_path / "model.pt")
         visualize(tmp_path, tmp_path / "plots", "--figures", "filters", "--root", str(tmp_path / "nothing"))
-        assert len(list((tmp_path / "plots").iterdir())) == 4
+        assert len(list((tmp_path / "plots").glob("conv1_filters*.png"))) == 4
 
     def test_reconstructions_that_are_not_finite(self, small_run, tmp_path, capsys):
         state = checkpoint.load(small_run / "model.pt")
@@ -209,7 +211,7 @@ class TestFlags:
                 visualize(tmp_path, tmp_path / "plots", *flags)
             assert end.value.code == 1 and "are not finite" in capsys.readouterr().err
 
-    def test_ones_own_pictures(self, small_run, tmp_path):
+    def test_ones_own_pictures(self, small_run, tmp_path, capsys):
         random = np.random.RandomState(0)
         for name, size in (
             ("cat-2.png", (40, 40)),
@@ -227,6 +229,10 @@ class TestFlags:
             names = {path.stem for path in (out / folder).iterdir()}
             assert names == {"input", "conv1_feature_maps", "conv1_reconstructions", "classes"}
         assert not (out / "top9.json").exists() and (out / "conv1_filters.png").exists()
+        text = (out / "report.html").read_text()
+        assert all(f'src="{folder}/classes.png"' in text for folder in ("cat-2", "cat", "cat-3", "dog.v2"))
+        assert "Images that excite a channel most (top9)" in text and "dog.v2.jpg, resized" in text
+        assert "the same command with --figures why" in capsys.readouterr().out
 
     def test_what_needs_no_images_is_drawn_without_them(self, small_run, tmp_path, capsys):
         state = checkpoint.load(small_run / "model.pt")
@@ -234,7 +240,9 @@ class TestFlags:
         torch.save(state, tmp_path / "model.pt")
         visualize(tmp_path, tmp_path / "plots")
         drawn = {path.stem for path in (tmp_path / "plots").iterdir()}
-        assert drawn == {name for name in FIXED_NAMES if name.startswith(("training_curves", "conv1_filters"))}
+        names = {name for name in FIXED_NAMES if name.startswith(("training_curves", "conv1_filters"))}
+        assert drawn == names | {"report"}
+        assert "the test images are missing; --data" in (tmp_path / "plots" / "report.html").read_text()
         printed = capsys.readouterr().out
         assert "left out, they need the test images: input, feature_maps" in printed
         assert "gone is not a folder" in printed
@@ -258,6 +266,21 @@ class TestFlags:
         assert names == {"conv1_top9", "conv1_top9_channel_9"}
         summary = json.loads((tmp_path / "plots" / "summary.json").read_text())
         assert 5 in summary["dead_channels"]["conv1"] and 9 not in summary["dead_channels"]["conv1"]
+
+    def test_a_stage_without_any_living_channel(self, small_run, tmp_path, capsys):
+        state = checkpoint.load(small_run / "model.pt")
+        state["model"]["layer4.1.bn2.weight"][:], state["model"]["layer4.1.bn2.bias"][:] = 0, -1e4
+        torch.save(state, tmp_path / "model.pt")
+        figures = ["top9", "rules", "why", "feature_maps"]
+        visualize(tmp_path, tmp_path / "plots", "--stages", "conv5_x", "--figures", *figures)
+        printed = capsys.readouterr().out
+        assert "conv5_x: no image excites these channels: all" in printed
+        assert all(f"{name}: left out, no " in printed for name in ("top9", "rules", "why"))
+        names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
+        assert names == {"conv5_x_feature_maps"}
+        assert "conv5_x 512 of 512" in (tmp_path / "plots" / "report.html").read_text()
+        (axes, *_) = hierarchy_figure({"conv5_x": {}}, "guided", "a title").get_axes()
+        assert "no image excites any channel" in [text.get_text() for text in axes.texts]
 
     def test_imagenets_thousand_classes(self, tmp_path, small_run):
         torch.manual_seed(0)

@@ -11,12 +11,11 @@ from torch import Tensor
 from network import ResNet18
 from runtime import checkpoint
 from runtime.checkpoint import CheckpointError
-from runtime.command_line import ArgumentParser, one_line_errors
+from runtime.command_line import ArgumentParser, one_line_errors, recipe
 
 # settings that say nothing about the network, or where a machine keeps its files
 LOCAL_SETTINGS = {"data", "root", "device", "out", "init", "log_every", "save_every", "snapshots", "resume",
                   "overwrite", "tensorboard", "test_flip"}  # fmt: skip
-NEGATABLE = {"augment", "norm_decay"}  # flags with a --no- form
 
 
 def exported(path: str | Path, data: str) -> dict[str, Any]:
@@ -40,20 +39,6 @@ def exported(path: str | Path, data: str) -> dict[str, Any]:
 def _halved(value: Tensor) -> Tensor:
     """Half precision, except for vectors (biases, batch norms), which take hardly any space."""
     return value.half() if value.ndim > 1 else value
-
-
-def recipe(config: dict[str, Any]) -> list[str]:
-    """The settings as lines for `train.py @FILE`, complete, so that they do not depend on later defaults."""
-    lines = []
-    for name, value in config.items():
-        flag = name.replace("_", "-")
-        if value is True or (value is False and name in NEGATABLE):
-            lines.append(f"--{flag}" if value else f"--no-{flag}")
-        elif name == "sizes" and value:
-            lines.append("--sizes " + " ".join(f"{size}:{epochs}" for size, epochs in value))
-        elif value not in (None, False):
-            lines.append(f"--{flag} {value}")
-    return lines
 
 
 def main(argv=None):

@@ -162,20 +162,24 @@ class Loop:
         )
 
 
-def result(run: Run, flip_accuracy: float | None) -> dict[str, Any]:
+def result(loop: Loop, flip_accuracy: float | None) -> dict[str, Any]:
     """The result of a finished run, as model.pt holds it.
 
     flip_accuracy: test accuracy (0..1) with the logits of each image and its mirror image averaged, if measured
     """
+    run, data = loop.run, loop.data
+    device = data.train[0].device
     train_loss, train_accuracy = mean_metrics(run.world.all_reduce_sum(run.in_epoch))
     test = [entry for entry in run.history if entry["kind"] == "test"][-1]
     found = {name: test[name] for name in ("epoch", "step", "image_size")}
     found |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
     found |= {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
-    found |= {"seconds": round(run.seconds, 1), "torch": str(torch.__version__)}
+    found |= {"train_images": len(data.train[0]), "test_images": len(data.test[0])}
+    found |= {"seconds": round(run.seconds, 1), "torch": str(torch.__version__), "precision": loop.settings.precision}
+    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     if flip_accuracy is not None:
         found["test_accuracy_flipped"] = flip_accuracy
-    if run.since_line.device.type == "cuda":
+    if device.type == "cuda":
         found["peak_gpu_bytes"] = torch.cuda.max_memory_reserved()
     return found
 
