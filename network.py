@@ -59,6 +59,14 @@ class Trace:
     switches: Tensor | None
     blocks: list[tuple[Tensor, Tensor]]
 
+    def select(self, images: Tensor) -> "Trace":
+        """The trace of some of the images, a copy. images: (n,) int64, in any order, repeated or not."""
+        blocks = [(inner[images], output[images]) for inner, output in self.blocks]
+        last_blocks = blocks[BLOCKS_PER_STAGE - 1 :: BLOCKS_PER_STAGE]
+        maps = [self.features["conv1"][images], *(output for _, output in last_blocks)]
+        switches = None if self.switches is None else self.switches[images]
+        return Trace(self.image_size, dict(zip(self.features, maps, strict=True)), switches, blocks)
+
 
 class ResNet18(nn.Module):
     """The 18-layer network. Images may have any size; at 224x224 the five stages are 112, 56, 28, 14 and 7 px wide.

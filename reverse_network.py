@@ -22,6 +22,7 @@ RULES = ("deconvnet", "guided", "gradient")
 UNPOOLINGS = ("sum", "overwrite")
 UNITS = ("peak", "map")
 BRANCHES = ("both", "residual", "shortcut")
+FEW_CHANNELS = 8  # of an output that is computed by phases
 
 
 def rectify(signal: Tensor, output: Tensor, rule: str) -> Tensor:
@@ -29,7 +30,8 @@ def rectify(signal: Tensor, output: Tensor, rule: str) -> Tensor:
     if rule != "gradient":
         signal = signal.clamp(min=0)
     if rule != "deconvnet":
-        signal = torch.where(output > 0, signal, 0)
+        # `signal where output > 0, else 0` in one pass; torch.where takes seven times as long on a CPU
+        signal = torch.ops.aten.threshold_backward(signal, output, 0)
     return signal
 
 
@@ -40,10 +42,33 @@ def unpool_sum(signal: Tensor, switches: Tensor, size: tuple[int, int]) -> Tenso
     switches  (N, C, h, w) int64, flat indices into the pooling's input
     size      (H, W) of the pooling's input
 
-    Returns (N, C, H, W).
+    Returns (N, C, H, W), in channels-last memory format.
     """
-    flat = signal.new_zeros(*signal.shape[:2], size[0] * size[1])
-    return flat.scatter_add(2, switches.flatten(2), signal.flatten(2)).unflatten(2, size)
+    signal, switches = (values.permute(0, 2, 3, 1).flatten(1, 2) for values in (signal, switches))  # (N, h * w, C)
+    flat = signal.new_zeros(len(signal), size[0] * size[1], signal.shape[2])
+    return flat.scatter_add_(1, switches, signal).unflatten(1, size).permute(0, 3, 1, 2)
+
+
+def conv_transpose_by_phases(
+    signal: Tensor, weight: Tensor, stride: int, padding: int, size: tuple[int, int]
+) -> Tensor:
+    """`F.conv_transpose2d` with a stride, as one without, for every phase of the output.
+
+    Twice as fast on a CPU for the three colors: convolutions are slow with so few channels. Here 16 are computed: 2 x 2
+    phases of the three colors and an empty fourth one.
+
+    signal  (N, C, h, w)
+    weight  (C, channels, k, k)
+    size    (H, W) of the output
+
+    Returns (N, channels, H, W).
+    """
+    channels, kernel = weight.shape[1:3]
+    missing = -kernel % stride
+    weight = F.pad(weight, (0, missing, 0, missing, 0, -channels % 4))
+    phases = F.conv_transpose2d(signal, F.pixel_unshuffle(weight, stride))
+    rows, columns = (slice(padding, padding + length) for length in size)
+    return F.pixel_shuffle(phases, stride)[:, :channels, rows, columns]
 
 
 class ReverseConv2d(nn.Module):
@@ -57,6 +82,9 @@ class ReverseConv2d(nn.Module):
         """(N, out_channels, h, w) -> (N, in_channels, *size); size is (height, width) of the convolution's input."""
         conv, bn = self.conv, self.bn
         scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
+        weight = conv.weight * scale[:, None, None, None]
+        if conv.in_channels < FEW_CHANNELS:
+            return conv_transpose_by_phases(signal, weight, conv.stride[0], conv.padding[0], size)
         # With a stride, several input sizes give the same output size; output_padding selects the right one.
         output_padding = [
             target - ((length - 1) * stride - 2 * padding + kernel)
@@ -64,7 +92,6 @@ class ReverseConv2d(nn.Module):
                 size, signal.shape[-2:], conv.stride, conv.padding, conv.kernel_size, strict=True
             )
         ]
-        weight = conv.weight * scale[:, None, None, None]
         return F.conv_transpose2d(signal, weight, None, conv.stride, conv.padding, output_padding)
 
 

@@ -1,5 +1,6 @@
 """Which channels to show, their strongest units, and one channel's top images with their reconstructions."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from network import CHANNELS
 from reverse_network import ReverseResNet18
 
 SCALE_QUANTILE = 0.99
+GROUP_BYTES = 2**29  # of uncropped reconstructions at a time: at 224x224, 49 channels with 9 images and 2 rules
 
 
 @dataclass(frozen=True)
@@ -125,23 +127,58 @@ def reconstruct_units(
     return reconstruct(inspection.network, mirrors, inputs, units.stage, units.channels, units.positions)
 
 
-def reconstruct_top_images(inspection: Inspection, settings: Settings, stage: str, channel: int) -> dict[str, Tensor]:
-    """rule -> (k, 3, S, S): what the channel saw in each of its top images."""
+def reconstruct_top_images(
+    inspection: Inspection, settings: Settings, stage: str, channels: Sequence[int]
+) -> dict[str, Tensor]:
+    """rule -> (n, k, 3, S, S): what each of n channels saw in each of its top images.
+
+    An image that several channels need is traced once.
+    """
     top = inspection.search.top[stage]
-    images = inspection.images[inspection.top_images(top, channel)]
-    mirrors = mirrors_by_rule(inspection.network, settings.rules, settings.unpool)
-    units = top.positions[channel].cpu() if settings.units == "peak" else "map"
-    return reconstruct(
-        inspection.network, mirrors, inspection.inputs(images), stage, channel, units, settings.batch_size
+    chosen = torch.stack([inspection.top_images(top, channel) for channel in channels])  # (n, k)
+    distinct, images = chosen.flatten().unique(return_inverse=True)
+    pictures = reconstruct(
+        inspection.network,
+        mirrors_by_rule(inspection.network, settings.rules, settings.unpool),
+        inspection.inputs(inspection.images[distinct]),
+        stage,
+        torch.as_tensor(channels).repeat_interleave(chosen.shape[1]),
+        top.positions[channels].flatten().cpu() if settings.units == "peak" else "map",
+        settings.batch_size,
+        images,
     )
+    return {rule: each.unflatten(0, chosen.shape) for rule, each in pictures.items()}
+
+
+def inspect_channels(
+    inspection: Inspection, settings: Settings, stage: str, channels: Sequence[int]
+) -> Iterator[ChannelResult]:
+    """Each channel's top images and their reconstructions by every chosen rule.
+
+    Channels are reconstructed in groups, which share the traces of their images. A group is as large as GROUP_BYTES
+    allows for its reconstructions.
+    """
+    channel_bytes = settings.top * len(settings.rules) * 3 * inspection.metadata.image_size**2 * 4
+    size = max(1, GROUP_BYTES // channel_bytes)
+    for first in range(0, len(channels), size):
+        group = channels[first : first + size]
+        whole = reconstruct_top_images(inspection, settings, stage, group)
+        for n, channel in enumerate(group):
+            yield crop_channel(inspection, settings, stage, channel, {rule: each[n] for rule, each in whole.items()})
 
 
 def inspect_channel(inspection: Inspection, settings: Settings, stage: str, channel: int) -> ChannelResult:
-    """A channel's top images and their reconstructions by every chosen rule.
+    """`inspect_channels` for one channel."""
+    return next(inspect_channels(inspection, settings, stage, [channel]))
+
+
+def crop_channel(
+    inspection: Inspection, settings: Settings, stage: str, channel: int, whole: dict[str, Tensor]
+) -> ChannelResult:
+    """A channel's result, from its reconstructions: rule -> (k, 3, S, S).
 
     Each rule's correlation is measured in crops around its own energy.
     """
-    whole = reconstruct_top_images(inspection, settings, stage, channel)
     side, corners = crop_boxes(list(whole.values()))
     indices = inspection.top_images(inspection.search.top[stage], channel)
     reconstructions = {rule: crop(each, side, corners) for rule, each in whole.items()}

@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.activations import check_finite
-from network import ResNet18
+from network import ResNet18, Trace
 from reverse_network import BRANCHES, RULES, ReverseResNet18, isolate
 
 ALL_RULES = RULES[::-1]  # from the exact gradient to the deconvnet
@@ -32,23 +32,37 @@ def reconstruct(
     channels: int | Sequence[int],
     units: str | Tensor = "map",
     batch_size: int = 24,
+    images: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """name of the mirror -> pictures (N, 3, H, W) on the CPU, in units of the normalised image.
+    """name of the mirror -> pictures (n, 3, H, W) on the CPU, in units of the normalised image.
 
-    network   in evaluation mode
-    mirrors   of this network, by any name
-    inputs    (N, 3, H, W) normalised images, on the network's device
-    channels  one per image, or one for all
-    units     "map": the whole channel; "peak": its strongest unit; a tensor (N,): the units at these flat positions
+    network     in evaluation mode
+    mirrors     of this network, by any name
+    inputs      (N, 3, H, W) normalised images, on the network's device; each is traced once
+    channels    one per picture, or one for all
+    units       "map": the whole channel; "peak": its strongest unit; a tensor (n,): the units at these flat positions
+    batch_size  inputs per trace, and pictures per pass through a mirror
+    images      (n,) int64 on the CPU: the input of each picture; by default one picture per input
 
     Raises CheckpointError when a picture is not finite, and whatever `isolate` and the mirror raise.
     """
-    channels = torch.as_tensor(channels).expand(len(inputs))
-    parts: dict[str, list[Tensor]] = {name: [] for name in mirrors}
+    images = torch.arange(len(inputs)) if images is None else images
+    channels = torch.as_tensor(channels).expand(len(images))
+    pictures = {name: torch.empty(len(images), *inputs.shape[1:], dtype=inputs.dtype) for name in mirrors}
+    progress = tqdm(total=len(images) * len(mirrors), desc="reconstructions", delay=2, leave=False, disable=None)
     for first in range(0, len(inputs), batch_size):
-        part = slice(first, first + batch_size)
-        trace = network.trace(inputs[part], stage)
-        signal = isolate(trace.features[stage], channels[part], units if isinstance(units, str) else units[part])
-        for name, mirror in tqdm(mirrors.items(), "mirrors", delay=2, leave=False, disable=None):
-            parts[name].append(mirror(signal, stage, trace).cpu())
-    return {name: check_finite(torch.cat(each), f"reconstructions by {name}") for name, each in parts.items()}
+        batch = inputs[first : first + batch_size]
+        trace = network.trace(batch, stage)
+        for part in ((first <= images) & (images < first + len(batch))).nonzero().flatten().split(batch_size):
+            shared = select(trace, images[part] - first, len(batch))
+            signal = isolate(shared.features[stage], channels[part], units if isinstance(units, str) else units[part])
+            for name, mirror in mirrors.items():
+                pictures[name][part] = mirror(signal, stage, shared).cpu()
+                progress.update(len(part))
+    progress.close()
+    return {name: check_finite(each, f"reconstructions by {name}") for name, each in pictures.items()}
+
+
+def select(trace: Trace, images: Tensor, count: int) -> Trace:
+    """The trace of these of its `count` images; itself, not a copy, if these are all images in order."""
+    return trace if torch.equal(images, torch.arange(count)) else trace.select(images)

@@ -4,8 +4,10 @@ python benchmarks/reconstruct.py --ckpt checkpoints/model.pt --data FOLDER
 
 (a) reads, resizes and passes one picture at a time through torchvision's resnet18 with forward hooks, and reconstructs
 one unit at a time with Captum's Deconvolution and GuidedBackprop. (b) does the same, crops and patches included, as in
-visualizer.py. One reconstruction by one rule counts as one tile. The limit is the rate of matrix products, measured in
-the same run, divided by the 3.63 GFLOP of an image's forward pass at 224x224.
+visualizer.py. One reconstruction by one rule counts as one tile. (a) takes the same time for every tile, so it gets the
+tiles of a few channels. (b) gets many channels, because it traces an image once for all channels that show it. The
+limit is the rate of matrix products, measured in the same run, divided by the 3.63 GFLOP of an image's forward pass at
+224x224.
 Needs captum (requirements-dev.txt).
 """
 
@@ -15,6 +17,7 @@ import platform
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,13 +29,14 @@ from torchvision.transforms import v2
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from hardware_limits import matrix_product_rate
 
-from analysis.activations import search, strongest_channels
-from analysis.channels import inspect_channel
+from analysis.activations import search, split_dead_channels
+from analysis.channels import inspect_channels
 from analysis.inspection import Inspection, inspect
 from analysis.settings import Settings
 from runtime.device import keep_freed_memory
 
 GFLOP_AT_224 = 3.63  # forward pass of one image; proportional to the number of pixels
+Task = tuple[int, Callable[[], object]]  # how many images or tiles, and the call
 STAGES = {"conv1": "relu", "conv5_x": "layer4"}  # stage -> where torchvision's network has it
 
 
@@ -42,7 +46,11 @@ def parse_args(argv=None):
     parser.add_argument("--ckpt", required=True, help="a model.pt of train.py")
     parser.add_argument("--data", required=True, help="a folder with test/<class>/*")
     parser.add_argument("--images", type=int, default=192, help="images to search per repetition (default: 192)")
-    parser.add_argument("--channels", type=int, default=4, help="channels to reconstruct per stage (default: 4)")
+    parser.add_argument(
+        "--channels", type=int, default=48, help="channels of (b) per stage, evenly spread (default: 48)"
+    )
+    parser.add_argument("--usual-channels", type=int, default=4, help="the first of them, for (a) (default: 4)")
+    parser.add_argument("--limit", type=int, help="test images to find the strongest in (default: all)")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--json", metavar="FILE", help="also write the table there")
     return parser.parse_args(argv)
@@ -106,8 +114,8 @@ def timed(action) -> float:
     return time.perf_counter() - started
 
 
-def tasks(args, inspection: Inspection, settings: Settings) -> dict[str, tuple[int, Callable, Callable]]:
-    """name -> (how many images or tiles, the usual script's call, this project's call)."""
+def tasks(args, inspection: Inspection, settings: Settings) -> dict[str, tuple[Task, Task]]:
+    """name -> the usual script's task, this project's task."""
     images = inspection.images
     dataset = torchvision.datasets.ImageFolder(Path(args.data) / "test")
     usual = UsualScript(inspection.metadata, inspection.network.state_dict(), dataset)
@@ -117,34 +125,39 @@ def tasks(args, inspection: Inspection, settings: Settings) -> dict[str, tuple[i
         batches = (inspection.inputs(images[part]) for part in chosen.split(settings.batch_size))
         search(inspection.network, batches, STAGES)
 
-    work = {"search, images": (len(chosen), lambda: usual.search(chosen.tolist()), ours)}
+    count = len(chosen)
+    work = {"search, images": ((count, lambda: usual.search(chosen.tolist())), (count, ours))}
     for stage, top in inspection.search.top.items():
-        channels = strongest_channels(top.scores[:, 0], args.channels)
+        alive, _ = split_dead_channels(top, range(len(top.scores)))
+        channels = [alive[n] for n in torch.linspace(0, len(alive) - 1, min(args.channels, len(alive))).long()]
         tiles = [
             (
                 int(inspection.top_images(top, channel)[n]),
                 channel,
                 *divmod(int(top.positions[channel, n]), top.map_size[1]),
             )
-            for channel in channels
+            for channel in channels[: args.usual_channels]
             for n in range(9)
         ]
         work[f"{stage}, tiles"] = (
-            2 * len(tiles),
-            lambda stage=stage, tiles=tiles: usual.reconstruct(stage, tiles),
-            lambda stage=stage, channels=channels: [
-                inspect_channel(inspection, settings, stage, channel) for channel in channels
-            ],
+            (2 * len(tiles), lambda stage=stage, tiles=tiles: usual.reconstruct(stage, tiles)),
+            (
+                2 * 9 * len(channels),
+                # one after the other, as in visualizer.py, which keeps no more than a page of them
+                lambda stage=stage, channels=channels: deque(
+                    inspect_channels(inspection, settings, stage, channels), maxlen=0
+                ),
+            ),
         )
     return work
 
 
-def measure(work: dict[str, tuple[int, Callable, Callable]], repetitions: int) -> dict[str, dict[str, list[float]]]:
+def measure(work: dict[str, tuple[Task, Task]], repetitions: int) -> dict[str, dict[str, list[float]]]:
     """name -> per second by (a) and by (b), one value per repetition after a warm-up."""
     speeds = {name: {"a": [], "b": []} for name in work}
     for repetition in range(repetitions + 1):
-        for name, (count, theirs, ours) in work.items():
-            for who, action in (("a", theirs), ("b", ours)):
+        for name, tasks_of_both in work.items():
+            for who, (count, action) in zip("ab", tasks_of_both, strict=True):
                 speed = count / timed(action)
                 if repetition > 0:
                     speeds[name][who].append(speed)
@@ -155,7 +168,7 @@ def main(argv=None):
     """The script."""
     args = parse_args(argv)
     keep_freed_memory()
-    settings = Settings(stages=tuple(STAGES), limit=1000)
+    settings = Settings(stages=tuple(STAGES), limit=args.limit)
     inspection = inspect(args.ckpt, settings, "cpu", args.data)
     image_size = inspection.metadata.image_size
     speeds = measure(tasks(args, inspection, settings), args.repetitions)

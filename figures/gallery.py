@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from analysis.activations import split_dead_channels
-from analysis.channels import ChannelResult, TopImage, inspect_channel
+from analysis.channels import ChannelResult, TopImage, inspect_channels
 from analysis.inspection import Inspection
 from analysis.scores import score
 from analysis.settings import Settings
@@ -38,10 +38,10 @@ def write_gallery(inspection: Inspection, settings: Settings, folder: Path) -> P
         channels = settings.channel_numbers or range(CHANNELS[stage])
         alive, dead = split_dead_channels(inspection.search.top[stage], channels)
         articles = []
-        for channel in tqdm(alive, f"gallery, {stage}", leave=False, disable=None):
-            result = inspect_channel(inspection, settings, stage, channel)
+        results = inspect_channels(inspection, settings, stage, alive)
+        for result in tqdm(results, f"gallery, {stage}", len(alive), leave=False, disable=None):
             picture = compose(result)
-            name = f"channels/{stage}-{channel}.jpg"
+            name = f"channels/{stage}-{result.channel}.jpg"
             with atomic_file(folder / name) as file:
                 file.write(to_jpeg(picture))
             articles.append(article(result, name, picture.shape))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from tqdm import tqdm
+from torch import Tensor
 
 from analysis.channels import random_channels, reconstruct_top_images
 from analysis.crops import corner_inside, crop, energy_centers
@@ -35,13 +35,15 @@ def draw_hierarchy(inspection: Inspection, settings: Settings) -> Iterator[tuple
 def draw_channels(inspection: Inspection, settings: Settings, stage: str) -> dict[int, dict[str, np.ndarray]]:
     """channel -> blocks of tiles (k, s, s, 3) in 0..1, the "patches" and one per rule, for some living channels."""
     channels = random_channels(inspection.search.peaks[stage], settings.seed, CHANNELS_PER_STAGE)
-    bar = tqdm(channels, f"hierarchy, {stage}", leave=False, disable=None)
-    return {channel: draw_blocks(inspection, settings, stage, channel) for channel in bar}
+    whole = reconstruct_top_images(inspection, settings, stage, channels)
+    return {
+        channel: draw_blocks(inspection, stage, channel, {rule: each[n] for rule, each in whole.items()})
+        for n, channel in enumerate(channels)
+    }
 
 
-def draw_blocks(inspection: Inspection, settings: Settings, stage: str, channel: int) -> dict[str, np.ndarray]:
-    """The channel's patches and reconstructions, cropped around the energy of the first rule."""
-    whole = reconstruct_top_images(inspection, settings, stage, channel)
+def draw_blocks(inspection: Inspection, stage: str, channel: int, whole: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """The channel's patches and reconstructions (k, 3, S, S), cropped around the energy of the first rule."""
     size = inspection.metadata.image_size
     side = max(1, round(CROP_PIXELS[stage] * size / 224))
     corners = [corner_inside(center, side, (size, size)) for center in energy_centers(whole[RULES_SHOWN[0]])]

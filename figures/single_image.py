@@ -43,12 +43,11 @@ def draw_reconstructions(inspection: Inspection, settings: Settings) -> Iterator
     mirrors = mirrors_by_rule(inspection.network, settings.rules, settings.unpool)
     for picture in inspection.pictures:
         image = picture.image[None]
-        for stage, maps in feature_maps(inspection.network, inspection.inputs(image), settings.stages).items():
+        inputs = inspection.inputs(image)
+        for stage, maps in feature_maps(inspection.network, inputs, settings.stages).items():
             channels = settings.channel_numbers or strongest_channels(maps[0].amax((1, 2)))
-            inputs = inspection.inputs(image.expand(len(channels), -1, -1, -1))
-            drawn = reconstruct(
-                inspection.network, mirrors, inputs, stage, channels, "map", batch_size=settings.batch_size
-            )
+            network, images = inspection.network, torch.zeros(len(channels), dtype=torch.int64)  # all of one image
+            drawn = reconstruct(network, mirrors, inputs, stage, channels, "map", settings.batch_size, images)
             which = "channels asked for" if settings.channel_numbers else "strongest channels"
             note = unpooling_note(settings.unpool)
             title = f"{stage} of {picture.title}: {which}, reconstructed from their whole maps{note}"

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.channels import ChannelResult, TopImage, channels_to_draw, inspect_channel
+from analysis.channels import ChannelResult, TopImage, channels_to_draw, inspect_channels
 from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
 from analysis.settings import Settings
@@ -29,16 +30,16 @@ def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path
         alive, dead = channels_to_draw(settings, inspection.search, stage)
         if dead or not alive:
             print(f"{stage}: no image excites these channels: {' '.join(map(str, dead)) or 'all'}")
-        pages = [alive[n : n + CHANNELS_PER_PAGE] for n in range(0, len(alive), CHANNELS_PER_PAGE)]
-        for page, channels in enumerate(pages, 1):
+        found = inspect_channels(inspection, settings, stage, alive)
+        pages = math.ceil(len(alive) / CHANNELS_PER_PAGE)
+        for page in range(1, pages + 1):
             results = []
-            for channel in channels:
-                result = inspect_channel(inspection, settings, stage, channel)
+            for result in islice(found, CHANNELS_PER_PAGE):
                 results.append(result)
                 entries += result.entries()
                 figure = channel_figure(result, large_title(inspection, settings, result))
-                yield Path(f"{stage}_top9_channel_{channel}"), figure
-            name = f"{stage}_top9" + (f"_page_{page}" if len(pages) > 1 else "")
+                yield Path(f"{stage}_top9_channel_{result.channel}"), figure
+            name = f"{stage}_top9" + (f"_page_{page}" if pages > 1 else "")
             yield Path(name), overview_figure(results, f"{stage}, {describe_count(inspection, settings)}")
     if not entries:
         raise NotDrawn("no image excites the channels asked for")

@@ -9,7 +9,7 @@ import torch
 from conftest import write_folder
 
 from analysis.activations import SearchResult, TopActivations
-from analysis.channels import chosen_channels, inspect_channel, strongest_units
+from analysis.channels import chosen_channels, inspect_channel, inspect_channels, strongest_units
 from analysis.inspection import add_preprocessing, add_search, add_test_images, inspect, load_inspection
 from analysis.settings import Settings
 from figures import FIGURES, top9
@@ -43,6 +43,28 @@ def test_the_reconstructions_shown_are_the_mirrors(inspection):
     for image, pixels, patch in zip(result.images, images, result.patches, strict=True):
         top, left, bottom, right = image.crop
         assert torch.allclose(patch, pixels[:, top:bottom, left:right] / 255, atol=1e-6)
+
+
+def test_channels_in_groups_are_what_each_is_alone(inspection, monkeypatch):
+    picture = 3 * inspection.metadata.image_size**2 * 4
+    monkeypatch.setattr("analysis.channels.GROUP_BYTES", 2 * 9 * 2 * picture)  # two channels, nine images, two rules
+    traced = []
+    trace = ResNet18.trace
+    monkeypatch.setattr(
+        ResNet18, "trace", lambda self, images, until: traced.append(len(images)) or trace(self, images, until)
+    )
+    found = inspect_channels(inspection, SETTINGS, "conv5_x", [7, 3, 12])
+    results = [next(found)]
+    distinct = inspection.search.top["conv5_x"].indices[[7, 3]].unique()
+    assert traced == [len(distinct)]  # the next group waits, and an image that both show is traced once
+    results += found
+    assert [result.channel for result in results] == [7, 3, 12]
+    for result in results:
+        alone = inspect_channel(inspection, SETTINGS, "conv5_x", result.channel)
+        assert [image.index for image in result.images] == [image.index for image in alone.images]
+        assert [image.crop for image in result.images] == [image.crop for image in alone.images]
+        for rule, tiles in result.reconstructions.items():
+            assert (tiles - alone.reconstructions[rule]).abs().max() <= 1e-5 * alone.reconstructions[rule].abs().max()
 
 
 def test_one_scale_for_a_channel(inspection):

@@ -32,6 +32,15 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parent.parent
 SIZES = "--sizes 32:4 40:8"  # 3 iterations per epoch, 36 in all
+COMPILED = """
+import functools, sys
+import torch
+sys.path.insert(0, {root!r})
+import train
+train.main(sys.argv[1:])
+torch.compile = functools.partial(torch.compile, backend="eager")  # traces and splits, but does not generate code
+train.main([*sys.argv[1:], "--compile", "--out", sys.argv[sys.argv.index("--out") + 1] + "-compiled"])
+"""
 SETTINGS = "--batch-size 16 --log-every 2 --device cpu --precision fp32".split()
 
 
@@ -39,10 +48,10 @@ def flags(pictures, out, *more):
     return ["--data", str(pictures), "--out", str(out), *SETTINGS, *SIZES.split(), *more]
 
 
-def start(pictures, out, *more):
+def start(pictures, out, *more, script=ROOT / "train.py"):
     """Two processes under torchrun."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, str(ROOT / "train.py"), *flags(pictures, out, *more)]
+    command = [*torchrun, str(script), *flags(pictures, out, *more)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed,
                             env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
 
@@ -71,8 +80,14 @@ def two(tmp_path_factory, pictures):
 
 
 def test_two_processes_train_as_ddp_says(pictures, tmp_path):
-    """Against the mean gradient of both halves of a batch, each with its own batch norm, one after the other."""
-    finish(start(pictures, tmp_path, "--max-steps", "1"))
+    """Against the mean gradient of both halves of a batch, each with its own batch norm, one after the other.
+
+    Compiled, too: there DistributedDataParallel is inside the compiled code.
+    """
+    script, out = tmp_path / "script.py", tmp_path / "run"
+    script.write_text(COMPILED.format(root=str(ROOT)))
+    text = finish(start(pictures, out, "--max-steps", "1", script=script))
+    assert text.count("compiled in ") == 1, text
     images, labels, classes = sources.load(str(pictures), "train", image_size=32)
     batches = Batches(images, labels, Preprocess(32, *mean_and_std(images)), 16, seed=0)
     rows = batches.plan(0)[0]
@@ -88,13 +103,13 @@ def test_two_processes_train_as_ddp_says(pictures, tmp_path):
         for value, gradient in zip(network.parameters(), gradients, strict=True):
             value.grad = gradient if value.grad is None else value.grad + gradient
     optimizer.step()
-    state = load(tmp_path)
-    for name, expected in network.state_dict().items():
-        # rounding differs with the number of threads; a sum instead of a mean would be off by 1
-        change = (expected - before[name]).double().norm()
-        assert (state["model"][name] - expected).double().norm() <= 0.02 * change, name
-    assert (state["since_line"][0] / 16).item() == pytest.approx(sum(losses).item() / 2, rel=1e-4)
-    assert state["since_line"][2] == 16
+    for state in (load(out), load(tmp_path / "run-compiled")):
+        for name, expected in network.state_dict().items():
+            # rounding differs with the number of threads; a sum instead of a mean would be off by 1
+            change = (expected - before[name]).double().norm()
+            assert (state["model"][name] - expected).double().norm() <= 0.02 * change, name
+        assert (state["since_line"][0] / 16).item() == pytest.approx(sum(losses).item() / 2, rel=1e-4)
+        assert state["since_line"][2] == 16
 
 
 def test_it_says_what_it_does_once(two):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from analysis.reconstruction import mirrors_by_rule, reconstruct
-from network import STAGES
+from network import STAGES, ResNet18
 from reverse_network import RULES, ReverseResNet18, isolate
 from runtime.checkpoint import CheckpointError
 
@@ -67,6 +67,26 @@ def test_batches_give_what_one_pass_gives(random_network, images, stage, units):
         for rule, picture in pictures.items():
             expected = ReverseResNet18(random_network, rule)(signal, stage, trace)
             assert expected.norm() > 0 and (picture - expected).norm() < 1e-12 * expected.norm()
+
+
+@pytest.mark.parametrize("stage, units", [("conv1", "positions"), ("conv5_x", "positions"), ("conv5_x", "map")])
+def test_an_image_is_traced_once_for_all_its_pictures(random_network, images, monkeypatch, stage, units):
+    inputs, chosen = images[:, :, :64, :64], torch.tensor([2, 0, 2, 1, 2, 0, 2])
+    channels = [5, 7, 60, 0, 1, 2, 60]
+    if units == "positions":
+        units = torch.tensor([3, 0, 1, 2, 3, 1, 0])
+    mirrors = mirrors_by_rule(random_network, ("deconvnet", "guided"))
+    expected = reconstruct(random_network, mirrors, inputs[chosen], stage, channels, units)
+    traced = []
+    trace = ResNet18.trace
+    monkeypatch.setattr(
+        ResNet18, "trace", lambda self, batch, until: traced.append(len(batch)) or trace(self, batch, until)
+    )
+    pictures = reconstruct(random_network, mirrors, inputs, stage, channels, units, batch_size=2, images=chosen)
+    assert traced == [2, 1]
+    for rule, picture in pictures.items():
+        assert (expected[rule].flatten(1).norm(dim=1) > 0).any()
+        assert (picture - expected[rule]).norm() < 1e-12 * expected[rule].norm()
 
 
 def test_pictures_that_are_not_finite_are_refused(random_network, images):
