@@ -21,7 +21,7 @@ from network import STAGES
 
 UNITS_SHOWN = 4  # and compared at every stage
 # In inches: left of and above the tiles; columns; a tile; rows of tiles, of the table and of the notes
-LEFT, TOP = 0.74, 0.9
+LEFT, TOP = 0.8, 0.9
 COLUMN = (WIDTH_INCHES - LEFT - 0.02) / (2 + len(MISTAKES))
 TILE = COLUMN - 0.05
 TILE_ROW, TABLE_ROW, NOTE_ROW = TILE + 0.3, 0.14, 0.25

@@ -128,3 +128,11 @@ def ends(capsys, main, flags, code, *words):
     for word in words:
         assert str(word) in error, error
     return error
+
+
+def assert_inside(figure):
+    """Nothing that is visible leaves the figure."""
+    figure.draw_without_rendering()
+    used = figure.get_tightbbox()  # in inches
+    width, height = figure.get_size_inches()
+    assert min(used.x0, used.y0) >= -0.01 and used.x1 <= width + 0.01 and used.y1 <= height + 0.01

@@ -121,7 +121,7 @@ def test_tiles_are_the_mirrors_under_its_name(inspection, units, name, mirrors):
 def test_odd_but_legal(small_run, settings):
     settings = replace(settings, stages=("conv5_x",))
     inspection = inspect(small_run / "model.pt", settings, "cpu")
-    for name in ("rules", "branches", "mirrors", "sanity", "confusion_matrix"):
+    for name in ("rules", "mirrors", "sanity", "confusion_matrix"):
         draw(name, inspection, settings).draw_without_rendering()
 
 

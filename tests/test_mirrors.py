@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import assert_inside
 from matplotlib.figure import Figure
 
 from analysis.channels import robust_limit
@@ -163,6 +164,9 @@ class TestFigure:
         assert f"{format_error(medians['error'])} / {medians['correlation']:.2f}" in texts
         for mistake in MISTAKES.values():
             assert f"{mistake.wrong}\n{mistake.visible}" in texts
+
+    def test_no_text_leaves_the_figure(self, drawn):
+        assert_inside(drawn[0])
 
     def test_the_rule_follows_the_settings(self, inspection):
         only = replace(SETTINGS, stages=("conv2_x",), rules=("gradient",), channels=(3, 5, 9))

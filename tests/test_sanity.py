@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import assert_inside
 from matplotlib.figure import Figure
 
 from analysis.channels import robust_limit
@@ -189,6 +190,9 @@ class TestFigure:
                         numbers = [entry["low"], entry["median"], entry["high"]]
                         assert numbers == pytest.approx(expected_numbers.tolist(), abs=0.01)
                         assert lines[rule][place] == pytest.approx(entry["median"])
+
+    def test_no_text_leaves_the_figure(self, drawn):
+        assert_inside(drawn[0])
 
     def test_each_image_by_the_channel_it_excites_most(self, inspection):
         images, channels = strongest_channels_of_images(inspection, "conv4_x")
