@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from children import start_command
 from narrow import make_narrow
 from PIL import Image
 
@@ -111,6 +112,12 @@ def narrow_run(tmp_path_factory) -> Path:
 def narrow(monkeypatch):
     """train.py builds narrow networks."""
     make_narrow(monkeypatch)
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """The scripts that benchmarks run in processes of their own start at once."""
+    monkeypatch.setattr("commands.start", start_command)
 
 
 @pytest.fixture
