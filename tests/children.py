@@ -16,13 +16,13 @@ import sys
 import threading
 from pathlib import Path
 
+import commands
 import pytest
 
 ROOT = Path(__file__).parent.parent
 LIMIT_SECONDS = 300  # then a child that hangs is killed
 PRELOADED = ["children", "narrow", "visualizer", "torch.distributed.launcher.api"]
-HAS_SERVER = "forkserver" in multiprocessing.get_all_start_methods()
-CONTEXT = multiprocessing.get_context("forkserver" if HAS_SERVER else "spawn")
+context = multiprocessing.get_context("spawn" if sys.platform == "win32" else "forkserver")
 
 
 class Child:
@@ -31,13 +31,14 @@ class Child:
     script       path of a file, or name of a module
     environment  variables beside those of this process; OMP_NUM_THREADS sets the number of threads
     log          file that all output is appended to; otherwise it is in `stdout`
+    forks        what the script starts by commands.py is forked, too
     """
 
-    def __init__(self, script, *arguments, cwd=ROOT, environment=None, log=None):
+    def __init__(self, script, *arguments, cwd=ROOT, environment=None, log=None, forks=False):
         _start_server()
-        reader, writer = CONTEXT.Pipe(duplex=False)
-        what = str(script), [str(each) for each in arguments], cwd, environment or {}, writer, log
-        self._process = CONTEXT.Process(target=_run, args=what)
+        reader, writer = context.Pipe(duplex=False)
+        what = str(script), [str(each) for each in arguments], cwd, environment or {}, writer, log, forks
+        self._process = context.Process(target=_run, args=what)
         self._process.start()
         writer.close()
         self.pid, self.stdout = self._process.pid, open(os.dup(reader.fileno()), encoding="utf-8")
@@ -99,7 +100,7 @@ def start_ranks(script, *arguments):
 def start_command(command, log, environment=None):
     """commands.start of the benchmarks, for [python, script, ...] and [python, -m, module, ...]."""
     script, *arguments = [part for part in command[1:] if part != "-m"]
-    return Child(script, *arguments, environment=environment, log=log)
+    return Child(script, *arguments, environment=environment, log=log, forks=True)
 
 
 def heed_signals():
@@ -112,15 +113,18 @@ def heed_signals():
 
 def _start_server():
     """The server imports what its path leads to when it starts."""
-    if HAS_SERVER:
+    if context.get_start_method() == "forkserver":
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / name) for name in ("", "tests", "benchmarks")))
-            CONTEXT.set_forkserver_preload(PRELOADED)
+            context.set_forkserver_preload(PRELOADED)
             multiprocessing.forkserver.ensure_running()
 
 
-def _run(script, arguments, cwd, environment, writer, log):
+def _run(script, arguments, cwd, environment, writer, log, forks):
     """In the child: runs the script as Python does from a terminal."""
+    global context
+    if forks and sys.platform != "win32":
+        context, commands.start = multiprocessing.get_context("fork"), start_command
     heed_signals()
     if hasattr(os, "setsid"):
         os.setsid()
