@@ -25,6 +25,7 @@ class Settings:
     limit       how many test images to search; None for all
     batch_size  images per forward pass
     classes     two classes to compare, by name or number; None for the two most probable
+    occluder    side of the square that hides part of an image, in pixels; None for 48 at 224, in proportion
     """
 
     stages: tuple[str, ...] = ("conv1", "conv5_x")
@@ -39,6 +40,7 @@ class Settings:
     limit: int | None = None
     batch_size: int = 24
     classes: tuple[str, str] | None = None
+    occluder: int | None = None
 
     @property
     def deepest_stage(self) -> str:

@@ -9,6 +9,7 @@ from figures.evolution import draw_evolution
 from figures.filters import draw_filters
 from figures.hierarchy import draw_hierarchy
 from figures.mirrors import draw_mirrors
+from figures.occlusion import draw_occlusion
 from figures.rules import draw_branches, draw_rules
 from figures.sanity import draw_sanity
 from figures.scores import draw_confusion_matrix, draw_mistakes
@@ -104,6 +105,15 @@ FIGURES = {
         draw_evolution,
         "Channels during training",
         "Each row is one channel: it has settled once its strongest image and its picture stop changing.",
+    ),
+    "occlusion": FigureEntry(
+        draw_occlusion,
+        "Which part of an image matters",
+        "Where hiding a square lowers the map's sum, the map sees something there; where it lowers the probability or "
+        "changes the class, the decision depends on it.",
+        needs="both",
+        stages=STAGES[-1:],
+        is_slow=True,
     ),
     "why": FigureEntry(
         draw_why,
