@@ -11,6 +11,7 @@ from conftest import assert_inside, ends
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import visualizer
+from analysis import occlusion
 from analysis.examples import class_to_explain, one_per_class
 from analysis.inspection import Picture, inspect
 from analysis.occlusion import Occlusion, grid_centers, hide_squares, occlude, square_side
@@ -25,6 +26,14 @@ from network import ResNet18
 
 SETTINGS = Settings(occluder=9)
 RANDOM = np.random.RandomState(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse_grid():
+    """Squares are 4 pixels apart in images of 32: 64 of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(occlusion, "LEAST_STEP", 4)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +111,8 @@ def test_the_squares_cover_what_they_should():
 
 
 @pytest.mark.parametrize("size, first, step, count", [(224, 4, 8, 28), (64, 1, 2, 32), (33, 1, 2, 16), (96, 1, 3, 32)])
-def test_the_grid(size, first, step, count):
+def test_the_grid(monkeypatch, size, first, step, count):
+    monkeypatch.setattr(occlusion, "LEAST_STEP", 2)
     assert grid_centers(size) == list(range(first, first + count * step, step))
     assert grid_centers(size)[-1] < size
 
@@ -137,8 +147,8 @@ def test_the_json_is_what_the_network_sees(inspection, drawn):
             torch.tensor(entry["probability"]),
             torch.tensor([[names.index(name) for name in row] for row in entry["predicted"]]),
         )
-        assert entry["rows"] == entry["columns"] == list(range(1, 32, 2)) and entry["side"] == 9
-        assert_same(found, theirs, inputs, [(0, 0), (3, 12), (8, 8), (15, 15)])
+        assert entry["rows"] == entry["columns"] == list(range(2, 32, 4)) and entry["side"] == 9
+        assert_same(found, theirs, inputs, [(0, 0), (3, 6), (7, 7)])
     json.dumps(entries, allow_nan=False)
 
 
@@ -154,7 +164,7 @@ def test_the_figure_shows_the_json(inspection, drawn):
         assert np.array_equal((colors[:, None] == colors).all(2), same[0])  # a color per class
         assert len(projections) == 4
     texts = "\n".join(text.get_text() for text in figure.texts)
-    assert "square of 9 px of the mean color, every 2 px" in texts and "guided" in texts
+    assert "square of 9 px of the mean color, every 4 px" in texts and "guided" in texts
     assert all(f"test image {entry['image']} ({entry['label']})" in texts for entry in entries)
 
 
