@@ -53,7 +53,7 @@ def parse_args(argv=None):
         help="a model.pt or last.pt of train.py, or a state dict with torchvision's names (default: "
         "checkpoints/model.pt; before any training, the network that comes with the project)")  # fmt: skip
     add("--data", help=f"{', '.join(sources.DATASETS)}, or a folder; its test split is searched (default: as trained)")
-    add("--root", help="folder of CIFAR-10 (default: as trained)")
+    add("--root", help="folder of CIFAR-10 and of decoded images (default: as trained)")
     add("--images", nargs="+", metavar="FILE", help="pictures to explain instead of the first test image; without "
         "--figures, the test split is then not searched")  # fmt: skip
     add("--limit", type=number(int, least=1), help="number of test images to search, evenly spread (default: all)")
