@@ -77,6 +77,8 @@ def parse_args(argv=None):
         help="top9: reconstruct from a channel's strongest unit or from its whole map")  # fmt: skip
     add("--classes", nargs=2, metavar="CLASS", help="why: the two classes to compare, by name or number "
         "(default: the two most probable)")  # fmt: skip
+    add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness: number of test images, evenly "
+        "spread (default: 100 on a CPU, 1000 on a GPU)")  # fmt: skip
 
     add = parser.add_argument_group("output").add_argument
     add("--format", choices=("png", "pdf"), default="png", help="file format of the figures; pdf for LaTeX")
@@ -121,6 +123,7 @@ def settings_from(args) -> Settings:
         unpool=args.unpool,
         units=args.units,
         limit=args.limit,
+        score_images=args.score_images,
         batch_size=args.batch_size,
         classes=tuple(args.classes) if args.classes else None,
     )
