@@ -53,7 +53,7 @@ def parse_args(argv=None):
         help="a model.pt or last.pt of train.py, or a state dict with torchvision's names (default: "
         "checkpoints/model.pt; before any training, the network that comes with the project)")  # fmt: skip
     add("--data", help=f"{', '.join(sources.DATASETS)}, or a folder; its test split is searched (default: as trained)")
-    add("--root", help="folder of CIFAR-10 (default: as trained)")
+    add("--root", help="folder of CIFAR-10 and of decoded images (default: as trained)")
     add("--images", nargs="+", metavar="FILE", help="pictures to explain instead of the first test image; without "
         "--figures, the test split is then not searched")  # fmt: skip
     add("--limit", type=number(int, least=1), help="number of test images to search, evenly spread (default: all)")
@@ -78,6 +78,8 @@ def parse_args(argv=None):
         help="top9: reconstruct from a channel's strongest unit or from its whole map")  # fmt: skip
     add("--classes", nargs=2, metavar="CLASS", help="why: the two classes to compare, by name or number "
         "(default: the two most probable)")  # fmt: skip
+    add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness: number of test images, evenly "
+        "spread (default: 100 on a CPU, 1000 on a GPU)")  # fmt: skip
     add("--occluder", type=number(int, least=1), metavar="PIXELS", help="occlusion: side of the square that hides part "
         "of an image, in pixels of the network's input (default: 48 at 224, in proportion)")  # fmt: skip
 
@@ -124,6 +126,7 @@ def settings_from(args) -> Settings:
         unpool=args.unpool,
         units=args.units,
         limit=args.limit,
+        score_images=args.score_images,
         batch_size=args.batch_size,
         classes=tuple(args.classes) if args.classes else None,
         occluder=args.occluder,

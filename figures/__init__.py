@@ -6,6 +6,7 @@ A new figure is a file of its own with a function `draw_...(inspection, settings
 from figures.classes import draw_classes
 from figures.entry import FigureEntry
 from figures.evolution import draw_evolution
+from figures.faithfulness import draw_faithfulness, scores_in_words
 from figures.filters import draw_filters
 from figures.hierarchy import draw_hierarchy
 from figures.mirrors import draw_mirrors
@@ -100,6 +101,14 @@ FIGURES = {
         "A picture that stays the same, with a correlation near 1, as weights become random does not explain what the "
         "network learned.",
         section="belief",
+    ),
+    "faithfulness": FigureEntry(
+        draw_faithfulness,
+        "Do removed blocks matter as the picture says?",
+        "The wider the gap between the curves, the better a map tells the blocks that the network needs from those "
+        "that it does not.",
+        section="belief",
+        words=scores_in_words,
     ),
     "evolution": FigureEntry(
         draw_evolution,
