@@ -25,6 +25,15 @@ from figures import style
 from network import ResNet18
 
 
+@pytest.fixture(scope="session", autouse=True)
+def working_directory(tmp_path_factory):
+    """`data/`, where folders are decoded to, and other default paths are temporary."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("work"))
+    yield
+    os.chdir(before)
+
+
 @pytest.fixture(autouse=True)
 def quick_files(monkeypatch):
     """Files are not flushed to the disk, and training curves have few pixels; neither is what a test looks at."""

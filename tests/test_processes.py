@@ -44,7 +44,7 @@ SETTINGS = "--batch-size 16 --log-every 2 --device cpu --precision fp32".split()
 
 
 def flags(pictures, out, *more):
-    return ["--data", str(pictures), "--out", str(out), *SETTINGS, *SIZES.split(), *more]
+    return ["--data", str(pictures), "--root", str(out / "data"), "--out", str(out), *SETTINGS, *SIZES.split(), *more]
 
 
 def start(pictures, out, *more):
@@ -116,7 +116,8 @@ def test_it_says_what_it_does_once(two):
     assert [line["step"] for line in tests] == list(range(3, 37, 3))
     assert "36 iterations on 2 processes on cpu, fp32" in text
     assert "Warning:" not in text, text
-    assert text.count("48 training and 12 test images") == 1 and text.count("next: python visualizer.py") == 1
+    assert text.count("decoding once: ") == 2 and text.count("48 training and 12 test images") == 1
+    assert text.count("next: python visualizer.py") == 1
 
 
 def test_the_result_is_measured_on_every_test_image(two, pictures):
