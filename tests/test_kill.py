@@ -72,7 +72,7 @@ def test_a_run_killed_at_random_moments(folder, tmp_path):
 def test_a_terminal_that_is_closed(folder, tmp_path):
     """The run gets SIGHUP and can write nowhere any more; it still saves, and continues later."""
     process = start(folder, tmp_path / "run")
-    process.stdout.readline()
+    any(" iterations on " in line for line in process.stdout)  # reads until training begins
     process.send_signal(signal.SIGHUP)
     process.stdout.close()
     assert process.wait(timeout=200) == 128 + signal.SIGHUP
