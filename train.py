@@ -20,6 +20,7 @@ import torch
 
 from dataset.batches import FLIPS, Augmentation
 from dataset.folders import DataError
+from dataset.placement import IMAGES_ON
 from dataset.sources import DATASETS
 from figures import style, training_curves
 from network import ResNet18
@@ -85,6 +86,9 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--images-on", choices=IMAGES_ON, default="auto",
+        help="where the images are; the host sends the device a batch at a time; auto: on the device if they take "
+        "less than half of its free memory")  # fmt: skip
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="auto: bf16 on GPUs with native bf16, else fp32 (convolutions in TF32 on newer NVIDIA GPUs)")  # fmt: skip
     add("--compile", action="store_true", help="compile the network with torch.compile")
@@ -167,8 +171,8 @@ def train(args, world: World) -> None:
     settings = loop_settings(args, device)
     state = world.broadcast(partial(earlier_state, args))
 
-    # data: uint8, on the device
-    data = load_data(args.data, args.root, args.image_size, args.hold_out, device, world)
+    # data: uint8, on the device or on the host
+    data = load_data(args.data, args.root, args.image_size, args.hold_out, device, args.images_on, world)
     plan = make_plan(args, len(data.train[0]), world)
     metadata = Metadata(data.classes, data.mean, data.std, args.image_size, config=vars(args))
     if state:
@@ -205,10 +209,10 @@ def train_epochs(loop: Loop, signals: list[int]) -> int:
     """Trains to the end of the plan, or until a signal arrives; returns the signal, or 0."""
     run, plan = loop.run, loop.run.plan
     for epoch in range(run.step // plan.steps_per_epoch, math.ceil(plan.total_steps / plan.steps_per_epoch)):
-        step, rows = loop.start_epoch(epoch)
-        for row in rows:  # (B, 6): images and crops of one iteration
+        step, batches = loop.start_epoch(epoch)
+        for batch in batches:  # of one iteration: images and crops
             run.set_learning_rate(learning_rate(run.step, plan, loop.settings.optimization))
-            run.count(step(row))
+            run.count(step(*batch))
             if stop := loop.end_step(signals):
                 return stop
     return 0

@@ -4,12 +4,14 @@ Randomness is a function of integers: an epoch's order of (seed, epoch), an imag
 Resuming a run therefore needs no generator state.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.placement import HostImages, batches_of
 from dataset.preprocess import Preprocess
 
 FLIPS = ("random", "alternate", "none")
@@ -35,7 +37,7 @@ class Augmentation:
 class Batches:
     """The training batches of every epoch. All have the same size: an incomplete last batch is dropped.
 
-    images        (N, 3, H, W) uint8, on the device
+    images        (N, 3, H, W) uint8, on the device or on the host
     labels        (N,) int64, on the device
     preprocess    turns augmented images into the network's input
     batch_size    images per iteration, at most N
@@ -45,14 +47,14 @@ class Batches:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | HostImages,
         labels: Tensor,
         preprocess: Preprocess,
         batch_size: int,
         seed: int,
         augmentation: Augmentation = Augmentation(),
     ):
-        self.images, self.labels, self.preprocess = images, labels, preprocess
+        self.images, self.labels, self.preprocess, self.device = images, labels, preprocess, labels.device
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
         self.mean_color = preprocess.mean_color.round().to(torch.uint8)
         self._build_tables()
@@ -60,7 +62,7 @@ class Batches:
     def _build_tables(self) -> None:
         """Source rows and columns of every crop, and hidden ones of every cutout: a batch only looks them up."""
         _, channels, height, width = self.images.shape
-        device, shift, cutout = self.images.device, self.augmentation.shift, self.augmentation.cutout
+        device, shift, cutout = self.device, self.augmentation.shift, self.augmentation.cutout
         y, x = torch.arange(height, device=device), torch.arange(width, device=device)
         # in the order 0, ..., shift, -shift, ..., -1, so that negative offsets count from the end
         offsets = torch.cat([torch.arange(shift + 1, device=device), torch.arange(-shift, 0, device=device)])[:, None]
@@ -94,21 +96,37 @@ class Batches:
             (cutout_row % height).astype(np.int64),
             (cutout_column % width).astype(np.int64),
         ]
-        return torch.from_numpy(np.stack(columns, -1)).to(self.images.device)
+        return torch.from_numpy(np.stack(columns, -1)).to(self.device)
 
-    def crop(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B, 6) of a plan -> augmented images (B, 3, H, W) uint8 and labels (B,) int64."""
+    def iterate(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The arguments of a call for each iteration of a plan (iterations, B, 6).
+
+        Images on the host are gathered one iteration ahead.
+        """
+        if isinstance(self.images, Tensor):
+            yield from ((row, None) for row in rows)
+        else:
+            yield from zip(rows, batches_of(self.images, rows[..., 0].cpu(), self.device), strict=True)
+
+    def crop(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows (B, 6) of a plan -> augmented images (B, 3, H, W) uint8 and labels (B,) int64.
+
+        stored: the images of these rows (B, 3, H, W) uint8 on the device; needed if all images are on the host
+        """
         image, down, right, flip, cutout_row, cutout_column = rows.unbind(1)
         y, x = self._source_y[down], self._source_x[flip, right]  # (B, H), (B, W)
-        images = self.images[image[:, None, None, None], self._channels, y[:, None, :, None], x[:, None, None, :]]
+        source, place = (
+            (self.images, image) if stored is None else (stored, torch.arange(len(rows), device=self.device))
+        )
+        images = source[place[:, None, None, None], self._channels, y[:, None, :, None], x[:, None, None, :]]
         if self.augmentation.cutout:
             hidden_y, hidden_x = self._hidden_y[cutout_row], self._hidden_x[cutout_column]
             images = torch.where(hidden_y[:, None, :, None] & hidden_x[:, None, None, :], self.mean_color, images)
         return images, self.labels[image]
 
-    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B, 6) of a plan -> the network's input (B, 3, S, S) float32, and labels (B,) int64."""
-        images, labels = self.crop(rows)
+    def __call__(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What `iterate` yields -> the network's input (B, 3, S, S) float32, and labels (B,) int64."""
+        images, labels = self.crop(rows, stored)
         return self.preprocess(images), labels
 
 
