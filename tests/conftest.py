@@ -8,6 +8,9 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: each worker, and what it starts, has one core
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import numpy as np
 import pytest
 import torch
