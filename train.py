@@ -53,11 +53,19 @@ def parse_args(argv=None):
     )
     add("--image-size", type=number(int, least=8, most=4096),
         help="side of the network's input in pixels (default: 224, or the last of --sizes)")  # fmt: skip
-    add("--augment", action=BooleanOptionalAction, default=True, help="random shift, flip and cutout, as set below")
+    add(
+        "--augment",
+        action=BooleanOptionalAction,
+        default=True,
+        help="random shift or box, flip and cutout, as set below",
+    )
     add("--shift", type=number(int, least=0, most=4096), default=4, help="largest shift, in pixels before resizing")
     add("--flip", choices=FLIPS, default="random", help="horizontal flip: random, or alternate (every other epoch)")
     add("--cutout", type=number(int, least=0, most=4096), default=0,
         help="side of the hidden square, in pixels before resizing, at full image size; 0 disables it")  # fmt: skip
+    add("--scale-crop", type=number(float, above=0, most=1), metavar="MIN",
+        help="for photographs, instead of --shift: a random box of MIN to 1 of the image's area, aspect ratio 3/4 to "
+        "4/3, resized to the image size, as torchvision's RandomResizedCrop")  # fmt: skip
     add("--hold-out", type=number(int, least=0), default=0,
         help="number of training images to hold out for validation; they replace the test images")  # fmt: skip
 
@@ -136,12 +144,19 @@ def set_sizes(parser: ArgumentParser, args) -> None:
     args.epochs, args.image_size = total, last
 
 
+def augmentation(args) -> Augmentation:
+    """The augmentation at the last image size."""
+    if not args.augment:
+        return Augmentation(0, "none", 0)
+    return Augmentation(0 if args.scale_crop else args.shift, args.flip, args.cutout, args.scale_crop)
+
+
 def loop_settings(args, device: torch.device) -> Settings:
     """The settings of the training loop, of its augmentation and of its optimizer."""
     return Settings(
         batch_size=args.batch_size,
         seed=args.seed,
-        augmentation=Augmentation(args.shift, args.flip, args.cutout) if args.augment else Augmentation(0, "none", 0),
+        augmentation=augmentation(args),
         optimization=Optimization(
             learning_rate=args.lr,
             momentum=args.momentum,
