@@ -23,7 +23,7 @@ def peaks():
 
 @pytest.fixture(scope="module")
 def inspection(small_run):
-    return inspect(small_run / "model.pt", Settings(limit=11), "cpu", stages=STAGES)
+    return inspect(small_run / "model.pt", Settings(limit=7), "cpu", stages=STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_profiles_are_those_of_brute_force(inspection, features, stage):
     assert list(profile.channels) == alive
     assert sorted([*alive, *profile.dead]) == list(range(CHANNELS[stage]))
     labels = inspection.labels[inspection.searched]
-    assert len(labels) == 11
+    assert len(labels) == 7
     for channel, found in profile.channels.items():
         values = peaks[:, channel]
         assert (found.stage, found.channel) == (stage, channel)
