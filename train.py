@@ -45,7 +45,11 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("data").add_argument
     add("--data", default="cifar10", help=f"{', '.join(DATASETS)}, or a folder with train/ and test/<class>/*")
-    add("--root", default="data", help="folder that CIFAR-10 is downloaded to")
+    add(
+        "--root",
+        default="data",
+        help="folder that CIFAR-10 is downloaded to, and that a folder's images are decoded to, once",
+    )
     add("--image-size", type=number(int, least=8, most=4096),
         help="side of the network's input in pixels (default: 224, or the last of --sizes)")  # fmt: skip
     add("--augment", action=BooleanOptionalAction, default=True, help="random shift, flip and cutout, as set below")

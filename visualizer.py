@@ -34,7 +34,7 @@ from figures.entry import NotDrawn, Outcome
 from figures.gallery import write_gallery
 from figures.report import write_report
 from figures.scores import summary
-from figures.selection import choose_figures, needs_of, searched_stages
+from figures.selection import SLOW, choose_figures, needs_of, searched_stages
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
 from runtime.checkpoint import CheckpointError, atomic_file, default_checkpoint
@@ -53,13 +53,14 @@ def parse_args(argv=None):
         help="a model.pt or last.pt of train.py, or a state dict with torchvision's names (default: "
         "checkpoints/model.pt; before any training, the network that comes with the project)")  # fmt: skip
     add("--data", help=f"{', '.join(sources.DATASETS)}, or a folder; its test split is searched (default: as trained)")
-    add("--root", help="folder of CIFAR-10 (default: as trained)")
+    add("--root", help="folder of CIFAR-10 and of decoded images (default: as trained)")
     add("--images", nargs="+", metavar="FILE", help="pictures to explain instead of the first test image; without "
         "--figures, the test split is then not searched")  # fmt: skip
     add("--limit", type=number(int, least=1), help="number of test images to search, evenly spread (default: all)")
 
     add = parser.add_argument_group("figures").add_argument
-    add("--figures", nargs="+", choices=FIGURES, metavar="NAME", help="figures to draw, listed below (default: all)")
+    add("--figures", nargs="+", choices=FIGURES, metavar="NAME", help="figures to draw, listed below "
+        "(default: all that take seconds)")  # fmt: skip
     add("--stages", nargs="+", choices=STAGES, metavar="STAGE", help=f"some of {', '.join(STAGES)} (default: "
         f"{' '.join(defaults.stages)}, in the gallery all)")  # fmt: skip
     add("--channels", nargs="+", type=channel_choice, default=defaults.channels, metavar="N",
@@ -77,6 +78,10 @@ def parse_args(argv=None):
         help="top9: reconstruct from a channel's strongest unit or from its whole map")  # fmt: skip
     add("--classes", nargs=2, metavar="CLASS", help="why: the two classes to compare, by name or number "
         "(default: the two most probable)")  # fmt: skip
+    add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness: number of test images, evenly "
+        "spread (default: 100 on a CPU, 1000 on a GPU)")  # fmt: skip
+    add("--occluder", type=number(int, least=1), metavar="PIXELS", help="occlusion: side of the square that hides part "
+        "of an image, in pixels of the network's input (default: 48 at 224, in proportion)")  # fmt: skip
 
     add = parser.add_argument_group("output").add_argument
     add("--format", choices=("png", "pdf"), default="png", help="file format of the figures; pdf for LaTeX")
@@ -121,8 +126,10 @@ def settings_from(args) -> Settings:
         unpool=args.unpool,
         units=args.units,
         limit=args.limit,
+        score_images=args.score_images,
         batch_size=args.batch_size,
         classes=tuple(args.classes) if args.classes else None,
+        occluder=args.occluder,
     )
 
 
@@ -131,8 +138,7 @@ def visualize(args, command: str) -> None:
     torch.backends.cudnn.allow_tf32 = False  # the pictures are then as exact as on a CPU
     settings = settings_from(args)
     inspection, names, left_out = load_what_is_needed(args, settings)
-    if "why" in names and settings.classes:
-        check_classes(settings.classes, inspection)
+    check_settings(settings, names, inspection)
     folder = output_folder(args.out)
     gallery_stages = settings.stages if args.stages else STAGES
     is_searched = args.gallery or "search" in needs_of(names)
@@ -157,16 +163,23 @@ def visualize(args, command: str) -> None:
         print(write_report(folder, inspection, outcomes, numbers, command))
     elif args.report:
         print("report.html: left out, a page shows PNG files, not PDF")
+    if slow := [name for name, reason in left_out.items() if reason == SLOW]:
+        names = " ".join(slow)
+        print(f"{', '.join(slow)}: not drawn by default, minutes on a CPU; the same command with --figures {names}")
     if args.images and "why" in left_out and not args.figures:
         print("why it decides so for these pictures: the same command with --figures why, which needs the test images")
 
 
-def check_classes(classes: tuple[str, str], inspection: Inspection) -> None:
-    """A usage error for --classes that the network does not have."""
+def check_settings(settings: Settings, names: list[str], inspection: Inspection) -> None:
+    """A usage error for --classes that the network does not have, or an --occluder larger than its images."""
+    size = inspection.metadata.image_size
     try:
-        class_numbers(classes, inspection.metadata.classes)
+        if "why" in names and settings.classes:
+            class_numbers(settings.classes, inspection.metadata.classes)
     except ValueError as error:
         ArgumentParser(__doc__).error(f"--classes {error}")
+    if "occlusion" in names and (settings.occluder or 0) > size:
+        ArgumentParser(__doc__).error(f"--occluder {settings.occluder}: the network's images have {size} pixels")
 
 
 def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str], dict[str, str]]:

@@ -12,7 +12,7 @@ from analysis.activations import SearchResult, TopActivations, check_finite, sea
 from analysis.receptive_field import searched_units
 from analysis.settings import Settings
 from dataset import folders, sources
-from dataset.preprocess import Preprocess, mean_and_std, resize
+from dataset.preprocess import Preprocess, resize
 from network import ResNet18
 from runtime.checkpoint import Metadata, load_network
 from runtime.device import pick_device
@@ -118,14 +118,14 @@ def add_preprocessing(inspection: Inspection) -> Inspection:
     """
     metadata = inspection.metadata
     if metadata.mean is None:
-        images, _, classes = sources.load(inspection.source, "train", inspection.root, metadata.image_size)
-        if len(classes) != (outputs := inspection.network.fc.out_features):
+        train = sources.load_split(inspection.source, "train", inspection.root, metadata.image_size)
+        if len(train.classes) != (outputs := inspection.network.fc.out_features):
             raise sources.DataError(
-                f"{inspection.checkpoint} has {outputs} outputs, {inspection.source} has {len(classes)} classes: "
+                f"{inspection.checkpoint} has {outputs} outputs, {inspection.source} has {len(train.classes)} classes: "
                 "pass --data with the data it was trained on"
             )
-        mean, std = mean_and_std(images)
-        metadata = replace(metadata, classes=tuple(classes), mean=tuple(mean), std=tuple(std))
+        mean, std = train.mean_and_std()
+        metadata = replace(metadata, classes=tuple(train.classes), mean=tuple(mean), std=tuple(std))
     preprocess = Preprocess(metadata.image_size, metadata.mean, metadata.std, inspection.device)
     return replace(inspection, metadata=metadata, preprocess=preprocess)
 

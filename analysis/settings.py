@@ -13,18 +13,20 @@ SCALES = ("tile", "channel")
 class Settings:
     """The choices a figure depends on.
 
-    stages      names of network.STAGES
-    channels    numbers, the same for every stage, or one of CHANNEL_CHOICES
-    seed        of "random" channels
-    top         images per channel
-    rules       names of reverse_network.RULES
-    unpool      one of reverse_network.UNPOOLINGS
-    units       one of reverse_network.UNITS: what the top images are reconstructed from
-    border      also search units that see the padding, at stages where enough units see none
-    scale       one of SCALES: every tile of a reconstruction has its own color scale, or a channel's tiles share one
-    limit       how many test images to search; None for all
-    batch_size  images per forward pass
-    classes     two classes to compare, by name or number; None for the two most probable
+    stages        names of network.STAGES
+    channels      numbers, the same for every stage, or one of CHANNEL_CHOICES
+    seed          of "random" channels
+    top           images per channel
+    rules         names of reverse_network.RULES
+    unpool        one of reverse_network.UNPOOLINGS
+    units         one of reverse_network.UNITS: what the top images are reconstructed from
+    border        also search units that see the padding, at stages where enough units see none
+    scale         one of SCALES: every tile of a reconstruction has its own color scale, or a channel's tiles share one
+    limit         how many test images to search; None for all
+    score_images  how many test images to score importance maps on; None for 100 on a CPU, 1,000 on a GPU
+    batch_size    images per forward pass
+    classes       two classes to compare, by name or number; None for the two most probable
+    occluder      side of the square that hides part of an image, in pixels; None for 48 at 224, in proportion
     """
 
     stages: tuple[str, ...] = ("conv1", "conv5_x")
@@ -37,8 +39,10 @@ class Settings:
     border: bool = False
     scale: str = "tile"
     limit: int | None = None
+    score_images: int | None = None
     batch_size: int = 24
     classes: tuple[str, str] | None = None
+    occluder: int | None = None
 
     @property
     def deepest_stage(self) -> str:

@@ -4,17 +4,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+HISTOGRAM_BYTES = 2**26  # of images counted at a time
+
 
 def mean_and_std(images: Tensor) -> tuple[list[float], list[float]]:
     """Exact mean and standard deviation per channel, in 0..1, over all pixels of (N, 3, H, W) uint8 images.
 
     The standard deviation is at least 1/255, so that a constant channel can be normalised.
     """
+    return mean_and_std_of_histogram(color_histogram(images))
+
+
+def color_histogram(images: Tensor) -> Tensor:
+    """How many pixels of (N, 3, H, W) uint8 images have each value: (3, 256) int64 on the CPU."""
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in images.split(max(1, HISTOGRAM_BYTES // images[0].numel())):
+        counts += torch.stack([values.flatten().bincount(minlength=256) for values in part.unbind(1)]).cpu()
+    return counts
+
+
+def mean_and_std_of_histogram(counts: Tensor) -> tuple[list[float], list[float]]:
+    """`mean_and_std` of the images with this `color_histogram`."""
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
-    for channel in range(images.shape[1]):
-        histogram = images[:, channel].flatten().bincount(minlength=256).cpu().double()
-        histogram /= histogram.sum()
+    for histogram in counts.double():
+        histogram = histogram / histogram.sum()
         mean.append(float(histogram @ values))
         std.append(max(float(histogram @ (values - mean[-1]) ** 2) ** 0.5, 1 / 255))
     return mean, std

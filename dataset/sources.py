@@ -10,10 +10,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from dataset import folders
+from dataset import folders, store
 from dataset.folders import SPLITS, DataError
 from dataset.shapes import CLASSES as SHAPES
 from dataset.shapes import draw_shapes
+from dataset.split import Split
 
 
 def load(
@@ -23,20 +24,28 @@ def load(
 
     source      name in DATASETS, or folder with train/<class>/* and test/<class>/* (or val/<class>/*)
     split       "train" or "test"
-    root        download folder of CIFAR-10
+    root        folder that CIFAR-10 is downloaded to, and that a folder's images are decoded into once
     image_size  side in pixels that a folder's images are resized and centre-cropped to, unless they are all squares
                 of one size that is not larger
 
-    Raises DataError if images are missing, unreadable or do not fit in memory, ValueError for an unknown split.
+    A folder's images are memory-mapped: they must not be written to.
+
+    Raises DataError if images are missing or unreadable or do not fit on the disk, ValueError for an unknown split.
     """
+    loaded = load_split(source, split, root, image_size)
+    return loaded.images, loaded.labels, loaded.classes
+
+
+def load_split(source: str, split: str, root: str | Path = "data", image_size: int = 224) -> Split:
+    """`load` with the images' color histogram, which is stored with a folder's images."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if source in DATASETS:
-        return DATASETS[source](split, Path(root))
+        return Split(*DATASETS[source](split, Path(root)))
     if not Path(source).is_dir():
         names = ", ".join(DATASETS)
         raise DataError(f"--data {source} is not a folder: {folders.NEEDS}; or choose one of {names}")
-    return folders.load_folder(Path(source), split, image_size)
+    return store.load_folder(Path(source), split, Path(root), image_size)
 
 
 def load_cifar10(split: str, root: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:

@@ -6,9 +6,11 @@ A new figure is a file of its own with a function `draw_...(inspection, settings
 from figures.classes import draw_classes
 from figures.entry import FigureEntry
 from figures.evolution import draw_evolution
+from figures.faithfulness import draw_faithfulness, scores_in_words
 from figures.filters import draw_filters
 from figures.hierarchy import draw_hierarchy
 from figures.mirrors import draw_mirrors
+from figures.occlusion import draw_occlusion
 from figures.rules import draw_branches, draw_rules
 from figures.sanity import draw_sanity
 from figures.scores import draw_confusion_matrix, draw_mistakes
@@ -100,10 +102,27 @@ FIGURES = {
         "network learned.",
         section="belief",
     ),
+    "faithfulness": FigureEntry(
+        draw_faithfulness,
+        "Do removed blocks matter as the picture says?",
+        "The wider the gap between the curves, the better a map tells the blocks that the network needs from those "
+        "that it does not.",
+        section="belief",
+        words=scores_in_words,
+    ),
     "evolution": FigureEntry(
         draw_evolution,
         "Channels during training",
         "Each row is one channel: it has settled once its strongest image and its picture stop changing.",
+    ),
+    "occlusion": FigureEntry(
+        draw_occlusion,
+        "Which part of an image matters",
+        "Where hiding a square lowers the map's sum, the map sees something there; where it lowers the probability or "
+        "changes the class, the decision depends on it.",
+        needs="both",
+        stages=STAGES[-1:],
+        is_slow=True,
     ),
     "why": FigureEntry(
         draw_why,

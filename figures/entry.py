@@ -29,6 +29,7 @@ class FigureEntry:
     stages   to be searched beside those of the settings
     section  one of SECTIONS: where the report shows it
     words    content of its JSON file -> a sentence with its main numbers, for the report
+    is_slow  whether it takes 30 s or more on two cores at 224x224, beside the search: drawn only when asked for by name
     """
 
     draw: Callable[[Inspection, Settings], Iterator[tuple[Path, Figure | Any]]]
@@ -38,6 +39,7 @@ class FigureEntry:
     stages: tuple[str, ...] = ()
     section: str = "reconstructions"
     words: Callable[[Any], str] | None = None
+    is_slow: bool = False
 
 
 @dataclass(frozen=True)

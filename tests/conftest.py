@@ -2,10 +2,14 @@
 
 import functools
 import hashlib
+import os
 import pickle
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: each worker, and what it starts, has one core
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pytest
@@ -17,6 +21,15 @@ import train
 from dataset.shapes import CLASSES, draw_shapes
 from figures import style
 from network import ResNet18
+
+
+@pytest.fixture(scope="session", autouse=True)
+def working_directory(tmp_path_factory):
+    """`data/`, where folders are decoded to, and other default paths are temporary."""
+    before = os.getcwd()
+    os.chdir(tmp_path_factory.mktemp("work"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(autouse=True)

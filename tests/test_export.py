@@ -1,5 +1,7 @@
 """A file to share against the run it was made from."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -28,7 +30,8 @@ def test_it_is_the_network_in_half_the_space(small_run, shared):
 
 
 @pytest.mark.parametrize("flags", [[], ["@recipes/cpu"], ["@recipes/report-b"], ["--no-norm-decay", "--sizes", "32:1"]])
-def test_the_recipe_gives_the_settings_again(flags, tmp_path):
+def test_the_recipe_gives_the_settings_again(flags, tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parent.parent)
     config = {name: value for name, value in vars(train.parse_args(flags)).items() if name not in export.LOCAL_SETTINGS}
     (tmp_path / "recipe").write_text("\n".join(export.recipe(config)))
     again = vars(train.parse_args([f"@{tmp_path / 'recipe'}"]))

@@ -126,7 +126,9 @@ def test_class_signal(fake):
             assert class_signal(model, features, classes, weighted=True).device == GPU
 
 
-@pytest.mark.parametrize("mistake", [lambda logits: logits.sum().item(), lambda logits: logits.cpu(), int], ids=str)
+@pytest.mark.parametrize(
+    "mistake", [lambda logits: logits.sum().item(), lambda logits: logits.cpu(), int], ids=["item", "cpu", "int"]
+)
 def test_a_planted_synchronisation_is_noticed(fake, mistake):
     logits = network()(batches()(rows())[0])
     with pytest.raises(Exception, match="(?i)data-dependent|copies to the host|_local_scalar_dense|cannot|convert"):

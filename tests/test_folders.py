@@ -122,21 +122,3 @@ class TestBadFolder:
         path = folder / "train" / "ring" / "3.png"
         path.write_text("hello")
         self.refuses(folder, str(path), "cannot be read")
-
-    def test_what_does_not_fit_is_refused_before_it_is_read(self, folder, monkeypatch):
-        monkeypatch.setattr(folders, "available_memory", lambda: 100_000)
-        monkeypatch.setattr(folders, "read_image", lambda *_: pytest.fail("it was read"))
-        self.refuses(folder, "48 images of 32x32 need 0.0 GiB", "0.0 GiB are free")
-
-    def test_both_figures_of_what_does_not_fit(self, folder, monkeypatch):
-        monkeypatch.setattr(folders, "available_memory", lambda: 3 * 2**30)
-        with pytest.raises(sources.DataError, match=r"need 4\.5 GiB of memory, 3\.0 GiB are free"):
-            folders._check_memory(int(4.5 * 2**30), "all of them")
-        folders._check_memory(2 * 2**30, "half of them")
-
-
-def test_available_memory_is_less_than_the_machine_has():
-    available = folders.available_memory()
-    if available is None:
-        pytest.skip("this system does not tell")
-    assert 2**20 < available <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

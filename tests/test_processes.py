@@ -37,15 +37,14 @@ import functools, sys
 import torch
 sys.path.insert(0, {root!r})
 import train
-train.main(sys.argv[1:])
 torch.compile = functools.partial(torch.compile, backend="eager")  # traces and splits, but does not generate code
-train.main([*sys.argv[1:], "--compile", "--out", sys.argv[sys.argv.index("--out") + 1] + "-compiled"])
+train.main([*sys.argv[1:], "--compile"])
 """
 SETTINGS = "--batch-size 16 --log-every 2 --device cpu --precision fp32".split()
 
 
 def flags(pictures, out, *more):
-    return ["--data", str(pictures), "--out", str(out), *SETTINGS, *SIZES.split(), *more]
+    return ["--data", str(pictures), "--root", str(out / "data"), "--out", str(out), *SETTINGS, *SIZES.split(), *more]
 
 
 def start(pictures, out, *more, script=ROOT / "train.py"):
@@ -84,9 +83,10 @@ def test_two_processes_train_as_ddp_says(pictures, tmp_path):
 
     Compiled, too: there DistributedDataParallel is inside the compiled code.
     """
-    script, out = tmp_path / "script.py", tmp_path / "run"
+    script, runs = tmp_path / "script.py", (tmp_path / "eager", tmp_path / "compiled")
     script.write_text(COMPILED.format(root=str(ROOT)))
-    text = finish(start(pictures, out, "--max-steps", "1", script=script))
+    finish(start(pictures, runs[0], "--max-steps", "1"))
+    text = finish(start(pictures, runs[1], "--max-steps", "1", script=script))
     assert text.count("compiled in ") == 1, text
     images, labels, classes = sources.load(str(pictures), "train", image_size=32)
     batches = Batches(images, labels, Preprocess(32, *mean_and_std(images)), 16, seed=0)
@@ -103,7 +103,7 @@ def test_two_processes_train_as_ddp_says(pictures, tmp_path):
         for value, gradient in zip(network.parameters(), gradients, strict=True):
             value.grad = gradient if value.grad is None else value.grad + gradient
     optimizer.step()
-    for state in (load(out), load(tmp_path / "run-compiled")):
+    for state in map(load, runs):
         for name, expected in network.state_dict().items():
             # rounding differs with the number of threads; a sum instead of a mean would be off by 1
             change = (expected - before[name]).double().norm()
@@ -117,7 +117,9 @@ def test_it_says_what_it_does_once(two):
     tests = [line for line in load(out)["history"] if line["kind"] == "test"]
     assert [line["step"] for line in tests] == list(range(3, 37, 3))
     assert "36 iterations on 2 processes on cpu, fp32" in text
-    assert text.count("48 training and 12 test images") == 1 and text.count("next: python visualizer.py") == 1
+    assert "Warning:" not in text, text
+    assert text.count("decoding once: ") == 2 and text.count("48 training and 12 test images") == 1
+    assert text.count("next: python visualizer.py") == 1
 
 
 def test_the_result_is_measured_on_every_test_image(two, pictures):

@@ -13,7 +13,7 @@ from figures import FIGURES
 from figures.entry import NotDrawn
 from network import STAGES
 
-SETTINGS = Settings()
+SETTINGS = Settings(score_images=2)
 
 
 @pytest.fixture(scope="module")

@@ -36,6 +36,7 @@ FIXED_NAMES = {
     "branches",
     "mirrors",
     "sanity",
+    "faithfulness",
     "confusion_matrix",
     "mistakes",
     "classes",
@@ -58,7 +59,7 @@ def inspection(small_run):
 def plots(small_run, tmp_path_factory):
     """All figures of the small run, drawn with the defaults but for fewer dots per inch."""
     out = tmp_path_factory.mktemp("plots")
-    visualize(small_run, out, "--dpi", "150")
+    visualize(small_run, out, "--dpi", "150", "--score-images", "2")
     return out
 
 

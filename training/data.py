@@ -35,15 +35,17 @@ def load_data(source: str, root: str | Path, image_size: int, hold_out: int, dev
     Raises DataError if the data cannot be used or differ between the processes.
     """
     with world.local_rank_zero_first():
-        images, labels, classes = sources.load(source, "train", root, image_size)
+        loaded = sources.load_split(source, "train", root, image_size)
+        images, labels, classes = loaded.images, loaded.labels, loaded.classes
         if hold_out >= len(images):
             raise DataError(f"--hold-out {hold_out} leaves none of {len(images)} training images: lower it")
         if hold_out:
             train, test = sources.hold_out(images, labels, hold_out)
+            mean, std = map(tuple, mean_and_std(train[0]))
         else:
             train, test = (images, labels), sources.load(source, "test", root, image_size)[:2]
+            mean, std = map(tuple, loaded.mean_and_std())
         train, test = (tuple(values.to(device) for values in split) for split in (train, test))
-    mean, std = map(tuple, mean_and_std(train[0]))
     if not world.all_equal((classes, mean, std, len(train[0]), len(test[0]))):
         raise DataError("the processes found different images: give every machine the same data")
     return Data(train, test, tuple(classes), mean, std)

@@ -1,5 +1,6 @@
 """Training in several processes, as torchrun starts them."""
 
+import inspect
 import os
 import sys
 import time
@@ -86,11 +87,12 @@ class World:
         if self.size == 1:
             return network
         device = next(network.parameters()).device
-        # Buffers are not broadcast before every forward pass: training does not read them, evaluation broadcasts them.
         devices = [device] if device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            network, devices, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+        # Buffers are not broadcast before every forward pass: training does not read them, evaluation broadcasts them.
+        ddp = nn.parallel.DistributedDataParallel
+        renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # since torch 2.13
+        no_broadcast = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return ddp(network, devices, gradient_as_bucket_view=True, **no_broadcast)
 
 
 ALONE = World()

@@ -1,0 +1,36 @@
+"""An image in square blocks: their order of importance, and images without some of them."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCKS_ACROSS = 28  # 8x8 pixels each at 224
+
+
+def block_side(pixels: int) -> int:
+    """Side, in pixels, of the blocks that divide a square of so many pixels into about 28x28; at least 1."""
+    return max(1, round(pixels / BLOCKS_ACROSS))
+
+
+def block_means(maps: Tensor, side: int) -> Tensor:
+    """(N, H, W) -> (N, n): the mean of every block, row by row; blocks at the lower and right border may be smaller."""
+    return F.avg_pool2d(maps[:, None], side, ceil_mode=True).flatten(1)
+
+
+def importance_ranks(importance: Tensor) -> Tensor:
+    """(..., n) -> (..., n) int64: 0 for the most important block, n - 1 for the least.
+
+    Equally important blocks are in a random order, which is always the same.
+    """
+    shuffled = torch.randperm(importance.shape[-1], generator=torch.Generator().manual_seed(0)).to(importance.device)
+    order = shuffled[importance[..., shuffled].argsort(dim=-1, descending=True, stable=True)]
+    places = torch.arange(importance.shape[-1], device=importance.device)
+    return torch.empty_like(order).scatter_(-1, order, places.expand_as(order))
+
+
+def remove_blocks(inputs: Tensor, removed: Tensor, side: int) -> Tensor:
+    """Normalised images (N, 3, H, W) with these blocks, (N, n) bool, set to zero: the training data's mean color."""
+    height, width = inputs.shape[-2:]
+    columns = -(-width // side)
+    mask = removed.unflatten(1, (-1, columns)).repeat_interleave(side, 1).repeat_interleave(side, 2)
+    return inputs.masked_fill(mask[:, None, :height, :width], 0)

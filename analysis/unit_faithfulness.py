@@ -1,0 +1,134 @@
+"""Does a channel respond to what its reconstructions mark? They and controls are scored on its strongest units."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.activations import check_finite
+from analysis.blocks import block_means
+from analysis.channels import reconstruct_top_images
+from analysis.faithfulness import random_maps
+from analysis.inspection import Inspection
+from analysis.receptive_field import searched_units
+from analysis.reconstruction import ALL_RULES
+from analysis.sanity import saliency, sobel_edges
+from analysis.settings import Settings
+from analysis.unit_shares import (
+    SHARES,
+    Units,
+    crop_to_receptive_field,
+    locate_units,
+    square_importance,
+    surviving_shares,
+    turn_about_unit,
+)
+from network import ResNet18
+
+TURNED = {rule: f"{rule}, turned" for rule in ALL_RULES}
+SQUARE = "square at the unit"
+METHODS = (
+    *(name for rule in ("guided", "gradient", "deconvnet") for name in (rule, TURNED[rule])),
+    SQUARE,
+    "the unit's map",
+    "Sobel edges",
+    "random",
+)
+
+
+@dataclass(frozen=True)
+class ChannelShares:
+    """What survives of the activations of some channels' strongest units.
+
+    stage     of the channels
+    channels  (C,) numbers
+    block     side of a block in pixels
+    shares    method -> (C, 2, len(SHARES)), means over each channel's units: with the most important blocks removed,
+              with only these kept
+    """
+
+    stage: str
+    channels: tuple[int, ...]
+    block: int
+    shares: dict[str, Tensor]
+
+
+@torch.inference_mode()
+def channel_shares(
+    inspection: Inspection, settings: Settings, stage: str, channels: Sequence[int]
+) -> ChannelShares | None:
+    """The strongest units of these channels, by every one of METHODS; None if no image excites any of them."""
+    top = inspection.search.top[stage]
+    alive = [channel for channel in channels if top.scores[channel, 0] > 0]
+    if not alive:
+        return None
+    pictures = reconstruct_top_images(inspection, replace(settings, rules=ALL_RULES, units="peak"), stage, alive)
+    owner, rank = (top.scores[alive] > 0).nonzero().cpu().T  # of each unit: its channel's place in `alive`, its image's
+    images = torch.stack([inspection.top_images(top, channel) for channel in alive])[owner, rank]
+    numbers, positions = torch.tensor(alive)[owner], top.positions[alive].cpu()[owner, rank]
+    found: dict[str, list[Tensor]] = {name: [] for name in METHODS}
+    total = len(owner) * len(METHODS) * 2 * len(SHARES)
+    with tqdm(total=total, desc=f"faithfulness, {stage}", unit="images", leave=False, disable=None) as progress:
+        for part in torch.arange(len(owner)).split(settings.batch_size):
+            maps = {rule: saliency(each[owner[part], rank[part]]) for rule, each in pictures.items()}
+            block, shares = unit_shares(
+                inspection, settings, stage, images[part], numbers[part], positions[part], maps, part, progress.update
+            )
+            for name, each in shares.items():
+                found[name].append(each)
+    weights = F.one_hot(owner, len(alive)).T.float()  # (C, N)
+    weights /= weights.sum(1, keepdim=True)
+    means = {name: torch.einsum("cn,nks->cks", weights, torch.cat(each)) for name, each in found.items()}
+    return ChannelShares(stage, tuple(alive), block, means)
+
+
+@torch.inference_mode()
+def unit_shares(
+    inspection: Inspection,
+    settings: Settings,
+    stage: str,
+    images: Tensor,
+    channels: Tensor,
+    positions: Tensor,
+    maps: dict[str, Tensor],
+    seeds: Tensor,
+    advance: Callable[[int], object] = lambda count: None,
+    methods: Sequence[str] = METHODS,
+) -> tuple[int, dict[str, Tensor]]:
+    """The side of a block, and for units of the inspection's search, method -> (N, 2, len(SHARES)) on the CPU.
+
+    images, channels, positions  (N,) int64: index in the test split, and the unit at row * w + column
+    maps                         rule -> (N, S, S): saliency of the units' reconstructions
+    seeds                        (N,) int64, of the random map
+    advance                      called with the number of images after each forward pass
+    methods                      of METHODS
+    """
+    network, device = inspection.network, inspection.device
+    stored = inspection.images[images]
+    units = locate_units(network, stage, inspection.inputs(stored), channels.to(device), positions.to(device))
+    maps = {
+        **maps,
+        "the unit's map": unit_maps(network, units),
+        "Sobel edges": saliency(sobel_edges(inspection.resized(stored))),
+        "random": random_maps(seeds, units.inputs.shape[-2:]),
+    }
+    maps = {name: each.to(device) for name, each in maps.items()}
+    if searched_units(network, [stage], inspection.metadata.image_size, settings.border)[stage]:
+        units, maps = crop_to_receptive_field(network, units, maps)
+    maps |= {TURNED[rule]: turn_about_unit(maps[rule], units) for rule in maps if rule in ALL_RULES}
+    importance = {name: block_means(each, units.block) for name, each in maps.items()}
+    importance[SQUARE] = square_importance(units)
+    shares = surviving_shares(
+        network, units, {name: importance[name] for name in methods}, settings.batch_size, advance
+    )
+    return units.block, {name: check_finite(each.cpu(), "activations") for name, each in shares.items()}
+
+
+def unit_maps(network: ResNet18, units: Units) -> Tensor:
+    """(N, H, W): each unit's feature map, bilinear to the image."""
+    features = network.trace(units.inputs, units.stage).features[units.stage]
+    shown = features[torch.arange(len(features), device=features.device), units.channels]
+    return F.interpolate(shown[:, None], units.inputs.shape[-2:], mode="bilinear")[:, 0]

@@ -1,0 +1,250 @@
+"""Importance maps scored by removing blocks: against definitions, torchvision's network and autograd; the figure."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from conftest import assert_inside, drawn_shapes
+from matplotlib.figure import Figure
+
+from analysis.blocks import block_means, block_side, importance_ranks, remove_blocks
+from analysis.bootstrap import estimate
+from analysis.faithfulness import (
+    METHODS,
+    STEPS,
+    class_curves,
+    class_maps,
+    random_maps,
+    remaining_probability,
+    spread_images,
+)
+from analysis.inspection import Inspection, inspect
+from analysis.reconstruction import ALL_RULES, mirrors_by_rule
+from analysis.settings import Settings
+from dataset.preprocess import Preprocess
+from figures.faithfulness import BASELINES, draw_faithfulness, scores_in_words
+from runtime.checkpoint import load_network
+
+SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
+
+
+class TestBlocks:
+    def test_a_block_has_8_pixels_at_224(self):
+        assert [block_side(size) for size in (224, 32, 64, 96, 7, 448)] == [8, 1, 2, 3, 1, 16]
+
+    def test_means_of_whole_and_of_partial_blocks(self):
+        maps = torch.rand(2, 7, 8)
+        expected = [
+            [picture[top : top + 3, left : left + 3].mean() for top in (0, 3, 6) for left in (0, 3, 6)]
+            for picture in maps.numpy()
+        ]
+        assert np.allclose(block_means(maps, 3), expected, atol=1e-6)
+
+    def test_ranks_count_what_is_more_important(self):
+        values = torch.randn(3, 4, 50)
+        ranks = importance_ranks(values)
+        assert torch.equal(ranks, (values[..., None, :] > values[..., None]).sum(-1))
+
+    def test_equals_come_in_a_fixed_order_unlike_the_blocks_own(self):
+        values = torch.tensor([1.0] * 40 + [2.0] * 40)
+        ranks = importance_ranks(values)
+        assert set(ranks[40:].tolist()) == set(range(40)) and set(ranks[:40].tolist()) == set(range(40, 80))
+        assert torch.equal(ranks, importance_ranks(values))
+        assert abs(np.corrcoef(ranks[40:], np.arange(40))[0, 1]) < 0.5
+
+    def test_removed_blocks_have_the_mean_color_and_all_else_stays(self):
+        preprocess = Preprocess(8, [0.2, 0.5, 0.7], [0.1, 0.2, 0.3])
+        inputs = preprocess(torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8))
+        removed = torch.rand(2, 9) < 0.5  # blocks of 3x3 pixels; those at the border are smaller
+        found = remove_blocks(inputs, removed, 3)
+        for n, row, column in np.ndindex(2, 8, 8):
+            pixel = found[n, :, row, column]
+            if removed[n, row // 3 * 3 + column // 3]:
+                color = 255 * torch.tensor([0.2, 0.5, 0.7])[:, None, None].expand(3, 8, 8)
+                assert torch.allclose(pixel, preprocess(color[None])[0, :, 0, 0], atol=1e-6)
+            else:
+                assert torch.equal(pixel, inputs[n, :, row, column])
+
+
+class TestEstimate:
+    def test_the_interval_is_that_of_many_resamples(self):
+        values = torch.rand(40, generator=torch.Generator().manual_seed(1)) ** 3
+        found = estimate(values)
+        assert found.mean == pytest.approx(values.mean().item())
+        random = np.random.RandomState(5)
+        means = [random.choice(values.numpy(), 40).mean() for _ in range(4000)]
+        expected = np.quantile(means, [0.025, 0.975])
+        assert [found.low, found.high] == pytest.approx(expected.tolist(), abs=0.1 * np.ptp(expected))
+
+    def test_equal_values_have_no_interval(self):
+        assert (found := estimate(torch.full((7,), 0.3))).low == found.high == pytest.approx(0.3)
+
+
+class TestCurves:
+    """Of a network whose logits are known sums of pixels."""
+
+    WEIGHTS = torch.randn(2, 3 * 5 * 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def network(self, inputs):
+        return inputs.flatten(1) @ self.WEIGHTS.T
+
+    @pytest.mark.parametrize("batch_size", [1, 7, 1000])
+    def test_by_definition(self, batch_size):
+        inputs = torch.randn(3, 3, 5, 5, dtype=torch.float64)
+        ranks = importance_ranks(torch.rand(3, 2, 9))  # 2x2 pixels a block; 9 is no multiple of the steps
+        classes, advanced = torch.tensor([0, 1, 1]), []
+        found = remaining_probability(self.network, inputs, classes, ranks, 2, batch_size, advanced.append)
+        assert found.shape == (3, 2, 2, STEPS) and sum(advanced) == 3 * 2 * 2 * (STEPS - 1)
+        for n, method, order, step in np.ndindex(found.shape):
+            image, count = inputs[n].clone(), (step + 1) * 9 // 10
+            blocks = sorted(range(9), key=lambda block: ranks[n, method, block], reverse=order == 1)
+            for block in blocks[:count]:
+                row, column = block // 3 * 2, block % 3 * 2
+                image[:, row : row + 2, column : column + 2] = 0
+            expected, whole = (self.network(each[None]).softmax(1)[0, classes[n]] for each in (image, inputs[n]))
+            assert found[n, method, order, step] == pytest.approx((expected / whole).item())
+
+    def test_a_map_that_is_right_beats_the_same_map_upside_down(self):
+        inputs = torch.rand(1, 3, 4, 4, dtype=torch.float64) + 0.5
+        weights = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
+        weights[0, :, :2] = 1  # the upper half speaks for class 0
+        effect = (inputs * weights[:1]).sum(1)
+        maps = torch.stack([importance_ranks(block_means(sign * effect, 1)) for sign in (1, -1)], 1)
+        left = remaining_probability(lambda x: x.flatten(1) @ weights.flatten(1).T, inputs, torch.tensor([0]), maps, 1)
+        right, wrong = (left[0, :, 1] - left[0, :, 0]).mean(1)
+        assert right > 0.1 and right == pytest.approx(-wrong.item())
+
+
+def test_maps_against_autograd(random_network):
+    images = torch.randn(2, 3, 71, 53, dtype=torch.float64).requires_grad_()
+    logits = random_network(images)
+    (gradient,) = torch.autograd.grad(logits.amax(1).sum(), images)
+    with torch.inference_mode():
+        classes, maps = class_maps(random_network, mirrors_by_rule(random_network, ALL_RULES), images)
+    assert torch.equal(classes, logits.argmax(1))
+    for name, expected in (
+        ("gradient", gradient.abs().sum(1)),
+        ("gradient x input", (gradient * images).sum(1)),
+    ):
+        assert (maps[name] - expected).norm() < 1e-10 * expected.norm()
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    """The shipped network at a quarter of its pixels, with drawn shapes."""
+    network, metadata = load_network(SHIPPED)
+    metadata = replace(metadata, image_size=112)
+    images, labels, _ = (torch.from_numpy(each[:24].copy()) for each in drawn_shapes("test"))
+    preprocess = Preprocess(112, metadata.mean, metadata.std)
+    return Inspection(SHIPPED, network, metadata, torch.device("cpu"), "shapes", "", preprocess, images, labels)
+
+
+def test_the_class_activation_map_with_torchvisions_network_from_the_definition(shipped):
+    images = torch.tensor([3, 8])
+    found = class_curves(shipped, images, methods=["class activation map"])
+    theirs = torchvision.models.resnet18(num_classes=10).eval()
+    theirs.load_state_dict(shipped.network.state_dict())
+    features = torch.nn.Sequential(*list(theirs.children())[:-2])
+    with torch.inference_mode():
+        inputs = shipped.resized(shipped.images[images]) - torch.tensor(shipped.metadata.mean)[:, None, None]
+        inputs /= torch.tensor(shipped.metadata.std)[:, None, None]
+        probability, classes = theirs(inputs).softmax(1).max(1)
+        assert torch.equal(found.classes, classes) and found.block == 4
+        maps = torch.einsum("nchw,nc->nhw", features(inputs), theirs.fc.weight[classes])
+        maps = F.interpolate(maps[:, None], (112, 112), mode="bilinear")[:, 0]
+        importance = maps.unflatten(2, (28, 4)).unflatten(1, (28, 4)).mean((2, 4)).flatten(1)
+        mirrors = mirrors_by_rule(shipped.network, ALL_RULES)
+        ours = class_maps(shipped.network, mirrors, shipped.inputs(shipped.images[images]))[1]
+        ranks = importance_ranks(block_means(ours["class activation map"], 4))
+        for n in range(2):
+            # a valid order by their map, in which many blocks at the border are equal up to rounding
+            order = ranks[n].argsort()
+            assert importance[n][order].diff().max() < 1e-4 * importance[n].abs().max()
+            for blocks, curves in ((order, found.most), (order.flip(0), found.least)):
+                changed = []
+                for step in range(1, 11):
+                    image = inputs[n].clone()
+                    for block in blocks[: step * 784 // 10].tolist():
+                        row, column = block // 28 * 4, block % 28 * 4
+                        image[:, row : row + 4, column : column + 4] = 0
+                    changed.append(image)
+                expected = theirs(torch.stack(changed)).softmax(1)[:, classes[n]] / probability[n]
+                assert curves["class activation map"][n].tolist() == pytest.approx(expected.tolist(), abs=0.01)
+
+
+def test_the_interval_of_the_random_map_contains_0(shipped):
+    """24 images of 56x56 pixels, in blocks of 2."""
+    metadata = replace(shipped.metadata, image_size=56)
+    shipped = replace(shipped, metadata=metadata, preprocess=Preprocess(56, metadata.mean, metadata.std))
+    inputs = shipped.inputs(shipped.images)
+    ranks = importance_ranks(block_means(random_maps(torch.arange(24), (56, 56)), 2))
+    with torch.inference_mode():
+        classes = shipped.network(inputs).argmax(1)
+        left = remaining_probability(shipped.network, inputs, classes, ranks[:, None], 2)
+    found = estimate((left[:, 0, 1] - left[:, 0, 0]).mean(1))
+    assert found.low < 0 < found.high and left.std() > 0.1
+
+
+def test_noise_depends_on_the_seed_alone():
+    alone, together = random_maps(torch.tensor([7]), (5, 6)), random_maps(torch.tensor([3, 7]), (5, 6))
+    assert torch.equal(alone[0], together[1]) and not torch.equal(*together)
+
+
+SETTINGS = Settings(score_images=5)
+
+
+@pytest.fixture(scope="module")
+def inspection(small_run):
+    return inspect(small_run / "model.pt", SETTINGS, "cpu")
+
+
+@pytest.fixture(scope="module")
+def drawn(inspection):
+    (_, figure), (_, content) = draw_faithfulness(inspection, SETTINGS)
+    assert isinstance(figure, Figure)
+    return figure, content
+
+
+class TestFigure:
+    def test_images_are_spread_over_the_test_split(self, inspection):
+        assert spread_images(inspection, 5).tolist() == [0, 2, 4, 7, 9]
+        assert spread_images(inspection).tolist() == spread_images(inspection, 99).tolist() == list(range(12))
+
+    def test_the_json_holds_the_means_over_the_images(self, inspection, drawn):
+        _, content = drawn
+        assert content["images"] == [0, 2, 4, 7, 9] and content["block"] == 1 and content["steps"] == STEPS == 10
+        curves = class_curves(inspection, torch.tensor(content["images"]), batch_size=25)
+        assert content["methods"].keys() == set(METHODS)
+        for name, found in content["methods"].items():
+            assert found["most"] == pytest.approx(curves.most[name].mean(0).tolist(), abs=1e-4)
+            assert found["least"] == pytest.approx(curves.least[name].mean(0).tolist(), abs=1e-4)
+            assert found["score"] == pytest.approx(np.mean(found["least"]) - np.mean(found["most"]), abs=1e-6)
+            assert found["low"] <= found["score"] <= found["high"]
+            difference = (curves.scores(name) - curves.scores("random")).mean().item()
+            assert found["over_random"]["mean"] == pytest.approx(difference, abs=1e-4)
+        assert set(content["methods"]["random"]["over_random"].values()) == {0}
+
+    def test_panels_come_with_the_highest_score_first(self, drawn):
+        figure, content = drawn
+        scores = [found["score"] for found in content["methods"].values()]
+        assert scores == sorted(scores, reverse=True)
+        for axes, (name, found) in zip(figure.get_axes(), content["methods"].items(), strict=True):
+            title = axes.get_title().splitlines()
+            assert title[0] == f"{name} (baseline)" if name in BASELINES else title[0] == name
+            assert title[1] == "{:.2f} ({:.2f} to {:.2f})".format(
+                *(round(found[key], 2) + 0.0 for key in ("score", "low", "high"))
+            )
+            lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+            assert list(lines["most important first"]) == [1, *found["most"]]
+            assert list(lines["least important first"]) == [1, *found["least"]]
+
+    def test_no_text_leaves_the_figure(self, drawn):
+        assert_inside(drawn[0])
+
+    def test_the_report_names_every_score(self, drawn):
+        words = scores_in_words(drawn[1])
+        assert all(f"{name} " in words for name in METHODS)

@@ -1,0 +1,236 @@
+"""Occlusion: torchvision's network under the same squares, one at a time; the grid and the figure against the JSON."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import assert_inside, ends
+from torchvision.models.feature_extraction import create_feature_extractor
+
+import visualizer
+from analysis import occlusion
+from analysis.examples import class_to_explain, one_per_class
+from analysis.inspection import Picture, inspect
+from analysis.occlusion import Occlusion, grid_centers, hide_squares, occlude, square_side
+from analysis.settings import Settings
+from dataset.shapes import draw_shapes
+from figures import FIGURES
+from figures.entry import NotDrawn
+from figures.image_grid import to_array
+from figures.occlusion import ShownOcclusion, occlusion_figure
+from figures.selection import SLOW, choose_figures
+from network import ResNet18
+
+SETTINGS = Settings(occluder=9)
+RANDOM = np.random.RandomState(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse_grid():
+    """Squares are 4 pixels apart in images of 32: 64 of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(occlusion, "LEAST_STEP", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def inspection(small_run):
+    return inspect(small_run / "model.pt", SETTINGS, "cpu")
+
+
+@pytest.fixture(scope="module")
+def drawn(inspection):
+    """The figure and the content of occlusion.json."""
+    (path, figure), (_, entries) = FIGURES["occlusion"].draw(inspection, SETTINGS)
+    assert str(path) == "occlusion"
+    return figure, entries
+
+
+def torchvisions(network):
+    """torchvision's network with these weights, and what cuts it off after conv5_x."""
+    theirs = torchvision.models.resnet18(num_classes=network.fc.out_features)
+    theirs.load_state_dict(network.state_dict())
+    nodes = {"layer4": "features", "fc": "logits"}
+    return create_feature_extractor(theirs.eval(), nodes)
+
+
+def occluded_by_hand(theirs, inputs, channel, number, row, column, side):
+    """Sum of the map, probability and prediction of one image (1, 3, S, S) under one square, pixel by pixel."""
+    hidden = inputs.clone(memory_format=torch.contiguous_format)
+    size = inputs.shape[-1]
+    for y in range(row - side // 2, row - side // 2 + side):
+        for x in range(column - side // 2, column - side // 2 + side):
+            if 0 <= y < size and 0 <= x < size:
+                hidden[0, :, y, x] = 0
+    with torch.no_grad():
+        found = theirs(hidden)
+    chances = found["logits"][0].softmax(0)
+    return found["features"][0, channel].sum().item(), chances[number].item(), chances.argmax().item()
+
+
+def assert_same(found: Occlusion, theirs, inputs, places):
+    for i, j in places:
+        row, column = found.centers[i], found.centers[j]
+        total, chance, predicted = occluded_by_hand(
+            theirs, inputs, found.channel, found.number, row, column, found.side
+        )
+        assert found.activation[i, j].item() == pytest.approx(total, abs=1e-4, rel=1e-4)
+        assert found.probability[i, j].item() == pytest.approx(chance, abs=1e-4)
+        assert found.predicted[i, j].item() == predicted
+
+
+@pytest.mark.parametrize("size, side, count", [(64, 21, 4), (224, 48, 2)])
+def test_it_is_torchvisions_network_under_the_same_squares(size, side, count):
+    network = ResNet18(10).eval()
+    theirs = torchvisions(network)
+    images = torch.from_numpy(draw_shapes("test")[0][:3]).float() / 255 - 0.5
+    images = torch.nn.functional.interpolate(images, (size, size), mode="bilinear")
+    for image in images.split(1):
+        with torch.no_grad():
+            whole = theirs(image)
+        centers = np.linspace(0, size - 1, count).astype(int).tolist()
+        found = occlude(network, image, side=side, batch_size=5, centers=centers)
+        assert found.channel == whole["features"][0].sum((1, 2)).argmax() and found.side == side
+        assert found.number == found.whole[2] == whole["logits"].argmax()
+        assert_same(found, theirs, image, np.ndindex(count, count))
+        assert found.activation.std() > 0
+
+
+def test_the_squares_cover_what_they_should():
+    images = torch.ones(1, 3, 7, 9)
+    hidden = hide_squares(images, [0, 3, 6], [8, 4, 0], 4)
+    assert hidden.shape == (3, 3, 7, 9)
+    expected = torch.ones(3, 3, 7, 9)
+    expected[0, :, 0:2, 6:9] = 0  # rows -2 to 1, columns 6 to 9
+    expected[1, :, 1:5, 2:6] = 0
+    expected[2, :, 4:7, 0:2] = 0
+    assert torch.equal(hidden, expected)
+
+
+@pytest.mark.parametrize("size, first, step, count", [(224, 4, 8, 28), (64, 1, 2, 32), (33, 1, 2, 16), (96, 1, 3, 32)])
+def test_the_grid(monkeypatch, size, first, step, count):
+    monkeypatch.setattr(occlusion, "LEAST_STEP", 2)
+    assert grid_centers(size) == list(range(first, first + count * step, step))
+    assert grid_centers(size)[-1] < size
+
+
+def test_the_default_side_is_in_proportion():
+    assert [square_side(size) for size in (224, 112, 64)] == [48, 24, 14] and square_side(224, 60) == 60
+
+
+def test_a_square_over_the_whole_image_leaves_nothing(random_network):
+    image = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    found = occlude(random_network, image, side=32, centers=[16])
+    empty = random_network.trace(torch.zeros_like(image))
+    assert found.activation.item() == pytest.approx(empty.features["conv5_x"][0, found.channel].sum().item())
+    with pytest.raises(ValueError, match="33 pixels does not fit an image of 32"):
+        occlude(random_network, image, side=33)
+
+
+def test_the_json_is_what_the_network_sees(inspection, drawn):
+    _, entries = drawn
+    theirs = torchvisions(inspection.network)
+    assert [entry["label"] for entry in entries] == ["disk", "ring", "stripes"]
+    for entry in entries:
+        inputs = inspection.inputs(inspection.images[entry["image"]][None])
+        names = list(inspection.metadata.classes)
+        found = Occlusion(
+            entry["channel"],
+            names.index(entry["class"]),
+            entry["side"],
+            tuple(entry["rows"]),
+            tuple(entry["whole"].values()),
+            torch.tensor(entry["activation"]),
+            torch.tensor(entry["probability"]),
+            torch.tensor([[names.index(name) for name in row] for row in entry["predicted"]]),
+        )
+        assert entry["rows"] == entry["columns"] == list(range(2, 32, 4)) and entry["side"] == 9
+        assert_same(found, theirs, inputs, [(0, 0), (3, 6), (7, 7)])
+    json.dumps(entries, allow_nan=False)
+
+
+def test_the_figure_shows_the_json(inspection, drawn):
+    figure, entries = drawn
+    pictures = [axes.get_images()[0].get_array() for axes in figure.get_axes() if axes.get_images()]
+    for n, entry in enumerate(entries):
+        image, total, chance, labels, *projections = pictures[8 * n : 8 * n + 8]
+        assert np.allclose(image, to_array(inspection.images[entry["image"]]) / 255, atol=1e-6)
+        assert np.allclose(total, entry["activation"]) and np.allclose(chance, entry["probability"])
+        same = np.array([[[a == b for b in sum(entry["predicted"], [])] for a in sum(entry["predicted"], [])]])
+        colors = np.asarray(labels).reshape(-1, 3)
+        assert np.array_equal((colors[:, None] == colors).all(2), same[0])  # a color per class
+        assert len(projections) == 4
+    texts = "\n".join(text.get_text() for text in figure.texts)
+    assert "square of 9 px of the mean color, every 4 px" in texts and "guided" in texts
+    assert all(f"test image {entry['image']} ({entry['label']})" in texts for entry in entries)
+
+
+def test_one_image_of_each_class_recognised_if_possible(inspection):
+    logits = torch.zeros(12, 3)
+    logits[1, 0] = logits[7, 1] = 9.0  # recognised
+    logits[0, 0] = 0.1  # correct, but not confident
+    logits[8:, 0] = 1.0  # wrong
+    logits[2, 1] = logits[4, 0] = 9.0
+    assert inspection.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    found = replace(inspection, search=replace(inspection.search, logits=logits))
+    assert [picture.origin for picture in one_per_class(found, 5)] == [1, 7, 8]
+    assert [picture.origin for picture in one_per_class(found, 1)] == [1]
+    without = replace(found, labels=torch.tensor([0] * 4 + [1] * 8))  # a class without images
+    assert [picture.origin for picture in one_per_class(without, 5)] == [1, 7]
+    strange = replace(found, label_names=("a", "b", "c"))
+    assert [picture.origin for picture in one_per_class(strange, 5)] == [1, 2]
+
+
+def test_the_class_of_a_picture(inspection):
+    picture = Picture("", "", inspection.images[0], "ring", 0)
+    assert class_to_explain(inspection, picture, 2) == 1
+    assert class_to_explain(inspection, replace(picture, label=None), 2) == 2
+    assert class_to_explain(inspection, replace(picture, label="cow"), 2) == 2
+
+
+def test_ones_own_pictures(small_run, tmp_path):
+    files = [next((small_run.parent / "pictures" / "test" / name).iterdir()) for name in ("ring", "disk")]
+    flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--out", str(tmp_path), "--dpi", "50"]
+    visualizer.main([*flags, "--figures", "occlusion", "--images", *map(str, files), "--no-report"])
+    entries = json.loads((tmp_path / "occlusion.json").read_text())
+    assert [entry["image"] for entry in entries] == [file.name for file in files]
+    for entry, file in zip(entries, files, strict=True):
+        assert (tmp_path / "occlusion.png").exists() is False
+        assert entry["label"] is None and entry["class"] == entry["whole"]["predicted"]
+        assert any(tmp_path.glob(f"{file.stem}*/occlusion.png"))
+
+
+def test_an_occluder_larger_than_the_image_is_one_line(small_run, inspection, tmp_path, capsys):
+    flags = ["--ckpt", small_run / "model.pt", "--device", "cpu", "--figures", "occlusion", "--out", tmp_path / "plots"]
+    ends(capsys, visualizer.main, [*flags, "--occluder", "33"], 2, "--occluder 33: the network's images have 32 pixels")
+    ends(capsys, visualizer.main, [*flags, "--occluder", "0"], 2, "--occluder")
+    assert not (tmp_path / "plots").exists()
+    with pytest.raises(NotDrawn, match="33 pixels does not fit"):
+        next(FIGURES["occlusion"].draw(inspection, Settings(occluder=33)))
+
+
+def test_slow_figures_are_drawn_only_by_name(small_run, tmp_path, capsys):
+    slow = [name for name, entry in FIGURES.items() if entry.is_slow]
+    assert "occlusion" in slow and "top9" not in slow
+    for own, gallery in ((False, False), (True, False), (True, True)):
+        names, left_out = choose_figures(None, own, gallery)
+        assert not set(slow) & set(names) and {left_out[name] for name in slow} == {SLOW}
+        assert choose_figures(["occlusion"], own, gallery)[0] == ["occlusion"]
+    flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--out", str(tmp_path), "--dpi", "50"]
+    args = visualizer.parse_args(flags)
+    assert not set(slow) & set(visualizer.load_what_is_needed(args, SETTINGS)[1])
+
+
+def test_no_text_leaves_the_figure():
+    names = ["American_Staffordshire_Terrier <b>$x$"] * 12
+    predicted = torch.arange(144).reshape(12, 12) % 12
+    found = Occlusion(
+        511, 11, 5, tuple(range(1, 24, 2)), (1e4, 0.9999, 3), torch.zeros(12, 12), torch.zeros(12, 12), predicted
+    )
+    shown = ShownOcclusion(
+        "a_long_file_name_" * 9, None, RANDOM.rand(24, 24, 3), found, RANDOM.rand(2, 24, 24, 3), (9,)
+    )
+    assert_inside(occlusion_figure([shown, shown], names, "guided, overwriting unpooling"))
