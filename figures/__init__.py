@@ -9,6 +9,7 @@ from figures.evolution import draw_evolution
 from figures.faithfulness import draw_faithfulness, scores_in_words
 from figures.filters import draw_filters
 from figures.hierarchy import draw_hierarchy
+from figures.invariance import draw_invariance
 from figures.mirrors import draw_mirrors
 from figures.occlusion import draw_occlusion
 from figures.rules import draw_branches, draw_rules
@@ -114,6 +115,13 @@ FIGURES = {
         draw_evolution,
         "Channels during training",
         "Each row is one channel: it has settled once its strongest image and its picture stop changing.",
+    ),
+    "invariance": FigureEntry(
+        draw_invariance,
+        "Shifted, scaled and rotated images",
+        "The lower and flatter a curve, the less the layer notices the change; the probability says whether the "
+        "network still recognises the class.",
+        is_slow=True,
     ),
     "occlusion": FigureEntry(
         draw_occlusion,

@@ -42,7 +42,8 @@ def test_train_then_visualize_with_the_defaults_of_both(folder, tmp_path, monkey
     first = run("train.py", *flags, cwd=tmp_path)
     assert first.returncode == 0 and first.stderr == "", first.stderr
     lines = first.stdout.splitlines()
-    assert "48 training and 12 test images of 3 classes at 32x32" in lines[0]
+    assert [line.split(":")[0] for line in lines[:2]] == ["decoding once"] * 2
+    assert "48 training and 12 test images of 3 classes at 32x32" in lines[2]
     assert any(line.startswith("epoch 1/1, iteration 2/3: loss ") for line in lines)
     assert any(line.startswith("epoch 1/1: test loss ") for line in lines)
     assert lines[-1] == "next: python visualizer.py --ckpt checkpoints/model.pt"
