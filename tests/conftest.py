@@ -20,6 +20,7 @@ from narrow import make_narrow
 from PIL import Image
 
 import train
+import visualizer
 from dataset.shapes import CLASSES, draw_shapes
 from figures import style
 from network import ResNet18
@@ -153,6 +154,11 @@ def fake_cifar10(tmp_path, monkeypatch):
 def _pickled(path: Path, value) -> str:
     path.write_bytes(pickle.dumps(value))
     return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def visualize(run, out, *flags):
+    """visualizer.py on a run's model.pt, with few pixels."""
+    visualizer.main(["--ckpt", str(run / "model.pt"), "--out", str(out), "--device", "cpu", "--dpi", "50", *flags])
 
 
 def ends(capsys, main, flags, code, *words):

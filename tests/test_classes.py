@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import assert_inside
 
 import visualizer
 from analysis.channels import robust_limit
@@ -73,14 +74,6 @@ def test_no_text_leaves_the_figure():
     evidence = ClassEvidence((0, 1, 2), (0.9, 0.05, 0.001), pictures)
     names = ["American_Staffordshire_Terrier <b>"] * 3
     assert_inside(classes_figure(RANDOM.rand(16, 16, 3), evidence, names, "a_long_file_name_" * 9))
-
-
-def assert_inside(figure):
-    """All that is visible lies within the figure."""
-    figure.draw_without_rendering()
-    used = figure.get_tightbbox()
-    width, height = figure.get_size_inches()
-    assert min(used.x0, used.y0) >= -0.01 and used.x1 <= width + 0.01 and used.y1 <= height + 0.01
 
 
 def test_ones_own_pictures_need_no_test_images(small_run, tmp_path):

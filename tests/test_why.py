@@ -1,6 +1,5 @@
 """Why one class and not another: sums against torchvision's network, seeds by hand, the figure against both."""
 
-import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,10 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import ends
-from test_classes import assert_inside
+from conftest import assert_inside
 
-import visualizer
 from analysis.channel_groups import ChannelGroups, group_channels
 from analysis.channels import robust_limit
 from analysis.inspection import inspect
@@ -30,7 +27,6 @@ from figures.entry import NotDrawn
 from figures.image_grid import diverging_rgb, to_array
 from figures.why import ShownDecision, why_figure
 from reverse_network import ReverseResNet18, class_signal
-from runtime import checkpoint
 
 RANDOM = np.random.RandomState(0)
 SETTINGS = Settings()
@@ -201,18 +197,6 @@ def test_classes_by_name_and_number(inspection):
     assert entries[0]["classes"] == ["ring", inspection.metadata.classes[2]]
 
 
-@pytest.mark.parametrize(
-    "classes, words",
-    [(("disk", "cow"), "cow: the network's classes are disk, ring, stripes"), (("ring", "3"), "3: "),
-     (("ring", "ring"), "two different"), (("1", "ring"), "two different")],
-    ids=" ".join,
-)  # fmt: skip
-def test_wrong_classes_are_a_usage_error(small_run, tmp_path, capsys, classes, words):
-    flags = ["--ckpt", small_run / "model.pt", "--device", "cpu", "--figures", "why", "--out", tmp_path / "plots"]
-    ends(capsys, visualizer.main, [*flags, "--classes", *classes], 2, "--classes", words)
-    assert not (tmp_path / "plots").exists()
-
-
 def test_without_mistakes_their_figure_is_left_out(inspection, capsys):
     right = replace(inspection, labels=inspection.search.logits.argmax(1))
     unknown = replace(inspection, label_names=("disk", "ring", "cross"))
@@ -223,17 +207,6 @@ def test_without_mistakes_their_figure_is_left_out(inspection, capsys):
         figures, entries = draw(case)
         assert figures.keys() == {"why"} and len(entries) == 1
         assert capsys.readouterr().out == f"why_mistake: left out, {reason}\n"
-
-
-def test_a_stage_without_activation_is_one_line(small_run, tmp_path, capsys):
-    state = checkpoint.load(small_run / "model.pt")
-    state["model"]["layer4.1.bn2.weight"][:] = 0
-    state["model"]["layer4.1.bn2.bias"][:] = -1e6
-    torch.save(state, tmp_path / "model.pt")
-    flags = ["--ckpt", str(tmp_path / "model.pt"), "--device", "cpu", "--out", str(tmp_path / "plots"), "--no-report"]
-    visualizer.main([*flags, "--figures", "why"])
-    assert "why: left out, no channel has any activation at conv5_x\n" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["summary.json"]
 
 
 def test_it_needs_the_last_stage(inspection):
@@ -248,32 +221,6 @@ def test_an_image_that_excites_nothing_is_the_bias_alone(inspection):
     assert decision.difference == pytest.approx(decision.bias) and not any(
         group.contribution for group in decision.groups
     )
-
-
-class TestOnesOwnPictures:
-    def visualize(self, small_run, out, *flags):
-        picture = next((small_run.parent / "pictures" / "test" / "ring").iterdir())
-        flags = ["--images", str(picture), *flags, "--stages", "conv5_x", "--dpi", "50"]
-        visualizer.main(["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--out", str(out), *flags])
-        return picture
-
-    def test_asked_for_by_name(self, small_run, tmp_path):
-        picture = self.visualize(small_run, tmp_path, "--figures", "why", "--classes", "2", "disk")
-        assert [path.name for path in (tmp_path / picture.stem).iterdir()] == ["why.png"]
-        entry = json.loads((tmp_path / "why.json").read_text())[0]
-        assert entry["image"] == picture.name and entry["classes"] == ["stripes", "disk"]
-
-    def test_not_searched_unless_asked_for(self, small_run, tmp_path):
-        picture = self.visualize(small_run, tmp_path)
-        names = {path.name for path in (tmp_path / picture.stem).iterdir()}
-        assert "classes.png" in names and "why.png" not in names and not (tmp_path / "why.json").exists()
-
-    def test_drawn_when_a_gallery_searches_anyway(self, small_run):
-        picture = next((small_run.parent / "pictures" / "test" / "ring").iterdir())
-        flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--images", str(picture)]
-        for more, drawn in (([], False), (["--gallery"], True)):
-            args = visualizer.parse_args([*flags, *more])
-            assert ("why" in visualizer.load_what_is_needed(args, SETTINGS)[1]) == drawn
 
 
 @pytest.mark.parametrize("values", [(2.5, -1.5, 0.75), (-3.0, -2.0, -1.0), (0.0, 0.0, 0.0), (1e3, 2e3, 5e3)], ids=str)
