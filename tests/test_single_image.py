@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import assert_same_pictures
 from PIL import Image
 
 from analysis.inspection import add_pictures, inspect
@@ -51,7 +52,8 @@ def test_reconstructions(inspection, trace):
         maps = trace.features[stage][0]
         panels = [axes for axes in figure.get_axes() if axes.get_title("left").startswith("channel")]
         channels = [int(axes.get_title("left").split()[1].strip(",")) for axes in panels]
-        assert torch.allclose(maps.amax((1, 2))[channels], maps.amax((1, 2)).sort(descending=True).values[:9])
+        peaks = maps.amax((1, 2))
+        assert torch.allclose(peaks[channels], peaks.sort(descending=True).values[:9], rtol=1e-4, atol=1e-5)
         for axes, channel in zip(panels, channels, strict=True):
             picture = axes.get_images()[0].get_array()
             for place, rule in ((1, "deconvnet"), (2, "guided")):
@@ -60,7 +62,7 @@ def test_reconstructions(inspection, trace):
                     expected = ReverseResNet18(inspection.network, rule)(signal, stage, trace)[0].permute(1, 2, 0)
                 tile = 2 * picture[:, place * 34 : place * 34 + 32] - 1
                 limit = expected.abs().max().clamp(min=1e-30)
-                assert np.allclose(tile, expected / limit, atol=1e-4), (stage, channel, rule)
+                assert_same_pictures(tile, expected / limit)
 
 
 def test_the_first_test_image_is_the_picture_unless_files_are_given(inspection, small_run):

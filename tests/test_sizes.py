@@ -104,6 +104,7 @@ class TestRecipes:
         assert end.value.code == 2 and "recipes/none" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 class TestHistory:
     def test_every_line_has_its_size(self, growing):
         lines = [json.loads(line) for line in (growing / "history.jsonl").read_text().splitlines()]
@@ -127,6 +128,7 @@ class TestHistory:
         assert not torch.equal(network.bn1.running_mean, state["model"]["bn1.running_mean"])
 
 
+@pytest.mark.slow
 class TestResume:
     @pytest.mark.parametrize("steps", [{1, 2}, {3}, {4, 8}, {9, 10}, {2, 3, 4, 9, 11}], ids=str)
     def test_an_interrupted_run_ends_as_if_it_had_not_been(self, growing, narrow_run, tmp_path, steps):
@@ -141,6 +143,7 @@ class TestResume:
         assert "--sizes was" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_curves_name_the_sizes_and_do_not_connect_them(growing):
     history = checkpoint.load(growing / "model.pt")["history"]
     for axes in training_curves(history).axes:
@@ -149,6 +152,7 @@ def test_the_curves_name_the_sizes_and_do_not_connect_them(growing):
         assert list(axes.lines[2].get_xdata()) == [6, 9]
 
 
+@pytest.mark.slow
 def test_a_step_is_rebuilt_for_every_size(narrow_run, tmp_path, monkeypatch, capsys):
     """A graph of one size cannot be replayed at another; each new one is reported with its duration."""
     made = []
@@ -162,6 +166,7 @@ def test_a_step_is_rebuilt_for_every_size(narrow_run, tmp_path, monkeypatch, cap
     assert capsys.readouterr().out.count("compiled in 0 s") == 3
 
 
+@pytest.mark.slow
 def test_a_constant_size_is_a_plan_of_one(narrow_run, tmp_path):
     """--sizes 32:2 is --image-size 32 --epochs 2."""
     run_on(narrow_run.parent / "pictures", tmp_path, "--epochs", "2", "--sizes", "32:2")

@@ -128,6 +128,7 @@ def test_a_warm_up_leaves_no_trace(average):
     assert_same_state(plain, warmed_up, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_gives_the_same_losses():
     """In float64, for training makes much of small differences."""
     (plain, plan), (faster, _) = (make(average=0.9, dtype=torch.float64) for _ in range(2))

@@ -55,6 +55,7 @@ class TestRun:
         loss, accuracy = evaluate(network, images, labels, preprocess, precision)
         assert loss == pytest.approx(result["test_loss"], rel=1e-5) and accuracy == result["test_accuracy"]
 
+    @pytest.mark.slow
     def test_same_seed_same_run(self, narrow_run, tmp_path):
         run_on(narrow_run.parent / "pictures", tmp_path / "again", "--epochs", "2")
         run_on(narrow_run.parent / "pictures", tmp_path / "other", "--epochs", "2", "--seed", "1")
@@ -63,6 +64,7 @@ class TestRun:
             assert_same_run(narrow_run, tmp_path / "other")
 
 
+@pytest.mark.slow
 class TestRecipe:
     FLAGS = ["--epochs", "2", "--ema-decay", "0.7", "--lr-warmup-epochs", "1", "--cutout", "8", "--no-norm-decay"]
 
@@ -109,6 +111,7 @@ class TestInit:
         assert torch.equal(network.conv1.weight, checkpoint.load(narrow_run / "model.pt")["model"]["conv1.weight"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--log-every", "2"), ("--log-every", "1000"), ("--max-steps", "1")], ids=" ".join)
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(folder, tmp_path, capsys, monkeypatch, flags):
     monkeypatch.setattr("training.run.SAVE_EVERY_SECONDS", 0)

@@ -59,6 +59,7 @@ def plots(small_run, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 class TestDefaults:
     def test_every_figure_is_there_under_its_name(self, plots):
         names = {path.stem for path in plots.glob("*.png")}
@@ -164,6 +165,7 @@ class TestFlags:
         with Image.open(tmp_path / "training_curves.png") as picture:
             assert picture.width == 7 * 200 and min(picture.info["dpi"]) == pytest.approx(200, abs=0.1)
 
+    @pytest.mark.slow
     def test_pdf_for_latex(self, small_run, tmp_path, capsys):
         for out in (tmp_path / "a", tmp_path / "b"):
             visualize(small_run, out, "--format", "pdf", "--figures", "filters", "confusion_matrix")
@@ -190,6 +192,7 @@ class TestFlags:
             visualizer.parse_args("--channels 3 all".split())
         assert end.value.code == 2 and "numbers, or one word" in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_every_stage(self, small_run, tmp_path):
         visualize(small_run, tmp_path, "--figures", "feature_maps", "reconstructions", "--stages", *STAGES)
         assert len(list(tmp_path.glob("*_feature_maps.png"))) == len(list(tmp_path.glob("*_reconstructions.png"))) == 5

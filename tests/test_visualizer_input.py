@@ -30,6 +30,7 @@ def test_reconstructions_that_are_not_finite(small_run, tmp_path, capsys):
         assert end.value.code == 1 and "are not finite" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ones_own_pictures(small_run, tmp_path, capsys):
     random = np.random.RandomState(0)
     for name, size in (
