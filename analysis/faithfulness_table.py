@@ -8,9 +8,7 @@ from torch import Tensor
 from analysis.bootstrap import Estimate, estimate
 from analysis.faithfulness import STEPS, ClassCurves
 from analysis.unit_faithfulness import TURNED, ChannelShares
-from analysis.unit_shares import SHARES
-
-KINDS = ("removed", "kept")  # the second axis of ChannelShares.shares
+from analysis.unit_shares import CHANGES
 
 
 @dataclass(frozen=True)
@@ -73,20 +71,19 @@ def stage_content(found: ChannelShares) -> dict:
         if name in TURNED:
             content[name]["minus_turned"] = estimates(shares - found.shares[TURNED[name]])
         content[name]["by_channel"] = {
-            str(channel): {kind: by_share(each.tolist()) for kind, each in zip(KINDS, of_channel, strict=True)}
-            for channel, of_channel in zip(found.channels, shares, strict=True)
+            str(channel): by_change(each.tolist()) for channel, each in zip(found.channels, shares, strict=True)
         }
     return content
 
 
 def estimates(shares: Tensor) -> dict[str, dict]:
-    """(C, 2, len(SHARES)) -> kind -> share of the blocks -> mean over the channels, with its interval."""
-    return {
-        kind: by_share(asdict(estimate(each)) for each in of_kind.T)
-        for kind, of_kind in zip(KINDS, shares.unbind(1), strict=True)
-    }
+    """(C, len(CHANGES)) -> "removed" or "kept" -> share of the blocks -> mean over the channels, with its interval."""
+    return by_change(asdict(estimate(each)) for each in shares.T)
 
 
-def by_share(values: Iterable) -> dict:
-    """Each share of the blocks, as text, with its value."""
-    return dict(zip(map(str, SHARES), values, strict=True))
+def by_change(values: Iterable) -> dict[str, dict]:
+    """A value for each of CHANGES -> "removed" or "kept" -> share of the blocks, as text -> value."""
+    content: dict[str, dict] = {}
+    for (kind, share), value in zip(CHANGES, values, strict=True):
+        content.setdefault(kind, {})[str(share)] = value
+    return content

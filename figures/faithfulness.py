@@ -14,14 +14,14 @@ from analysis.faithfulness_table import ClassScore, class_scores, json_content
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 from analysis.unit_faithfulness import METHODS, TURNED, ChannelShares, channel_shares
-from analysis.unit_shares import SHARES
+from analysis.unit_shares import CHANGES
 from figures.sanity import RULE_STYLE
 from figures.style import WIDTH_INCHES, format_two_digits, styled, text_at, unpooling_note
 from network import STAGES
 
 BASELINES = ("Sobel edges", "random")  # do not use the network
 MOST_CHANNELS = 9  # per stage
-TENTH = SHARES.index(0.1)
+TENTH_REMOVED, TENTH_KEPT = CHANGES.index(("removed", 0.1)), CHANGES.index(("kept", 0.1))
 COLUMNS = 4
 # In inches: above the curves; left of them; a panel; between panels
 TOP, LEFT, WIDTH, HEIGHT, GAP_ACROSS, GAP_DOWN = 0.68, 0.42, 1.53, 0.95, 0.12, 0.36
@@ -38,7 +38,7 @@ def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tu
     stages = []
     for stage in (stage for stage in STAGES if stage in inspection.search.top):
         channels = chosen_channels(settings, inspection.search, stage)[:MOST_CHANNELS]
-        if found := channel_shares(inspection, settings, stage, channels):
+        if found := channel_shares(inspection, settings, stage, channels, max(1, len(images) // MOST_CHANNELS)):
             stages.append(found)
     note = f"blocks of {curves.block}x{curves.block} px{unpooling_note(settings.unpool)}"
     title = f"What removing blocks does to the predicted class: {len(images):,} test images, {note}"
@@ -84,7 +84,8 @@ def faithfulness_figure(scores: dict[str, ClassScore], title: str, stages: Seque
     )
     text_at(figure, WIDTH_INCHES / 2, curves + 0.77, note, fontsize=7)
     width = (WIDTH_INCHES - DOTS_LEFT - 0.08) / len(stages) - DOTS_GAP if stages else 0
-    highest = max([1, *(each[:, :, TENTH].max().item() for found in stages for each in found.shares.values())])
+    tenths = [TENTH_REMOVED, TENTH_KEPT]
+    highest = max([1, *(each[:, tenths].max().item() for found in stages for each in found.shares.values())])
     for n, found in enumerate(stages):
         axes = axes_in_inches(figure, DOTS_LEFT + n * (width + DOTS_GAP), curves + DOTS_TOP, width, dots)
         draw_dots(axes, found, highest)
@@ -94,7 +95,7 @@ def faithfulness_figure(scores: dict[str, ClassScore], title: str, stages: Seque
 
 def draw_classes(figure: Figure, scores: dict[str, ClassScore], rows: int) -> None:
     """A panel per method: the probability left, most and least important blocks first, and the score between them."""
-    highest = max(1.05, *(value for found in scores.values() for value in (*found.most, *found.least)))
+    highest = max([1.05, *(value for found in scores.values() for value in (*found.most, *found.least))])
     for n, (name, found) in enumerate(scores.items()):
         row, column = divmod(n, COLUMNS)
         left, top = LEFT + column * (WIDTH + GAP_ACROSS), TOP + row * (HEIGHT + GAP_DOWN)
@@ -130,8 +131,8 @@ def draw_dots(axes: Axes, found: ChannelShares, highest: float) -> None:
     for row, name in enumerate(METHODS):
         rule = name if name in TURNED else rule_of.get(name)
         color = RULE_STYLE[rule][0] if rule else "0.25"
-        for kind, face in ((0, "white"), (1, color)):
-            left = estimate(found.shares[name][:, kind, TENTH])
+        for change, face in ((TENTH_REMOVED, "white"), (TENTH_KEPT, color)):
+            left = estimate(found.shares[name][:, change])
             axes.plot([left.low, left.high], [row, row], color=color, linewidth=0.8, solid_capstyle="butt")
             axes.plot(left.mean, row, "o", color=color, markerfacecolor=face, markersize=3.5, markeredgewidth=0.8)
     axes.set_yticks(range(len(METHODS)), METHODS)

@@ -11,8 +11,10 @@ import torchvision
 from conftest import assert_inside, drawn_shapes
 from matplotlib.figure import Figure
 
+from analysis.activations import split_dead_channels
 from analysis.blocks import block_means, block_side, importance_ranks, remove_blocks
 from analysis.bootstrap import estimate
+from analysis.channels import chosen_channels
 from analysis.faithfulness import (
     METHODS,
     STEPS,
@@ -232,7 +234,8 @@ class TestFigure:
         figure, content = drawn
         scores = [found["score"] for found in content["methods"].values()]
         assert scores == sorted(scores, reverse=True)
-        for axes, (name, found) in zip(figure.get_axes(), content["methods"].items(), strict=True):
+        panels = figure.get_axes()[: len(METHODS)]
+        for axes, (name, found) in zip(panels, content["methods"].items(), strict=True):
             title = axes.get_title().splitlines()
             assert title[0] == f"{name} (baseline)" if name in BASELINES else title[0] == name
             assert title[1] == "{:.2f} ({:.2f} to {:.2f})".format(
@@ -241,6 +244,15 @@ class TestFigure:
             lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
             assert list(lines["most important first"]) == [1, *found["most"]]
             assert list(lines["least important first"]) == [1, *found["least"]]
+
+    def test_a_panel_per_searched_stage(self, inspection, drawn):
+        figure, content = drawn
+        titles = [axes.get_title() for axes in figure.get_axes()[len(METHODS) :]]
+        assert [title.split(",")[0] for title in titles] == list(content["channels"]) == ["conv1", "conv5_x"]
+        for stage, methods in content["channels"].items():
+            channels = chosen_channels(SETTINGS, inspection.search, stage)
+            alive, _ = split_dead_channels(inspection.search.top[stage], channels)
+            assert [int(channel) for channel in methods["guided"]["by_channel"]] == alive
 
     def test_no_text_leaves_the_figure(self, drawn):
         assert_inside(drawn[0])
