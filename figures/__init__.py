@@ -107,7 +107,8 @@ FIGURES = {
         draw_faithfulness,
         "Do removed blocks matter as the picture says?",
         "The wider the gap between the curves, the better a map tells the blocks that the network needs from those "
-        "that it does not.",
+        "that it does not; below, only what exceeds the square at the unit says more than where to look.",
+        stages=STAGES,
         section="belief",
         words=scores_in_words,
     ),
