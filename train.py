@@ -20,6 +20,7 @@ import torch
 
 from dataset.batches import FLIPS, Augmentation
 from dataset.folders import DataError
+from dataset.placement import IMAGES_ON
 from dataset.sources import DATASETS
 from figures import style, training_curves
 from network import ResNet18
@@ -52,11 +53,19 @@ def parse_args(argv=None):
     )
     add("--image-size", type=number(int, least=8, most=4096),
         help="side of the network's input in pixels (default: 224, or the last of --sizes)")  # fmt: skip
-    add("--augment", action=BooleanOptionalAction, default=True, help="random shift, flip and cutout, as set below")
+    add(
+        "--augment",
+        action=BooleanOptionalAction,
+        default=True,
+        help="random shift or box, flip and cutout, as set below",
+    )
     add("--shift", type=number(int, least=0, most=4096), default=4, help="largest shift, in pixels before resizing")
     add("--flip", choices=FLIPS, default="random", help="horizontal flip: random, or alternate (every other epoch)")
     add("--cutout", type=number(int, least=0, most=4096), default=0,
         help="side of the hidden square, in pixels before resizing, at full image size; 0 disables it")  # fmt: skip
+    add("--scale-crop", type=number(float, above=0, most=1), metavar="MIN",
+        help="for photographs, instead of --shift: a random box of MIN to 1 of the image's area, aspect ratio 3/4 to "
+        "4/3, resized to the image size, as torchvision's RandomResizedCrop")  # fmt: skip
     add("--hold-out", type=number(int, least=0), default=0,
         help="number of training images to hold out for validation; they replace the test images")  # fmt: skip
 
@@ -85,6 +94,9 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--images-on", choices=IMAGES_ON, default="auto",
+        help="where the images are; the host sends the device a batch at a time; auto: on the device if they take "
+        "less than half of its free memory")  # fmt: skip
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="auto: bf16 on GPUs with native bf16, else fp32 (convolutions in TF32 on newer NVIDIA GPUs)")  # fmt: skip
     add("--compile", action="store_true", help="compile the network with torch.compile")
@@ -132,12 +144,19 @@ def set_sizes(parser: ArgumentParser, args) -> None:
     args.epochs, args.image_size = total, last
 
 
+def augmentation(args) -> Augmentation:
+    """The augmentation at the last image size."""
+    if not args.augment:
+        return Augmentation(0, "none", 0)
+    return Augmentation(0 if args.scale_crop else args.shift, args.flip, args.cutout, args.scale_crop)
+
+
 def loop_settings(args, device: torch.device) -> Settings:
     """The settings of the training loop, of its augmentation and of its optimizer."""
     return Settings(
         batch_size=args.batch_size,
         seed=args.seed,
-        augmentation=Augmentation(args.shift, args.flip, args.cutout) if args.augment else Augmentation(0, "none", 0),
+        augmentation=augmentation(args),
         optimization=Optimization(
             learning_rate=args.lr,
             momentum=args.momentum,
@@ -167,8 +186,8 @@ def train(args, world: World) -> None:
     settings = loop_settings(args, device)
     state = world.broadcast(partial(earlier_state, args))
 
-    # data: uint8, on the device
-    data = load_data(args.data, args.root, args.image_size, args.hold_out, device, world)
+    # data: uint8, on the device or on the host
+    data = load_data(args.data, args.root, args.image_size, args.hold_out, device, args.images_on, world)
     plan = make_plan(args, len(data.train[0]), world)
     metadata = Metadata(data.classes, data.mean, data.std, args.image_size, config=vars(args))
     if state:
@@ -205,10 +224,10 @@ def train_epochs(loop: Loop, signals: list[int]) -> int:
     """Trains to the end of the plan, or until a signal arrives; returns the signal, or 0."""
     run, plan = loop.run, loop.run.plan
     for epoch in range(run.step // plan.steps_per_epoch, math.ceil(plan.total_steps / plan.steps_per_epoch)):
-        step, rows = loop.start_epoch(epoch)
-        for row in rows:  # (B, 6): images and crops of one iteration
+        step, batches = loop.start_epoch(epoch)
+        for batch in batches:  # of one iteration: images and crops
             run.set_learning_rate(learning_rate(run.step, plan, loop.settings.optimization))
-            run.count(step(row))
+            run.count(step(*batch))
             if stop := loop.end_step(signals):
                 return stop
     return 0

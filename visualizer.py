@@ -61,8 +61,8 @@ def parse_args(argv=None):
     add = parser.add_argument_group("figures").add_argument
     add("--figures", nargs="+", choices=FIGURES, metavar="NAME", help="figures to draw, listed below "
         "(default: all that take seconds)")  # fmt: skip
-    add("--stages", nargs="+", choices=STAGES, default=list(defaults.stages), metavar="STAGE",
-        help=f"some of {', '.join(STAGES)}")  # fmt: skip
+    add("--stages", nargs="+", choices=STAGES, metavar="STAGE", help=f"some of {', '.join(STAGES)} (default: "
+        f"{' '.join(defaults.stages)}, in the gallery all)")  # fmt: skip
     add("--channels", nargs="+", type=channel_choice, default=defaults.channels, metavar="N",
         help="channel numbers of every stage, or one word: different (the 9 strongest that are not similar to each "
         "other), strongest, random (9 drawn by --seed), all")  # fmt: skip
@@ -86,7 +86,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("output").add_argument
     add("--format", choices=("png", "pdf"), default="png", help="file format of the figures; pdf for LaTeX")
     add("--dpi", type=number(int, least=50, most=1200), default=style.DPI, help="dots per inch, of up to 7 inches")
-    add("--gallery", action="store_true", help="also write index.html: a page of all channels, or of --channels")
+    add("--gallery", action="store_true", help="also write index.html and atlas.json: all channels, or --channels")
     add("--report", action=BooleanOptionalAction, default=True,
         help="report.html: settings, results and the figures of this run on one page")  # fmt: skip
     add("--out", default="plots", help="output folder")
@@ -101,7 +101,7 @@ def parse_args(argv=None):
         if len(args.channels) > 1:
             parser.error("--channels takes numbers, or one word")
         args.channels = args.channels[0]
-    for stage in args.stages:
+    for stage in args.stages or defaults.stages:
         numbers = args.channels if isinstance(args.channels, list) else []
         if wrong := [channel for channel in numbers if channel >= CHANNELS[stage]]:
             parser.error(f"--channels {wrong[0]}: {stage} has the channels 0 to {CHANNELS[stage] - 1}")
@@ -116,7 +116,7 @@ def channel_choice(text: str) -> int | str:
 def settings_from(args) -> Settings:
     """What is visualised, from the flags: each stage, channel and rule once, in the order given."""
     return Settings(
-        stages=tuple(dict.fromkeys(args.stages)),
+        stages=tuple(dict.fromkeys(args.stages or Settings.stages)),
         channels=tuple(dict.fromkeys(args.channels)) if isinstance(args.channels, list) else args.channels,
         seed=args.seed,
         border=args.border,
@@ -140,9 +140,11 @@ def visualize(args, command: str) -> None:
     inspection, names, left_out = load_what_is_needed(args, settings)
     check_settings(settings, names, inspection)
     folder = output_folder(args.out)
+    gallery_stages = settings.stages if args.stages else STAGES
     is_searched = args.gallery or "search" in needs_of(names)
     if is_searched:
-        inspection = add_search(inspection, settings, searched_stages(names, settings.stages))
+        stages = (*settings.stages, *gallery_stages) if args.gallery else settings.stages
+        inspection = add_search(inspection, settings, searched_stages(names, stages))
     numbers = summary(inspection, settings) if is_searched else None
     for stage, dead in numbers["dead_channels"].items() if numbers else ():
         if len(dead) == CHANNELS[stage]:
@@ -154,7 +156,7 @@ def visualize(args, command: str) -> None:
         if reason := outcomes[name].reason:
             say(f"{name}: left out, {reason}")
     if args.gallery:
-        print(write_gallery(inspection, settings, folder))
+        print(*write_gallery(inspection, settings, folder, gallery_stages), sep="\n")
     if numbers:
         write_json(folder / "summary.json", numbers)
     if args.report and args.format == "png":

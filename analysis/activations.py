@@ -1,7 +1,7 @@
 """Top-k search: the images that excite each channel most."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,14 +32,16 @@ class TopActivations:
 class SearchResult:
     """The outcome of one pass over N images.
 
-    top     stage -> TopActivations
-    peaks   stage -> (N, C) on the CPU: each channel's highest activation in each image
-    logits  (N, num_classes) on the CPU; None unless they were asked for
+    top        stage -> TopActivations
+    peaks      stage -> (N, C) on the CPU: each channel's highest activation in each image
+    logits     (N, num_classes) on the CPU; None unless they were asked for
+    positions  stage -> (N, C) int32 on the CPU: the unit of each peak, row * w + column
     """
 
     top: dict[str, TopActivations]
     peaks: dict[str, Tensor]
     logits: Tensor | None
+    positions: dict[str, Tensor] = field(default_factory=dict)
 
 
 class RowBuffer:
@@ -86,18 +88,20 @@ def search(
     stages = list(stages)
     until = STAGES[-1] if with_logits else max(stages, key=STAGES.index)
     top: dict[str, TopActivations] = {}
-    peaks, logits, seen = {stage: RowBuffer() for stage in stages}, RowBuffer(), 0
+    peaks, positions = ({stage: RowBuffer() for stage in stages} for _ in range(2))
+    logits, seen = RowBuffer(), 0
     for batch in batches:
         features = network.trace(batch, until).features
         for stage in stages:
             found = _peaks(features[stage], seen, (inside or {}).get(stage))
             peaks[stage].append(found.scores.T)
+            positions[stage].append(found.positions.T.int())
             top[stage] = _best(_concatenate(top[stage], found) if stage in top else found, k)
         if with_logits:
             logits.append(network.classify(features[until]))
         seen += len(batch)
-    all_peaks = {stage: buffer.rows().cpu() for stage, buffer in peaks.items()}
-    return SearchResult(top, all_peaks, logits.rows().cpu() if with_logits else None)
+    all_peaks, units = ({stage: buffer.rows().cpu() for stage, buffer in kept.items()} for kept in (peaks, positions))
+    return SearchResult(top, all_peaks, logits.rows().cpu() if with_logits else None, units)
 
 
 def top_activations(

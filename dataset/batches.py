@@ -4,38 +4,47 @@ Randomness is a function of integers: an epoch's order of (seed, epoch), an imag
 Resuming a run therefore needs no generator state.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dataset import boxes
+from dataset.placement import HostImages, batches_of
 from dataset.preprocess import Preprocess
 
 FLIPS = ("random", "alternate", "none")
-# columns of a plan: index of the image, offset of the crop in pixels, flip (0 or 1), centre of the cutout
+# columns of a plan: index of the image, offset of the crop in pixels, flip (0 or 1), centre of the cutout; then, with
+# `scale_crop`, those of a box (dataset/boxes.py)
 COLUMNS = ("image", "down", "right", "flip", "cutout_row", "cutout_column")
+BOXES_AT_A_TIME = 2**16  # drawn; their random words take 12 MB
 
 
 @dataclass(frozen=True)
 class Augmentation:
     """Random augmentation of a training image; lengths in stored pixels (before resizing).
 
-    shift   maximum translation along each axis; the border is reflected
-    flip    one of FLIPS: "random" flips each image left to right with probability 1/2; "alternate" flips it every
-            other epoch, about half of the images in the first (Jordan 2024, arXiv:2404.00498, section 3.6)
-    cutout  side of a square of mean color at a random centre; 0 disables it (DeVries, Taylor 2017, arXiv:1708.04552)
+    shift       maximum translation along each axis; the border is reflected
+    flip        one of FLIPS: "random" flips each image left to right with probability 1/2; "alternate" flips it every
+                other epoch, about half of the images in the first (Jordan 2024, arXiv:2404.00498, section 3.6)
+    cutout      side of a square of mean color at a random centre; 0 disables it (DeVries, Taylor 2017,
+                arXiv:1708.04552)
+    scale_crop  instead of the translation: a random box of at least this share of the area, resized to the network's
+                input (dataset/boxes.py); the cutout is then as large in the result; None disables it
     """
 
     shift: int = 4
     flip: str = "random"
     cutout: int = 0
+    scale_crop: float | None = None
 
 
 class Batches:
     """The training batches of every epoch. All have the same size: an incomplete last batch is dropped.
 
-    images        (N, 3, H, W) uint8, on the device
+    images        (N, 3, H, W) uint8, on the device or on the host
     labels        (N,) int64, on the device
     preprocess    turns augmented images into the network's input
     batch_size    images per iteration, at most N
@@ -45,14 +54,14 @@ class Batches:
 
     def __init__(
         self,
-        images: Tensor,
+        images: Tensor | HostImages,
         labels: Tensor,
         preprocess: Preprocess,
         batch_size: int,
         seed: int,
         augmentation: Augmentation = Augmentation(),
     ):
-        self.images, self.labels, self.preprocess = images, labels, preprocess
+        self.images, self.labels, self.preprocess, self.device = images, labels, preprocess, labels.device
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
         self.mean_color = preprocess.mean_color.round().to(torch.uint8)
         self._build_tables()
@@ -60,7 +69,7 @@ class Batches:
     def _build_tables(self) -> None:
         """Source rows and columns of every crop, and hidden ones of every cutout: a batch only looks them up."""
         _, channels, height, width = self.images.shape
-        device, shift, cutout = self.images.device, self.augmentation.shift, self.augmentation.cutout
+        device, shift, cutout = self.device, self.augmentation.shift, self.augmentation.cutout
         y, x = torch.arange(height, device=device), torch.arange(width, device=device)
         # in the order 0, ..., shift, -shift, ..., -1, so that negative offsets count from the end
         offsets = torch.cat([torch.arange(shift + 1, device=device), torch.arange(-shift, 0, device=device)])[:, None]
@@ -71,13 +80,19 @@ class Batches:
         if cutout:
             self._hidden_y = (y - y[:, None] + cutout // 2) // cutout == 0  # (H, H): by centre
             self._hidden_x = (x - x[:, None] + cutout // 2) // cutout == 0
+            size = self.preprocess.image_size
+            place = 2 * torch.arange(size, device=device) + 1
+            self._shown_y, self._shown_x = place * height // (2 * size), place * width // (2 * size)  # by result
 
     def __len__(self) -> int:
         """Iterations per epoch."""
         return len(self.images) // self.batch_size
 
     def plan(self, epoch: int) -> Tensor:
-        """All batches of an epoch (counted from 0): (iterations, batch_size, 6) int64 on the device; see COLUMNS."""
+        """All batches of an epoch (counted from 0): (iterations, batch_size, columns) int64 on the device; see COLUMNS.
+
+        There are six columns, or ten with `scale_crop`.
+        """
         order = epoch_order(len(self.images), self.seed, epoch)[: len(self) * self.batch_size]
         words = random_words(self.seed, epoch * len(self), len(self), self.batch_size * 5)
         down, right, flip, cutout_row, cutout_column = words.reshape(len(self), self.batch_size, 5).transpose(2, 0, 1)
@@ -94,22 +109,65 @@ class Batches:
             (cutout_row % height).astype(np.int64),
             (cutout_column % width).astype(np.int64),
         ]
-        return torch.from_numpy(np.stack(columns, -1)).to(self.images.device)
+        plan = np.stack(columns, -1)
+        if self.augmentation.scale_crop is not None:
+            plan = np.concatenate([plan, self._draw_boxes(epoch)], -1)
+        return torch.from_numpy(plan).to(self.device)
 
-    def crop(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B, 6) of a plan -> augmented images (B, 3, H, W) uint8 and labels (B,) int64."""
+    def _draw_boxes(self, epoch: int) -> np.ndarray:
+        """The boxes of an epoch: (iterations, batch_size, 4) int64; a part of the epoch at a time, to save memory."""
+        found, (height, width) = np.empty((len(self), self.batch_size, 4), np.int64), self.images.shape[2:]
+        for start in range(0, len(self), part := max(1, BOXES_AT_A_TIME // self.batch_size)):
+            steps = min(part, len(self) - start)
+            each = self.batch_size * boxes.WORDS
+            words = random_words(self.seed, epoch * len(self) + start, steps, each, stream=3)
+            words = words.reshape(steps, self.batch_size, boxes.WORDS)
+            found[start : start + steps] = boxes.draw_boxes(words, height, width, self.augmentation.scale_crop)
+        return found
+
+    def iterate(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The arguments of a call for each iteration of a plan (iterations, B, columns).
+
+        Images on the host are gathered one iteration ahead.
+        """
+        if isinstance(self.images, Tensor):
+            yield from ((row, None) for row in rows)
+        else:
+            yield from zip(rows, batches_of(self.images, rows[..., 0].cpu(), self.device), strict=True)
+
+    def crop(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Rows (B, 6) of a plan -> shifted, flipped images (B, 3, H, W) uint8 and labels (B,) int64.
+
+        stored: the images of these rows (B, 3, H, W) uint8 on the device; needed if all images are on the host
+        """
         image, down, right, flip, cutout_row, cutout_column = rows.unbind(1)
         y, x = self._source_y[down], self._source_x[flip, right]  # (B, H), (B, W)
-        images = self.images[image[:, None, None, None], self._channels, y[:, None, :, None], x[:, None, None, :]]
+        source, place = (
+            (self.images, image) if stored is None else (stored, torch.arange(len(rows), device=self.device))
+        )
+        images = source[place[:, None, None, None], self._channels, y[:, None, :, None], x[:, None, None, :]]
         if self.augmentation.cutout:
             hidden_y, hidden_x = self._hidden_y[cutout_row], self._hidden_x[cutout_column]
             images = torch.where(hidden_y[:, None, :, None] & hidden_x[:, None, None, :], self.mean_color, images)
         return images, self.labels[image]
 
-    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows (B, 6) of a plan -> the network's input (B, 3, S, S) float32, and labels (B,) int64."""
-        images, labels = self.crop(rows)
+    def __call__(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What `iterate` yields -> the network's input (B, 3, S, S) float32, and labels (B,) int64."""
+        if self.augmentation.scale_crop is not None:
+            return self.scale_crop(rows, stored)
+        images, labels = self.crop(rows, stored)
         return self.preprocess(images), labels
+
+    def scale_crop(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """`__call__` for rows (B, 10): a random box of each image, resized to the network's input."""
+        image, flip, cutout_row, cutout_column = (rows[:, n] for n in (0, 3, 4, 5))
+        images = self.preprocess.normalize(self.images[image] if stored is None else stored)
+        images = boxes.resize_boxes(images, rows[:, 6:], flip, self.preprocess.image_size)
+        if self.augmentation.cutout:
+            hidden_y = self._hidden_y[cutout_row][:, self._shown_y]
+            hidden_x = self._hidden_x[cutout_column][:, self._shown_x]
+            images = torch.where(hidden_y[:, None, :, None] & hidden_x[:, None, None, :], 0, images)
+        return images.contiguous(memory_format=torch.channels_last), self.labels[image]
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -122,14 +180,14 @@ def first_flips(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng((2, seed)).integers(0, 2, count)
 
 
-def random_words(seed: int, step: int, steps: int, each: int) -> np.ndarray:
+def random_words(seed: int, step: int, steps: int, each: int, stream: int = 1) -> np.ndarray:
     """`each` random words for each of `steps` iterations, starting at `step`: (steps, each) uint64.
 
-    An iteration's words depend only on (seed, step): Philox (Salmon et al. 2011) is a counter-based generator that
-    yields four words per count.
+    An iteration's words depend only on (seed, step) and the stream: Philox (Salmon et al. 2011) is a counter-based
+    generator that yields four words per count.
     """
     counts = -(-each // 4)  # rounded up
-    philox = np.random.Philox(np.random.SeedSequence((1, seed))).advance(step * counts)
+    philox = np.random.Philox(np.random.SeedSequence((stream, seed))).advance(step * counts)
     return philox.random_raw(steps * counts * 4).reshape(steps, counts * 4)[:, :each]
 
 

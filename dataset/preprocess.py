@@ -60,10 +60,13 @@ class Preprocess:
             255 * torch.tensor(values).to(device)[:, None, None] for values in (mean, std)
         )  # (3, 1, 1), in grey levels
 
+    def normalize(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 -> the same shape in float32, with mean 0 and standard deviation 1."""
+        return (images - self.mean_color) / self.std_color
+
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, 3, image_size, image_size) float32 in channels_last memory format.
 
         Normalises before it resizes, which is equal up to rounding and cheaper for images smaller than the input.
         """
-        images = (images - self.mean_color) / self.std_color
-        return _interpolate(images, self.image_size).contiguous(memory_format=torch.channels_last)
+        return _interpolate(self.normalize(images), self.image_size).contiguous(memory_format=torch.channels_last)

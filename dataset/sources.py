@@ -76,12 +76,11 @@ def list_files(source: str | Path, split: str) -> list[Path] | None:
     return None if str(source) in DATASETS else folders.list_files(Path(source), split)
 
 
-def hold_out(images: Tensor, labels: Tensor, count: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Splits `count` images off the training images, for validation; always the same ones.
+def hold_out(images: int, count: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the training images that remain, and of `count` that validate; always the same, each in order.
 
-    images (N, 3, H, W), labels (N,) -> (remaining images, labels), (held-out images, labels), each in original order
+    images: how many there are
     """
-    held = np.zeros(len(images), bool)
-    held[np.random.default_rng(0).permutation(len(images))[:count]] = True
-    held = torch.from_numpy(held)
-    return (images[~held], labels[~held]), (images[held], labels[held])
+    held = np.zeros(images, bool)
+    held[np.random.default_rng(0).permutation(images)[:count]] = True
+    return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))

@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,12 +113,10 @@ def _decode_once(place: Path, path: Path, split: str, listing: Listing, image_si
     with _lock(place, path) as is_locked:
         if found := _open(place, split, listing):
             return found
-        if is_locked:  # what an interrupted process has left
-            for leftover in place.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
         file = place / f"{split}.npy"
-        with suppress(OSError):  # outdated; on Windows another run may be reading it
-            file.unlink()
+        if is_locked:  # what is outdated, or left by an interrupted process
+            for leftover in (file, *place.glob(".*.tmp")):
+                leftover.unlink(missing_ok=True)
         side = _common_side([listing.folder / name for name in listing.names], image_size, split)
         shape = (len(listing.files), 3, side, side)
         size = int(np.prod(shape, dtype=np.int64))

@@ -1,112 +1,198 @@
-"""A page of every channel's top images and reconstructions: index.html, which needs no server.
+"""A page of every channel's top images, reconstructions and profile: index.html, which needs no server; atlas.json.
 
-The page is complete without a script; its own script adds the search and the keys. Nothing is loaded from elsewhere.
+The page is complete without a script; its own script adds search, order, filters and keys. Nothing is loaded from
+elsewhere. A channel's pictures are one file, of which the page shows parts.
 """
 
 import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
-from analysis.activations import split_dead_channels
-from analysis.channels import ChannelResult, TopImage, inspect_channels
+from analysis.atlas import STRIP_PERCENTS, StageProfile, profile_stage, strip
+from analysis.channels import ChannelResult, inspect_channels
 from analysis.inspection import Inspection
 from analysis.scores import score
 from analysis.settings import Settings
-from figures.image_grid import hstack_images, image_grid
+from figures.gallery_card import Card, StagePage, article, group_options, section
+from figures.image_grid import image_grid, to_array
 from figures.style import unpooling_note
-from figures.top9 import describe_count, describe_rule, drawn_blocks
-from network import CHANNELS
+from figures.top9 import describe_count, drawn_blocks
 from runtime.checkpoint import atomic_file
 
-TILE_PIXELS = 96  # a side: three times that of the smallest crops
-JPEG_QUALITY = 82  # 64 + 512 channels stay far below 60 MB
+TILE_PIXELS = 128  # a side, as crisp on a phone as on a desktop
+GAP_PIXELS = 4  # between tiles
+BLOCK_GAP_PIXELS = 16  # one block of WebP, so that none shows the edge of another
+WEBP_QUALITY = 75  # all five stages stay below 60 MB
 PAGE = Path(__file__).with_suffix(".html")
 
 
-def write_gallery(inspection: Inspection, settings: Settings, folder: Path) -> Path:
-    """Write index.html and channels/*.jpg: the channels asked for by number, or all, of the chosen stages."""
+@dataclass(frozen=True)
+class Sheet:
+    """Where the pictures of a channel lie in its file: blocks of tiles side by side, the strip below.
+
+    blocks  number of them: the patches, and the reconstructions by each rule
+    tiles   in a block, in as many rows as columns
+    """
+
+    blocks: int
+    tiles: int
+
+    @property
+    def columns(self) -> int:
+        """Of a block."""
+        return math.ceil(math.sqrt(self.tiles))
+
+    def windows(self) -> list[tuple[int, int, int, int]]:
+        """(left, top, width, height) in pixels of every block, and of the strip."""
+        side, length = extent(self.columns), extent(len(STRIP_PERCENTS))
+        lefts = [n * (side + BLOCK_GAP_PIXELS) for n in range(self.blocks)]
+        return [*((left, 0, side, side) for left in lefts), (0, side + BLOCK_GAP_PIXELS, length, TILE_PIXELS)]
+
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        windows = self.windows()
+        return max(left + width for left, _, width, _ in windows), max(top + height for _, top, _, height in windows)
+
+    def css(self) -> str:
+        """The rules by which an element of class b0, b1, ..., or strip shows its window alone."""
+        width, height = self.size()
+        names = [*(f"b{n}" for n in range(self.blocks)), "strip"]
+        return "".join(
+            f".{name} .window {{ aspect-ratio: {w} / {h} }} .{name} img {{ width: {100 * width / w:.4f}%; "
+            f"left: {-100 * x / w:.4f}%; top: {-100 * y / h:.4f}% }}\n"
+            for name, (x, y, w, h) in zip(names, self.windows(), strict=True)
+        )
+
+
+def extent(tiles: int) -> int:
+    """Of so many tiles in a row, in pixels."""
+    return tiles * (TILE_PIXELS + GAP_PIXELS) - GAP_PIXELS
+
+
+def write_gallery(inspection: Inspection, settings: Settings, folder: Path, stages: Sequence[str]) -> list[Path]:
+    """Write index.html, atlas.json and channels/*.webp: the channels asked for by number, or all, of these stages."""
     (folder / "channels").mkdir(exist_ok=True)
-    page = folder / "index.html"
-    page.unlink(missing_ok=True)  # an earlier page would show these pictures with other numbers
-    sections = []
-    for stage in settings.stages:
-        channels = settings.channel_numbers or range(CHANNELS[stage])
-        alive, dead = split_dead_channels(inspection.search.top[stage], channels)
-        articles = []
-        results = inspect_channels(inspection, settings, stage, alive)
-        for result in tqdm(results, f"gallery, {stage}", len(alive), leave=False, disable=None):
-            picture = compose(result)
-            name = f"channels/{stage}-{result.channel}.jpg"
-            with atomic_file(folder / name) as file:
-                file.write(to_jpeg(picture))
-            articles.append(article(result, name, picture.shape))
-        sections.append(section(stage, articles, dead))
+    page, numbers = folder / "index.html", folder / "atlas.json"
+    for file in (page, numbers):
+        file.unlink(missing_ok=True)  # an earlier page would show these pictures with other numbers
+    sheet = Sheet(1 + len(settings.rules), min(settings.top, len(inspection.searched)))
+    pages, sections, content = [], [], {}
+    for stage in stages:
+        pages.append(stage_page(inspection, settings, stage))
+        articles, entries = [], []
+        for card in write_cards(inspection, settings, folder, pages[-1], sheet):
+            articles.append(article(card, pages[-1]))
+            entries.append(channel_content(card))
+        sections.append(section(pages[-1], articles))
+        content[stage] = stage_content(pages[-1].profile) | {"channels": entries}
+    with atomic_file(numbers) as file:
+        file.write(json.dumps(header_content(inspection) | {"stages": content}, allow_nan=False).encode())
     with atomic_file(page) as file:
-        text = fill_page(inspection, settings, sections)
+        text = fill_page(inspection, settings, sheet, pages, sections)
         file.write(text.encode(errors="replace"))  # a folder name need not be valid text
-    return page
+    return [numbers, page]
 
 
-def compose(result: ChannelResult) -> np.ndarray:
-    """Patches beside the reconstructions by each rule, each block a square of tiles: (H, W, 3) in 0..1."""
-    side = int(np.ceil(len(result.images) ** 0.5))
-    return hstack_images([image_grid(resize_tiles(tiles), side, gap=2) for tiles in drawn_blocks(result)])
+def stage_page(inspection: Inspection, settings: Settings, stage: str) -> StagePage:
+    """What the stage's cards share; the channels shown are the living ones of those asked for."""
+    profile = profile_stage(inspection, stage)
+    shown = [channel for channel in settings.channel_numbers or profile.channels if channel in profile.channels]
+    return StagePage(profile, shown, inspection.label_names, inspection.metadata.classes, len(inspection.searched))
+
+
+def write_cards(
+    inspection: Inspection, settings: Settings, folder: Path, page: StagePage, sheet: Sheet
+) -> Iterator[Card]:
+    """The card of each channel shown, after its file is written."""
+    stage = page.profile.stage
+    results = inspect_channels(inspection, settings, stage, page.shown)
+    for result in tqdm(results, f"gallery, {stage}", len(page.shown), leave=False, disable=None):
+        images, patches = strip(inspection, stage, result.channel, result.patches.shape[-1])
+        name = f"channels/{stage}-{result.channel}.webp"
+        with atomic_file(folder / name) as file:
+            file.write(to_webp(compose(result, patches, sheet)))
+        yield Card(result, page.profile.channels[result.channel], images, name)
+
+
+def compose(result: ChannelResult, patches: Tensor, sheet: Sheet) -> np.ndarray:
+    """All pictures of a channel: (H, W, 4) uint8, transparent between tiles. patches: (n, 3, s, s) of the strip."""
+    width, height = sheet.size()
+    canvas = np.zeros((height, width, 4), np.uint8)
+    columns = [sheet.columns] * sheet.blocks + [len(patches)]
+    blocks = [*drawn_blocks(result), to_array(patches)]
+    for tiles, count, (left, top, _, _) in zip(blocks, columns, sheet.windows(), strict=True):
+        grid = image_grid(resize_tiles(tiles), count, GAP_PIXELS, fill=0)
+        canvas[top : top + grid.shape[0], left : left + grid.shape[1]] = grid
+    return canvas
 
 
 def resize_tiles(tiles: np.ndarray) -> np.ndarray:
-    """(n, s, s, 3) in 0..1 -> TILE_PIXELS a side; by repeating pixels where that is a multiple of s."""
+    """(n, s, s, 3) in 0..1 -> opaque (n, TILE_PIXELS, TILE_PIXELS, 4) uint8; if possible by repeating pixels."""
     resampling = Image.Resampling.LANCZOS if TILE_PIXELS % tiles.shape[1] else Image.Resampling.NEAREST
     images = (Image.fromarray((tile * 255).round().astype(np.uint8)) for tile in tiles)
-    return np.stack([np.asarray(image.resize((TILE_PIXELS, TILE_PIXELS), resampling)) / 255 for image in images])
+    return np.stack([
+        np.asarray(image.resize((TILE_PIXELS, TILE_PIXELS), resampling).convert("RGBA")) for image in images
+    ])  # fmt: skip
 
 
-def to_jpeg(picture: np.ndarray) -> bytes:
-    """A picture (H, W, 3) in 0..1 as the bytes of a JPEG file."""
+def to_webp(picture: np.ndarray) -> bytes:
+    """A picture (H, W, 4) uint8 as the bytes of a WebP file: half as large as JPEG, and it can be transparent."""
     file = io.BytesIO()
-    Image.fromarray((picture * 255).round().astype(np.uint8)).save(file, "JPEG", quality=JPEG_QUALITY, optimize=True)
+    Image.fromarray(picture).save(file, "WEBP", quality=WEBP_QUALITY, method=2)
     return file.getvalue()
 
 
-def article(result: ChannelResult, image: str, shape: tuple[int, ...]) -> str:
-    """A channel: its picture, a link to itself, and a table of its images. shape: (H, W, 3) of the picture."""
-    stage, channel = result.stage, result.channel
-    rules = "; ".join(f"{escape(rule)} {describe_rule(result, rule)}" for rule in result.reconstructions)
-    exciting = [image for image in result.images if image.activation > 0]  # fewer where few images excite the channel
-    names = list(dict.fromkeys(image.label for image in exciting))
-    classes = ", ".join(escape(name) for name in names)
-    words = escape(f"{stage} {' '.join(names)}".lower())
-    peak = result.images[0].activation
-    return (
-        f'<article id="{stage}-{channel}" tabindex=-1 aria-label="{stage}, channel {channel}" data-words="{words}" '
-        f"data-channel={channel} data-peak={peak:.4f}>"
-        f'<h3><a href="#{stage}-{channel}">{stage} {channel}</a> <small>{peak:.2f} · {classes}</small></h3>'
-        f'<a href="{image}"><img loading=lazy src="{image}" width={shape[1]} height={shape[0]} '
-        f'alt="{stage}, channel {channel}: the strongest images ({classes}) beside their reconstructions"></a>'
-        f"<p>{rules}</p><details><summary>images</summary><table><tr><th>rank<th>activation<th>image<th>class<th>"
-        f"prediction{''.join(map(table_row, exciting))}</table></details></article>\n"
-    )
+def header_content(inspection: Inspection) -> dict[str, Any]:
+    """What the lists of atlas.json refer to."""
+    return {
+        "images": len(inspection.searched),
+        "classes": inspection.label_names,
+        "network_classes": inspection.metadata.classes,
+    }
 
 
-def table_row(image: TopImage) -> str:
-    """A line of a channel's table."""
-    return (
-        f"<tr{' class=wrong' if image.correct is False else ''}><td>{image.rank}<td>{image.activation:.2f}"
-        f"<td>{image.index}<td>{escape(image.label)}<td>{escape(image.predicted)}"
-    )
+def stage_content(profile: StageProfile) -> dict[str, Any]:
+    """A stage's groups and dead channels, for atlas.json."""
+    groups = zip(profile.groups.representatives, profile.groups.members, strict=True)
+    return {
+        "dead": profile.dead,
+        "groups": [{"representative": first, "channels": members} for first, members in groups],
+    }
 
 
-def section(stage: str, articles: list[str], dead: list[int]) -> str:
-    """A stage; its dead channels are named."""
-    note = f"<p>No image excites channel {', '.join(map(str, dead))}.</p>" if dead else ""
-    return f'<section><h2 id="{stage}">{stage}: {len(articles)} channels</h2>{note}\n{"".join(articles)}</section>\n'
+def channel_content(card: Card) -> dict[str, Any]:
+    """A channel's numbers, for atlas.json; to six digits."""
+    content = asdict(card.profile) | {
+        "correlation": card.result.correlation,
+        "top": [asdict(image) for image in card.result.images],
+        "strip": [asdict(image) for image in card.strip],
+    }
+    return rounded(content)
 
 
-def fill_page(inspection: Inspection, settings: Settings, sections: list[str]) -> str:
+def rounded(content: Any) -> Any:
+    """JSON content, every float in it to six significant digits."""
+    if isinstance(content, dict):
+        return {key: rounded(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [rounded(value) for value in content]
+    return float(f"{content:.6g}") if isinstance(content, float) else content
+
+
+def fill_page(
+    inspection: Inspection, settings: Settings, sheet: Sheet, pages: Sequence[StagePage], sections: Sequence[str]
+) -> str:
     """The page, with what it shows at its top."""
     scores = score(inspection)
     rules = " | ".join(("images", *settings.rules))
@@ -115,6 +201,12 @@ def fill_page(inspection: Inspection, settings: Settings, sections: list[str]) -
         what=escape(what),
         checkpoint=escape(str(inspection.checkpoint)),
         accuracy=f", accuracy on these images {scores.accuracy:.2%}" if scores else "",
-        links=" ".join(f'<a href="#{stage}">{stage}</a>' for stage in settings.stages),
+        links=" ".join(
+            f'<a href="#{page.profile.stage}">{page.profile.stage} <small>{len(page.shown)}</small></a>'
+            for page in pages
+        ),
+        names="".join(f"<option>{escape(name)}" for name in inspection.label_names),
+        groups=group_options(pages),
+        windows=sheet.css(),
         sections="".join(sections),
     )

@@ -85,6 +85,8 @@ def augmentation(config: dict) -> str:
         return "none"
     flip = config.get("flip")
     parts = [f"shift by up to {config['shift']} pixels"] if config.get("shift") else []
+    if config.get("scale_crop"):
+        parts = [f"random box of {100 * config['scale_crop']:g} % to 100 % of the area"]
     parts += ["horizontal flip" + f" ({flip})" * isinstance(flip, str)] if flip not in (None, False, "none") else []
     parts += [f"cutout of {config['cutout']}x{config['cutout']} pixels"] if config.get("cutout") else []
     return ", ".join(parts) or "none"

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from children import start_command
+from narrow import make_narrow
 from PIL import Image
 
 import train
@@ -93,15 +95,38 @@ def folder(folder_template, tmp_path) -> Path:
     return Path(shutil.copytree(folder_template, tmp_path / "pictures"))
 
 
-@pytest.fixture(scope="session")
-def small_run(tmp_path_factory) -> Path:
-    """The folder of a finished run: two epochs of 48 images at 32x32."""
-    path = tmp_path_factory.mktemp("small")
-    data = write_folder(path / "pictures")
-    out = path / "run"
+def finished_run(path: Path) -> Path:
+    """The folder `run` of two epochs on the 48 images in the folder `pictures` beside it, at 32x32."""
+    data, out = write_folder(path / "pictures"), path / "run"
     train.main(["--data", str(data), "--image-size", "32", "--epochs", "2", "--batch-size", "16", "--log-every", "2",
                 "--device", "cpu", "--out", str(out)])  # fmt: skip
     return out
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Path:
+    """The folder of a finished run; not to be changed. See `finished_run`."""
+    return finished_run(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def narrow_run(tmp_path_factory) -> Path:
+    """The same of a network with an eighth of the channels; not to be changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_narrow(patch)
+        return finished_run(tmp_path_factory.mktemp("narrow"))
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """train.py builds narrow networks."""
+    make_narrow(monkeypatch)
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """The scripts that benchmarks run in processes of their own start at once."""
+    monkeypatch.setattr("commands.start", start_command)
 
 
 @pytest.fixture

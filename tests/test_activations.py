@@ -48,6 +48,8 @@ def test_units_at_the_border_are_left_out(network):
     rows, columns = top.positions // 24, top.positions % 24
     assert min(rows.min(), columns.min()) >= 2 and max(rows.max(), columns.max()) <= 21
     assert torch.equal(found.peaks["conv1"], peaks.values)
+    units = found.positions["conv1"].long()[:, :, None]
+    assert torch.equal(features.flatten(2).gather(2, units)[:, :, 0], found.peaks["conv1"])
     assert torch.equal(found.top["conv2_x"].scores, top_activations(network, images.split(7), "conv2_x")[0])
 
 

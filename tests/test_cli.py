@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from children import Child
 from conftest import ends
 
 import train
@@ -41,7 +42,8 @@ def test_train_then_visualize_with_the_defaults_of_both(folder, tmp_path, monkey
     first = run("train.py", *flags, cwd=tmp_path)
     assert first.returncode == 0 and first.stderr == "", first.stderr
     lines = first.stdout.splitlines()
-    assert "48 training and 12 test images of 3 classes at 32x32" in lines[0]
+    assert [line.split(":")[0] for line in lines[:2]] == ["decoding once"] * 2
+    assert "48 training and 12 test images of 3 classes at 32x32" in lines[2]
     assert any(line.startswith("epoch 1/1, iteration 2/3: loss ") for line in lines)
     assert any(line.startswith("epoch 1/1: test loss ") for line in lines)
     assert lines[-1] == "next: python visualizer.py --ckpt checkpoints/model.pt"
@@ -230,7 +232,6 @@ class TestBadInputOfVisualizer:
 @pytest.mark.slow
 def test_an_error_is_one_line_in_a_process_of_its_own(tmp_path):
     """No traceback, no warning, exit code 1, no file."""
-    result = run("visualizer.py", "--ckpt", tmp_path / "nowhere.pt", cwd=tmp_path)
-    assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr.startswith("error: no checkpoint at") and result.stderr.count("\n") == 1
+    text = Child(ROOT / "visualizer.py", "--ckpt", tmp_path / "nowhere.pt", cwd=tmp_path).finish(code=1)
+    assert text.startswith("error: no checkpoint at") and text.count("\n") == 1
     assert os.listdir(tmp_path) == []

@@ -168,9 +168,9 @@ class TestEvolution:
             with pytest.raises(NotDrawn, match="train.py --snapshots"):
                 draw("evolution", replace(inspection, checkpoint=tmp_path / name))
 
-    def test_a_new_run_has_nothing_of_an_old_ones(self, small_run, tmp_path):
-        flags = ["--data", str(small_run.parent / "pictures"), "--out", str(tmp_path), "--image-size", "32"]
+    def test_a_new_run_has_nothing_of_an_old_ones(self, folder, tmp_path, narrow):
+        flags = ["--data", str(folder), "--out", str(tmp_path / "run"), "--image-size", "32"]
         train.main([*flags, "--epochs", "1", "--snapshots", "1"])
-        assert list(checkpoint.snapshots(tmp_path)) == [1]
+        assert list(checkpoint.snapshots(tmp_path / "run")) == [1]
         train.main([*flags, "--epochs", "1", "--overwrite"])
-        assert not checkpoint.snapshots(tmp_path)
+        assert not checkpoint.snapshots(tmp_path / "run")

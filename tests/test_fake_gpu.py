@@ -71,6 +71,13 @@ def test_batches(fake, augmentation):
     assert inputs.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_a_batch_sent_by_the_host(fake):
+    made = batches(cutout=8)
+    stored, made.images = made.images[:8], None  # they are not on the device
+    inputs, labels = made(rows(), stored)
+    assert inputs.device == labels.device == GPU and inputs.shape == (8, 3, 64, 64)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_forward_pass_and_metrics(fake, precision):
     inputs, labels = batches()(rows())

@@ -3,12 +3,12 @@
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from children import Child
 from run_checks import assert_same_run
 
 import train
@@ -17,27 +17,21 @@ from runtime import checkpoint
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="needs signals and folders that can be locked"),
+    pytest.mark.usefixtures("narrow"),
 ]
-ROOT = Path(__file__).parent.parent
+NARROW = Path(__file__).parent / "narrow.py"
 KILLS = 4
 
 
 def command(pictures, out, *flags):
-    """15 iterations at three image sizes, 3 per epoch, each of them saved."""
-    fixed = "--sizes 32:2 40:2 48:1 --batch-size 16 --log-every 5 --save-every 1 --device cpu".split()
+    """60 iterations at three image sizes, 3 per epoch, each of them saved."""
+    fixed = "--sizes 32:8 40:8 48:4 --batch-size 16 --log-every 5 --save-every 1 --device cpu".split()
     return ["--data", str(pictures), "--out", str(out), *fixed, *flags]
 
 
 def start(*arguments):
     """train.py in a process of its own."""
-    arguments = [sys.executable, str(ROOT / "train.py"), *command(*arguments)]
-    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed)
-
-
-def heed():
-    """Signals as a terminal's process has them, even where the tests run under nohup or in the background."""
-    for name in ("SIGHUP", "SIGINT"):
-        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    return Child(NARROW, *command(*arguments))
 
 
 def saved_at(file):
@@ -49,25 +43,27 @@ def saved_at(file):
 
 
 def wait_for_a_save(file, process):
-    """Until the process has written the file, or has ended."""
-    before = saved_at(file)
+    """Until the process has written the file, or has ended; returns the seconds that passed."""
+    before, started = saved_at(file), time.monotonic()
     while process.poll() is None and saved_at(file) <= before:
-        time.sleep(0.005)
+        time.sleep(0.001)
+    return time.monotonic() - started
 
 
 def test_a_run_killed_at_random_moments(folder, tmp_path):
     """In steps, saves, evaluations, changes of image size and at ends of epochs."""
     train.main(command(folder, tmp_path / "alone"))
-    out, delays, reached = tmp_path / "killed", random.Random(0), []
+    out, moments, reached = tmp_path / "killed", random.Random(0), []
     for _ in range(KILLS):
         with start(folder, out, *(["--resume"] if reached else [])) as process:
             wait_for_a_save(out / "last.pt", process)  # so that each goes further than the one before
-            time.sleep(delays.uniform(0, 0.6))
+            seconds = wait_for_a_save(out / "last.pt", process)
+            time.sleep(seconds * moments.uniform(0, 5))  # somewhere in the next five iterations
             process.kill()
         # killed between two renames, the last one's place is empty
         last = out / "last.pt" if (out / "last.pt").exists() else out / "last.prev.pt"
         reached.append(checkpoint.load(last)["step"])
-    assert reached[0] < 15 and len(set(reached)) >= 2, f"the kills came too early or too late: {reached}"
+    assert reached[0] < 60 and len(set(reached)) >= 2, f"the kills came too early or too late: {reached}"
     train.main(command(folder, out, "--resume"))
     assert_same_run(tmp_path / "alone", out)
     assert not [name for name in os.listdir(out) if name.endswith(".tmp")]

@@ -5,22 +5,20 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_folder
+from children import Child, start_ranks
+from narrow import NarrowResNet18
 from run_checks import without_speed
-from test_kill import heed
 
 import train
 from dataset import sources
 from dataset.batches import Batches
 from dataset.folders import DataError
 from dataset.preprocess import Preprocess, mean_and_std
-from network import ResNet18
 from runtime import checkpoint
 from training.distributed import World, join_world
 from training.evaluation import evaluate
@@ -29,16 +27,18 @@ from training.optimizer import Optimization, sgd
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs gloo and /proc"),
+    pytest.mark.usefixtures("narrow"),
 ]
-ROOT = Path(__file__).parent.parent
+NARROW = Path(__file__).parent / "narrow.py"
 SIZES = "--sizes 32:4 40:8"  # 3 iterations per epoch, 36 in all
 COMPILED = """
-import functools, sys
+import functools
 import torch
-sys.path.insert(0, {root!r})
-import train
+import narrow, train
+from runtime import checkpoint
 torch.compile = functools.partial(torch.compile, backend="eager")  # traces and splits, but does not generate code
-train.main([*sys.argv[1:], "--compile"])
+train.ResNet18 = checkpoint.ResNet18 = narrow.NarrowResNet18
+train.main()
 """
 SETTINGS = "--batch-size 16 --log-every 2 --device cpu --precision fp32".split()
 
@@ -47,19 +47,17 @@ def flags(pictures, out, *more):
     return ["--data", str(pictures), "--root", str(out / "data"), "--out", str(out), *SETTINGS, *SIZES.split(), *more]
 
 
-def start(pictures, out, *more, script=ROOT / "train.py"):
+def start(pictures, out, *more):
     """Two processes under torchrun."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*torchrun, str(script), *flags(pictures, out, *more)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=heed,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    torchrun = ["--standalone", "--nproc_per_node=2", NARROW]
+    threads = {"OMP_NUM_THREADS": "1"}
+    return Child("torch.distributed.run", *torchrun, *flags(pictures, out, *more), environment=threads)
 
 
-def finish(process, code=0):
-    with process:
-        text, _ = process.communicate(timeout=300)
-    assert process.returncode == code, text
-    return text
+def run(pictures, out, *more, script=NARROW):
+    """Two processes, started at once as torchrun does; returns what both print."""
+    ranks = start_ranks(script, *flags(pictures, out, *more))
+    return "".join(rank.finish() for rank in ranks)
 
 
 def load(out):
@@ -67,15 +65,15 @@ def load(out):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("data") / "pictures")
+def pictures(folder_template):
+    return folder_template
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, pictures):
     """The folder of a run by two processes, and what they printed."""
     out = tmp_path_factory.mktemp("two")
-    return out, finish(start(pictures, out))
+    return out, run(pictures, out)
 
 
 def test_two_processes_train_as_ddp_says(pictures, tmp_path):
@@ -84,15 +82,15 @@ def test_two_processes_train_as_ddp_says(pictures, tmp_path):
     Compiled, too: there DistributedDataParallel is inside the compiled code.
     """
     script, runs = tmp_path / "script.py", (tmp_path / "eager", tmp_path / "compiled")
-    script.write_text(COMPILED.format(root=str(ROOT)))
-    finish(start(pictures, runs[0], "--max-steps", "1"))
-    text = finish(start(pictures, runs[1], "--max-steps", "1", script=script))
+    script.write_text(COMPILED)
+    run(pictures, runs[0], "--max-steps", "1")
+    text = run(pictures, runs[1], "--max-steps", "1", "--compile", script=script)
     assert text.count("compiled in ") == 1, text
     images, labels, classes = sources.load(str(pictures), "train", image_size=32)
     batches = Batches(images, labels, Preprocess(32, *mean_and_std(images)), 16, seed=0)
     rows = batches.plan(0)[0]
     torch.manual_seed(0)
-    network = ResNet18(len(classes)).to(memory_format=torch.channels_last)
+    network = NarrowResNet18(len(classes)).to(memory_format=torch.channels_last)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = sgd(network, Optimization())
     losses = []
@@ -142,7 +140,7 @@ def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(two, pictures, tm
                 process.send_signal(signal.SIGTERM)
     assert process.returncode != 0 and sum("the same command with --resume" in line for line in text) == 1, text
     assert 14 <= load(tmp_path)["step"] < 36
-    finish(start(pictures, tmp_path, "--resume"))
+    run(pictures, tmp_path, "--resume")
     first, second = load(two[0]), load(tmp_path)
     assert without_speed(first["history"]) == without_speed(second["history"])
     for name, value in first["model"].items():
@@ -173,7 +171,7 @@ def test_a_process_that_dies_ends_the_others_with_one_error(pictures, tmp_path):
 
 
 def test_a_wrong_use_ends_in_one_line(tmp_path):
-    text = finish(start(tmp_path / "nowhere", tmp_path / "run"), code=1)
+    text = start(tmp_path / "nowhere", tmp_path / "run").finish(code=1)
     assert text.count("error: ") == 1 and "nowhere is not a folder" in text, text
 
 

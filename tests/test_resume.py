@@ -9,6 +9,8 @@ from run_checks import assert_same_run, interrupt, run_on, without_speed
 import train
 from runtime import checkpoint
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 def interrupt_two_epochs(pictures, out, steps, number=signal.SIGTERM, resumes=None):
     """A run of two epochs that gets a signal in these iterations and is resumed after each."""
@@ -17,23 +19,23 @@ def interrupt_two_epochs(pictures, out, steps, number=signal.SIGTERM, resumes=No
 
 class TestResume:
     @pytest.mark.parametrize("steps", [{1}, {2}, {3}, {4}, {1, 2}, {4, 5}, {1, 2, 3, 4, 5}], ids=str)
-    def test_an_interrupted_run_ends_as_if_it_had_not_been(self, small_run, tmp_path, capsys, steps):
+    def test_an_interrupted_run_ends_as_if_it_had_not_been(self, narrow_run, tmp_path, capsys, steps):
         """In a log interval, at its end, at an epoch's end, and several times in one epoch."""
-        codes = interrupt_two_epochs(small_run.parent / "pictures", tmp_path / "run", steps)
+        codes = interrupt_two_epochs(narrow_run.parent / "pictures", tmp_path / "run", steps)
         assert codes == [128 + signal.SIGTERM] * len(steps)
         assert "the same command with --resume" in capsys.readouterr().out
-        assert_same_run(small_run, tmp_path / "run")
-        first, second = (checkpoint.load(out / "model.pt")["result"] for out in (small_run, tmp_path / "run"))
+        assert_same_run(narrow_run, tmp_path / "run")
+        first, second = (checkpoint.load(out / "model.pt")["result"] for out in (narrow_run, tmp_path / "run"))
         for name in ("train_loss", "train_accuracy", "test_loss", "test_accuracy"):
             assert first[name] == second[name]
 
-    def test_ctrl_c(self, small_run, tmp_path):
-        assert interrupt_two_epochs(small_run.parent / "pictures", tmp_path / "run", {2}, signal.SIGINT) == [130]
-        assert_same_run(small_run, tmp_path / "run")
+    def test_ctrl_c(self, narrow_run, tmp_path):
+        assert interrupt_two_epochs(narrow_run.parent / "pictures", tmp_path / "run", {2}, signal.SIGINT) == [130]
+        assert_same_run(narrow_run, tmp_path / "run")
 
-    def test_lines_after_the_last_save_come_once(self, small_run, tmp_path):
+    def test_lines_after_the_last_save_come_once(self, narrow_run, tmp_path):
         """Killed between a line and the next save: the file has a line the checkpoint does not know."""
-        pictures, out = small_run.parent / "pictures", tmp_path / "run"
+        pictures, out = narrow_run.parent / "pictures", tmp_path / "run"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train.Run, "save_model", lambda *args: (_ for _ in ()).throw(SystemExit(1)))
             with pytest.raises(SystemExit):
@@ -47,8 +49,8 @@ class TestResume:
         assert [line["step"] for line in lines if line["kind"] == "test"] == [3, 6]
         assert sum(line["step"] == 4 for line in lines) == 1
 
-    def test_a_damaged_last_pt_falls_back_on_the_one_before(self, small_run, tmp_path, capsys):
-        pictures, out = small_run.parent / "pictures", tmp_path / "run"
+    def test_a_damaged_last_pt_falls_back_on_the_one_before(self, narrow_run, tmp_path, capsys):
+        pictures, out = narrow_run.parent / "pictures", tmp_path / "run"
         with pytest.MonkeyPatch.context() as patch:  # stopped for good after the third save
             patch.setattr(train.Run, "save_model", lambda *args: pytest.fail("it went on to the end"))
             interrupt_two_epochs(pictures, out, {2, 4, 5}, resumes=2)
@@ -57,19 +59,19 @@ class TestResume:
         assert checkpoint.load(out / "last.prev.pt")["step"] == 4
         run_on(pictures, out, "--epochs", "2", "--resume")
         assert "warning" in capsys.readouterr().err
-        assert_same_run(small_run, out)
+        assert_same_run(narrow_run, out)
         # the damaged file did not take the place of the good one
         assert checkpoint.load(out / "last.prev.pt")["step"] == 4
 
     @pytest.mark.parametrize("shorter", [("--epochs", "1"), ("--max-steps", "1"), ("--max-steps", "5")], ids=" ".join)
-    def test_a_longer_run_has_nothing_of_the_shorter_ones_end(self, small_run, tmp_path, shorter):
-        pictures, out = small_run.parent / "pictures", tmp_path / "run"
+    def test_a_longer_run_has_nothing_of_the_shorter_ones_end(self, narrow_run, tmp_path, shorter):
+        pictures, out = narrow_run.parent / "pictures", tmp_path / "run"
         run_on(pictures, out, "--epochs", "2", *shorter)
         run_on(pictures, out, "--epochs", "2", "--resume")
-        assert_same_run(small_run, out)
+        assert_same_run(narrow_run, out)
 
-    def test_a_finished_run_resumed_stays_as_it_is(self, small_run, tmp_path):
-        pictures, out = small_run.parent / "pictures", tmp_path / "run"
+    def test_a_finished_run_resumed_stays_as_it_is(self, narrow_run, tmp_path):
+        pictures, out = narrow_run.parent / "pictures", tmp_path / "run"
         run_on(pictures, out, "--max-steps", "5")
         before = checkpoint.load(out / "model.pt")
         run_on(pictures, out, "--max-steps", "5", "--resume")
@@ -90,9 +92,9 @@ class TestResume:
         run_on(folder, tmp_path / "run", "--max-steps", "1")
         assert (tmp_path / "run" / ".mine.tmp").exists() and not (tmp_path / "run" / ".last.pt.123.tmp").exists()
 
-    def test_fewer_iterations_than_done_are_refused(self, small_run, capsys):
+    def test_fewer_iterations_than_done_are_refused(self, narrow_run, capsys):
         with pytest.raises(SystemExit):
-            run_on(small_run.parent / "pictures", small_run, "--epochs", "1", "--resume")
+            run_on(narrow_run.parent / "pictures", narrow_run, "--epochs", "1", "--resume")
         assert "has done 6 iterations, more than the 3" in capsys.readouterr().err
 
     def test_another_length_is_refused_where_the_learning_rate_follows_it(self, folder, tmp_path, capsys):
@@ -108,29 +110,29 @@ class TestResume:
             run_on(folder, tmp_path / "run", "--epochs", "2", "--resume")
         assert "images have changed" in capsys.readouterr().err
 
-    def test_init_and_its_file_are_not_needed_to_resume(self, small_run, folder, tmp_path):
+    def test_init_and_its_file_are_not_needed_to_resume(self, narrow_run, folder, tmp_path):
         weights = tmp_path / "weights.pt"
-        weights.write_bytes((small_run / "model.pt").read_bytes())
+        weights.write_bytes((narrow_run / "model.pt").read_bytes())
         run_on(folder, tmp_path / "run", "--epochs", "1", "--init", str(weights))
         weights.unlink()
         run_on(folder, tmp_path / "run", "--epochs", "2", "--init", str(weights), "--resume")
 
     @pytest.mark.parametrize("flags", [("--seed", "3"), ("--lr", "0.5"), ("--no-augment",), ("--schedule", "cosine")])
-    def test_other_settings_are_refused_by_name(self, small_run, capsys, flags):
-        before = (small_run / "last.pt").read_bytes()
+    def test_other_settings_are_refused_by_name(self, narrow_run, capsys, flags):
+        before = (narrow_run / "last.pt").read_bytes()
         with pytest.raises(SystemExit):
-            run_on(small_run.parent / "pictures", small_run, "--epochs", "2", "--resume", *flags)
+            run_on(narrow_run.parent / "pictures", narrow_run, "--epochs", "2", "--resume", *flags)
         assert flags[0].replace("--no-", "--") in capsys.readouterr().err
-        assert (small_run / "last.pt").read_bytes() == before
+        assert (narrow_run / "last.pt").read_bytes() == before
 
 
-def test_overwrite_keeps_the_old_run_until_the_new_one_is_saved(small_run, tmp_path, monkeypatch):
-    pictures, out = small_run.parent / "pictures", tmp_path / "run"
+def test_overwrite_keeps_the_old_run_until_the_new_one_is_saved(narrow_run, tmp_path, monkeypatch):
+    pictures, out = narrow_run.parent / "pictures", tmp_path / "run"
     run_on(pictures, out, "--epochs", "1")
     before = {name: (out / name).read_bytes() for name in ("last.pt", "model.pt")}
     with pytest.raises(SystemExit):
         run_on(pictures, out, "--epochs", "2", "--lr", "1e38", "--overwrite")
     assert {name: (out / name).read_bytes() for name in before} == before
     run_on(pictures, out, "--epochs", "2", "--overwrite")
-    assert_same_run(small_run, out)
+    assert_same_run(narrow_run, out)
     assert not (out / "last.prev.pt").exists()

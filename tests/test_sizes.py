@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from narrow import make_narrow
 from run_checks import assert_same_run, interrupt, run_on, without_speed
 
 import train
@@ -17,6 +18,7 @@ from training.evaluation import evaluate
 from training.plan import Plan
 from training.progress import Progress
 
+pytestmark = pytest.mark.usefixtures("narrow")
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").iterdir())
 # 3 iterations per epoch
 FLAGS = "--sizes 32:1 40:2 64:1 --ema-decay 0.7 --cutout 8 --nesterov --flip alternate --schedule linear".split()
@@ -28,10 +30,12 @@ def run(pictures, out, *flags):
 
 
 @pytest.fixture(scope="module")
-def growing(small_run, tmp_path_factory):
+def growing(narrow_run, tmp_path_factory):
     """The folder of a run at three sizes."""
     out = tmp_path_factory.mktemp("growing")
-    run(small_run.parent / "pictures", out)
+    with pytest.MonkeyPatch.context() as patch:
+        make_narrow(patch)
+        run(narrow_run.parent / "pictures", out)
     return out
 
 
@@ -112,9 +116,9 @@ class TestHistory:
     def test_a_snapshot_has_the_size_of_its_epoch(self, growing):
         assert checkpoint.load(growing / "snapshot_2.pt")["image_size"] == 40
 
-    def test_the_result_is_that_of_the_moving_average_at_full_size(self, growing, small_run):
+    def test_the_result_is_that_of_the_moving_average_at_full_size(self, growing, narrow_run):
         network, metadata = checkpoint.load_network(growing)
-        images, labels, _ = sources.load(str(small_run.parent / "pictures"), "test")
+        images, labels, _ = sources.load(str(narrow_run.parent / "pictures"), "test")
         loss, _ = evaluate(network, images, labels, Preprocess(64, metadata.mean, metadata.std))
         assert loss == pytest.approx(metadata.result["test_loss"], rel=1e-5)
         state = checkpoint.load(growing / "last.pt")
@@ -125,15 +129,15 @@ class TestHistory:
 
 class TestResume:
     @pytest.mark.parametrize("steps", [{1, 2}, {3}, {4, 8}, {9, 10}, {2, 3, 4, 9, 11}], ids=str)
-    def test_an_interrupted_run_ends_as_if_it_had_not_been(self, growing, small_run, tmp_path, steps):
+    def test_an_interrupted_run_ends_as_if_it_had_not_been(self, growing, narrow_run, tmp_path, steps):
         """Twice in an epoch, at the last iteration before a change of size, and at the first one after it."""
-        codes = interrupt(lambda *flags: run(small_run.parent / "pictures", tmp_path, *flags), steps)
+        codes = interrupt(lambda *flags: run(narrow_run.parent / "pictures", tmp_path, *flags), steps)
         assert codes == [128 + signal.SIGTERM] * len(steps)
         assert_same_run(growing, tmp_path)
 
-    def test_another_plan_is_another_run(self, growing, capsys, small_run):
+    def test_another_plan_is_another_run(self, growing, capsys, narrow_run):
         with pytest.raises(SystemExit):
-            run(small_run.parent / "pictures", growing, "--resume", "--sizes", "32:1", "64:1")
+            run(narrow_run.parent / "pictures", growing, "--resume", "--sizes", "32:1", "64:1")
         assert "--sizes was" in capsys.readouterr().err
 
 
@@ -145,7 +149,7 @@ def test_the_curves_name_the_sizes_and_do_not_connect_them(growing):
         assert list(axes.lines[2].get_xdata()) == [6, 9]
 
 
-def test_a_step_is_rebuilt_for_every_size(small_run, tmp_path, monkeypatch, capsys):
+def test_a_step_is_rebuilt_for_every_size(narrow_run, tmp_path, monkeypatch, capsys):
     """A graph of one size cannot be replayed at another; each new one is reported with its duration."""
     made = []
 
@@ -153,14 +157,14 @@ def test_a_step_is_rebuilt_for_every_size(small_run, tmp_path, monkeypatch, caps
         made.append(step.batches.preprocess.image_size)
 
     monkeypatch.setattr("training.acceleration.compile_network", compile_network)
-    run(small_run.parent / "pictures", tmp_path, "--compile")
+    run(narrow_run.parent / "pictures", tmp_path, "--compile")
     assert made == [32, 40, 64]
     assert capsys.readouterr().out.count("compiled in 0 s") == 3
 
 
-def test_a_constant_size_is_a_plan_of_one(small_run, tmp_path):
+def test_a_constant_size_is_a_plan_of_one(narrow_run, tmp_path):
     """--sizes 32:2 is --image-size 32 --epochs 2."""
-    run_on(small_run.parent / "pictures", tmp_path, "--epochs", "2", "--sizes", "32:2")
-    first, second = (checkpoint.load(out / "last.pt") for out in (small_run, tmp_path))
+    run_on(narrow_run.parent / "pictures", tmp_path, "--epochs", "2", "--sizes", "32:2")
+    first, second = (checkpoint.load(out / "last.pt") for out in (narrow_run, tmp_path))
     assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
     assert without_speed(first["history"]) == without_speed(second["history"])

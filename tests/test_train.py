@@ -5,30 +5,32 @@ import os
 
 import pytest
 import torch
+from narrow import NarrowResNet18
 from run_checks import assert_same_run, run_on
 
 import train
 from dataset import sources
 from dataset.preprocess import Preprocess
-from network import ResNet18
 from runtime import checkpoint
 from runtime.device import pick_precision
 from training.evaluation import evaluate
 from training.progress import format_duration
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 class TestRun:
-    def test_the_files_it_leaves(self, small_run):
-        assert sorted(os.listdir(small_run)) == ["history.jsonl", "last.pt", "model.pt", "training_curves.png"]
-        model = checkpoint.load(small_run / "model.pt")
+    def test_the_files_it_leaves(self, narrow_run):
+        assert sorted(os.listdir(narrow_run)) == ["history.jsonl", "last.pt", "model.pt", "training_curves.png"]
+        model = checkpoint.load(narrow_run / "model.pt")
         assert model.keys() == {"model", "classes", "mean", "std", "image_size", "config", "result", "history"}
         assert model["classes"] == ("disk", "ring", "stripes") and model["image_size"] == 32
         assert model["config"]["batch_size"] == 16
-        network, info = checkpoint.load_network(small_run / "last.pt")  # a run's own state can be looked at, too
+        network, info = checkpoint.load_network(narrow_run / "last.pt")  # a run's own state can be looked at, too
         assert network.fc.out_features == 3 and info.history == model["history"]
 
-    def test_the_history(self, small_run):
-        lines = [json.loads(line) for line in (small_run / "history.jsonl").read_text().splitlines()]
+    def test_the_history(self, narrow_run):
+        lines = [json.loads(line) for line in (narrow_run / "history.jsonl").read_text().splitlines()]
         # 48 images in batches of 16: 3 iterations per epoch
         assert [(line["kind"], line["epoch"], line["step"]) for line in lines] == [
             ("train", 1, 2), ("test", 1, 3), ("train", 2, 4), ("train", 2, 6), ("test", 2, 6)
@@ -39,26 +41,26 @@ class TestRun:
             line.keys() == keys | {"learning_rate", "images_per_second"} for line in lines if line["kind"] == "train"
         )
         assert all(0 <= line["accuracy"] <= 1 for line in lines)
-        assert checkpoint.load(small_run / "model.pt")["history"] == lines
+        assert checkpoint.load(narrow_run / "model.pt")["history"] == lines
 
-    def test_the_result_is_the_last_epochs(self, small_run, tmp_path):
-        model = checkpoint.load(small_run / "model.pt")
+    def test_the_result_is_the_last_epochs(self, narrow_run, tmp_path):
+        model = checkpoint.load(narrow_run / "model.pt")
         result = model["result"]
         assert result["test_accuracy"] == model["history"][-1]["accuracy"] and result["epoch"] == 2
         # measured again from the weights alone
-        network, info = checkpoint.load_network(small_run / "model.pt")
-        images, labels, _ = sources.load(str(small_run.parent / "pictures"), "test")
+        network, info = checkpoint.load_network(narrow_run / "model.pt")
+        images, labels, _ = sources.load(str(narrow_run.parent / "pictures"), "test")
         preprocess = Preprocess(32, info.mean, info.std)
         precision = pick_precision("auto", torch.device("cpu"))
         loss, accuracy = evaluate(network, images, labels, preprocess, precision)
         assert loss == pytest.approx(result["test_loss"], rel=1e-5) and accuracy == result["test_accuracy"]
 
-    def test_same_seed_same_run(self, small_run, tmp_path):
-        run_on(small_run.parent / "pictures", tmp_path / "again", "--epochs", "2")
-        run_on(small_run.parent / "pictures", tmp_path / "other", "--epochs", "2", "--seed", "1")
-        assert_same_run(small_run, tmp_path / "again")
+    def test_same_seed_same_run(self, narrow_run, tmp_path):
+        run_on(narrow_run.parent / "pictures", tmp_path / "again", "--epochs", "2")
+        run_on(narrow_run.parent / "pictures", tmp_path / "other", "--epochs", "2", "--seed", "1")
+        assert_same_run(narrow_run, tmp_path / "again")
         with pytest.raises(AssertionError):
-            assert_same_run(small_run, tmp_path / "other")
+            assert_same_run(narrow_run, tmp_path / "other")
 
 
 class TestRecipe:
@@ -92,19 +94,19 @@ class TestRecipe:
 
 
 class TestInit:
-    def test_going_on_at_another_image_size(self, small_run, tmp_path):
-        pictures = small_run.parent / "pictures"
+    def test_going_on_at_another_image_size(self, narrow_run, tmp_path):
+        pictures = narrow_run.parent / "pictures"
         fixed = "--image-size 48 --epochs 1 --batch-size 16 --lr 1e-9 --weight-decay 0".split()
-        train.main(["--data", str(pictures), "--out", str(tmp_path), "--init", str(small_run / "model.pt"), *fixed])
-        before, after = (checkpoint.load(out / "model.pt")["model"] for out in (small_run, tmp_path))
+        train.main(["--data", str(pictures), "--out", str(tmp_path), "--init", str(narrow_run / "model.pt"), *fixed])
+        before, after = (checkpoint.load(out / "model.pt")["model"] for out in (narrow_run, tmp_path))
         assert torch.allclose(before["fc.weight"], after["fc.weight"], atol=1e-6)
 
-    def test_other_classes_get_a_new_last_layer(self, small_run):
-        network = ResNet18(5)
+    def test_other_classes_get_a_new_last_layer(self, narrow_run):
+        network = NarrowResNet18(5)
         last = network.fc.weight.clone()
-        checkpoint.load_pretrained(small_run / "model.pt", network)
+        checkpoint.load_pretrained(narrow_run / "model.pt", network)
         assert torch.equal(network.fc.weight, last)
-        assert torch.equal(network.conv1.weight, checkpoint.load(small_run / "model.pt")["model"]["conv1.weight"])
+        assert torch.equal(network.conv1.weight, checkpoint.load(narrow_run / "model.pt")["model"]["conv1.weight"])
 
 
 @pytest.mark.parametrize("flags", [("--log-every", "2"), ("--log-every", "1000"), ("--max-steps", "1")], ids=" ".join)

@@ -98,6 +98,7 @@ class TestDefaults:
             features = trace.features[stage]
             inside = slice(2, 15) if stage == "conv1" else slice(None)  # conv1's unit i sees 2i - 3 to 2i + 3 of 32
             peaks = features[:, :, inside, inside].amax((2, 3))
+            rounding = 1e-5 * peaks.max().item()  # a weak activation is the small difference of large sums
             mine = [entry for entry in entries if entry["stage"] == stage]
             channels = [entry["channel"] for entry in mine[::9]]
             assert len(channels) == len(set(channels)) == 9
@@ -108,8 +109,8 @@ class TestDefaults:
                 for entry, score in zip(nine, expected, strict=False):
                     index = entry["index"]
                     unit = features[index, channel, entry["row"], entry["column"]]
-                    assert entry["activation"] == pytest.approx(score.item(), rel=1e-4, abs=1e-6)
-                    assert unit.item() == pytest.approx(score.item(), rel=1e-4, abs=1e-6)
+                    assert entry["activation"] == pytest.approx(score.item(), rel=1e-4, abs=rounding)
+                    assert unit.item() == pytest.approx(score.item(), rel=1e-4, abs=rounding)
                     assert entry["label"] == classes[labels[index]]
                     assert entry["predicted"] == classes[predicted[index]]
                     assert entry["correct"] == (predicted[index] == labels[index]).item()

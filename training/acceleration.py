@@ -17,47 +17,48 @@ class CaptureError(OSError):
     """A capture failed and left torch in a state that cannot be used any more."""
 
 
-def warm_up(step: TrainStep, plan: Tensor, count: int = WARM_UP_STEPS) -> None:
+def warm_up(step: TrainStep, plan: Tensor, count: int = WARM_UP_STEPS, images: Tensor | None = None) -> None:
     """Runs iterations and restores weights, momentum, statistics and averages afterwards."""
     state = step.state()
     before = [value.clone() for value in state]
     try:
         for _ in range(count):
-            step(plan)
+            step(plan, images)
     finally:
         with torch.no_grad():
             for value, saved in zip(state, before, strict=True):
                 value.copy_(saved)
 
 
-def compile_network(step: TrainStep, plan: Tensor) -> None:
-    """Compiles the step's network for batches like `plan`; if that fails, restores the step and raises."""
+def compile_network(step: TrainStep, plan: Tensor, images: Tensor | None = None) -> None:
+    """Compiles the step's network for batches like this one; if that fails, restores the step and raises."""
     eager = step.network
     torch.compiler.reset()  # code compiled for another image size counts towards a limit
     step.network = torch.compile(eager, dynamic=False)
     try:
-        warm_up(step, plan, 1)
+        warm_up(step, plan, 1, images)
     except Exception:
         step.network = eager
         raise
 
 
-def capture(step: TrainStep, plan: Tensor) -> Callable[[Tensor], Tensor]:
+def capture(step: TrainStep, plan: Tensor, images: Tensor | None = None) -> Callable[..., Tensor]:
     """The step as one CUDA graph: one launch replaces hundreds, which would cost the host milliseconds.
 
-    plan: rows shaped as in every later call, on the current device. A call's result is overwritten by the next call.
+    plan, images: arguments shaped as in every later call, on the current device; the graph reads copies of its own.
+    A call's result is overwritten by the next call.
     """
-    static = plan.clone()
+    static = [value.clone() for value in (plan, images) if value is not None]
     current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
     stream.wait_stream(current)
     try:
         with torch.cuda.stream(stream):
-            warm_up(step, static)
+            warm_up(step, static[0], images=static[1] if images is not None else None)
         current.wait_stream(stream)
         step.optimizer.zero_grad()  # so that the graph allocates the gradients in its own memory
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            sums = step(static)
+            sums = step(*static)
     except Exception as error:
         torch.cuda.set_stream(current)  # older versions leave the capture's stream current
         step.optimizer.zero_grad()
@@ -65,8 +66,9 @@ def capture(step: TrainStep, plan: Tensor) -> Callable[[Tensor], Tensor]:
             raise CaptureError(f"no CUDA graph ({first_line(error)}): run again without --cuda-graph") from error
         raise
 
-    def replay(plan: Tensor) -> Tensor:
-        static.copy_(plan)
+    def replay(plan: Tensor, images: Tensor | None = None) -> Tensor:
+        for value, new in zip(static, (plan, images), strict=False):
+            value.copy_(new)
         graph.replay()
         return sums
 
@@ -75,22 +77,22 @@ def capture(step: TrainStep, plan: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def accelerate(step: TrainStep, plan: Tensor, compiles: bool, captures: bool, world: World = ALONE,
-               say: Callable[[str], None] = print) -> Callable[[Tensor], Tensor]:  # fmt: skip
+               say: Callable[[str], None] = print, images: Tensor | None = None) -> Callable[..., Tensor]:  # fmt: skip
     """The step of all processes, compiled, captured or both, as requested; `say` reports durations and failures.
 
-    plan: rows shaped as in every later call.
+    plan, images: arguments of the step, shaped as in every later call.
     """
     step.network = world.wrap_ddp(step.network)
     if compiles:
         # In several processes around DistributedDataParallel, so that gradients are reduced while others are computed.
         # There a failure ends the run: a process that falls back alone would wait for the others.
-        attempt(lambda: compile_network(step, plan), "compiled", say, may_fail=world.size == 1)
+        attempt(lambda: compile_network(step, plan, images), "compiled", say, may_fail=world.size == 1)
     if captures and plan.device.type != "cuda":
         say("not captured: this needs a CUDA GPU")
     elif captures and world.size > 1:
         say("not captured: this needs a single process")
     elif captures:
-        return attempt(lambda: capture(step, plan), "captured", say) or step
+        return attempt(lambda: capture(step, plan, images), "captured", say) or step
     return step
 
 

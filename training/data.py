@@ -1,4 +1,4 @@
-"""The images and labels of a run, on the device."""
+"""The images and labels of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,44 +8,52 @@ from torch import Tensor
 
 from dataset import sources
 from dataset.folders import DataError
-from dataset.preprocess import mean_and_std
+from dataset.placement import HostImages, place
+from dataset.preprocess import color_histogram, mean_and_std_of_histogram
+from dataset.split import Split
 from training.distributed import ALONE, World
 
 
 @dataclass(frozen=True)
 class Data:
-    """Images and labels on the device.
+    """Images and labels.
 
-    train, test  images (N, 3, H, W) uint8 and labels (N,) int64
+    train, test  images (N, 3, H, W) uint8, on the device or on the host, and labels (N,) int64 on the device
     classes      names
     mean, std    of the training images by channel, in 0..1
     """
 
-    train: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
+    train: tuple[Tensor | HostImages, Tensor]
+    test: tuple[Tensor | HostImages, Tensor]
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 def load_data(source: str, root: str | Path, image_size: int, hold_out: int, device: torch.device,
-              world: World = ALONE) -> Data:  # fmt: skip
+              images_on: str = "auto", world: World = ALONE) -> Data:  # fmt: skip
     """A data set of `dataset.sources.load`; with `hold_out`, this many training images replace the test images.
 
-    Raises DataError if the data cannot be used or differ between the processes.
+    images_on: one of `dataset.placement.IMAGES_ON`. Raises DataError if the data cannot be used or differ between the
+    processes.
     """
     with world.local_rank_zero_first():
-        loaded = sources.load_split(source, "train", root, image_size)
-        images, labels, classes = loaded.images, loaded.labels, loaded.classes
-        if hold_out >= len(images):
-            raise DataError(f"--hold-out {hold_out} leaves none of {len(images)} training images: lower it")
-        if hold_out:
-            train, test = sources.hold_out(images, labels, hold_out)
-            mean, std = map(tuple, mean_and_std(train[0]))
-        else:
-            train, test = (images, labels), sources.load(source, "test", root, image_size)[:2]
-            mean, std = map(tuple, loaded.mean_and_std())
-        train, test = (tuple(values.to(device) for values in split) for split in (train, test))
-    if not world.all_equal((classes, mean, std, len(train[0]), len(test[0]))):
+        train = sources.load_split(source, "train", root, image_size).with_histogram()
+        if hold_out >= len(train.images):
+            raise DataError(f"--hold-out {hold_out} leaves none of {len(train.images)} training images: lower it")
+        test = train if hold_out else sources.load_split(source, "test", root, image_size)
+    kept, held, histogram = None, None, train.histogram
+    if hold_out:
+        kept, held = sources.hold_out(len(train.images), hold_out)
+        histogram = histogram - sum(color_histogram(train.images[part]) for part in held.split(256))
+    mean, std = map(tuple, mean_and_std_of_histogram(histogram))
+    placed = [_place(*split, device, images_on) for split in ((train, kept), (test, held))]
+    if not world.all_equal((train.classes, mean, std, *(len(labels) for _, labels in placed))):
         raise DataError("the processes found different images: give every machine the same data")
-    return Data(train, test, tuple(classes), mean, std)
+    return Data(*placed, tuple(train.classes), mean, std)
+
+
+def _place(split: Split, index: Tensor | None, device: torch.device, images_on: str) -> tuple:
+    """Images where they are wanted and labels on the device; of the images with the numbers `index`, or all."""
+    labels = split.labels if index is None else split.labels[index]
+    return place(split.images, device, images_on, index), labels.to(device)

@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+LONGEST_WAIT = timedelta(days=7)  # for the data
 ERROR_GRACE_SECONDS = 3  # before other ranks report an error: it is mostly rank 0's, which ends them, too
 
 
@@ -68,13 +70,20 @@ class World:
 
     @contextmanager
     def local_rank_zero_first(self) -> Iterator[None]:
-        """Runs the block in rank 0, then in one process of each machine, then in the others: one download."""
+        """Runs the block in rank 0, then in one process of each machine, then in the others: one download.
+
+        The others wait as long as it takes; torch's own limit of 30 minutes is too short to decode a large folder.
+        """
+        if self.size == 1:
+            yield
+            return
+        group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
         turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
         for _ in range(turn):
-            self.all_reduce_max(0)
+            dist.barrier(group)
         yield
         for _ in range(turn, 2):
-            self.all_reduce_max(0)
+            dist.barrier(group)
 
     def broadcast_buffers(self, network: nn.Module) -> None:
         """Copies rank 0's batch-norm statistics to all processes; each has those of its own shards."""

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from dataset.placement import HostImages, batches_of
 from dataset.preprocess import Preprocess
 from network import ResNet18
 from training.distributed import ALONE, World
@@ -13,8 +14,8 @@ PIXELS_PER_BATCH = 128 * 224 * 224  # about 1 GB on the device
 
 
 @torch.inference_mode()
-def evaluate(network: ResNet18, images: Tensor, labels: Tensor, preprocess: Preprocess, precision: str = "fp32",
-             world: World = ALONE, flip: bool = False) -> tuple[float, float]:  # fmt: skip
+def evaluate(network: ResNet18, images: Tensor | HostImages, labels: Tensor, preprocess: Preprocess,
+             precision: str = "fp32", world: World = ALONE, flip: bool = False) -> tuple[float, float]:  # fmt: skip
     """Mean cross-entropy and accuracy (0..1) over all images (N, 3, H, W) uint8, each counted once.
 
     All batches have one size: the last one is padded with an image that does not count. Each of several processes takes
@@ -24,14 +25,17 @@ def evaluate(network: ResNet18, images: Tensor, labels: Tensor, preprocess: Prep
     network.eval()
     world.broadcast_buffers(network)
     size = min(max(1, PIXELS_PER_BATCH // preprocess.image_size**2), len(images))
+    device, last = labels.device, len(images) - 1
     starts = range(world.rank * size, len(images), world.size * size)
-    sums = torch.zeros(3, device=images.device)
-    for start in tqdm(starts, "evaluation", leave=False, disable=None):
-        index = torch.arange(start, start + size, device=images.device)
-        counts = index < len(images)
-        index = index.clamp(max=len(images) - 1)
-        inputs, target = preprocess(images[index]), labels[index]
-        with torch.autocast(images.device.type, torch.bfloat16, precision == "bf16"):
+    host = device if isinstance(images, Tensor) else torch.device("cpu")
+    indices = (torch.arange(start, start + size, device=host).clamp(max=last) for start in starts)
+    sums = torch.zeros(3, device=device)
+    progress = tqdm(starts, "evaluation", leave=False, disable=None)
+    for start, stored in zip(progress, batches_of(images, indices, device), strict=True):
+        index = torch.arange(start, start + size, device=device)
+        counts = index <= last
+        inputs, target = preprocess(stored), labels[index.clamp(max=last)]
+        with torch.autocast(device.type, torch.bfloat16, precision == "bf16"):
             logits = network(inputs)
             if flip:
                 logits = (logits + network(inputs.flip(3))) / 2

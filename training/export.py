@@ -15,7 +15,7 @@ from runtime.command_line import ArgumentParser, one_line_errors, recipe
 
 # settings that say nothing about the network, or where a machine keeps its files
 LOCAL_SETTINGS = {"data", "root", "device", "out", "init", "log_every", "save_every", "snapshots", "resume",
-                  "overwrite", "tensorboard", "test_flip"}  # fmt: skip
+                  "overwrite", "tensorboard", "test_flip", "images_on"}  # fmt: skip
 
 
 def exported(path: str | Path, data: str) -> dict[str, Any]:

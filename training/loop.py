@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dataset.batches import Augmentation, Batches
+from dataset.placement import HostImages
 from dataset.preprocess import Preprocess
 from training.acceleration import accelerate
 from training.data import Data
@@ -62,10 +63,10 @@ class Loop:
         self.run, self.data, self.settings, self.advises = run, data, settings, advises
         self.progress = Progress(run.step, run.plan, settings.batch_size, len(data.test[0]))
         self.batches: Batches | None = None
-        self.step: Callable[[Tensor], Tensor] | None = None
+        self.step: Callable[..., Tensor] | None = None
 
-    def start_epoch(self, epoch: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """The training step at the image size of an epoch, and the rows (iterations, B, 6) that are left of it.
+    def start_epoch(self, epoch: int) -> tuple[Callable[..., Tensor], Iterator[tuple[Tensor, Tensor | None]]]:
+        """The training step at the image size of an epoch, and its arguments for the iterations left of the epoch.
 
         A new image size needs a new step: compiled code and CUDA graphs have static shapes.
         """
@@ -78,25 +79,26 @@ class Loop:
             with self.progress.paused():
                 self.step = None  # releases the memory of a captured graph, and DistributedDataParallel's hooks
                 gc.collect()
-                self.step = self._make_step(rows[0])
+                self.step = self._make_step(rows[:1])
         start = run.step % plan.steps_per_epoch
         if start == 0:
             run.in_epoch.zero_()
-        return self.step, rows[start : plan.total_steps - epoch * plan.steps_per_epoch]
+        return self.step, self.batches.iterate(rows[start : plan.total_steps - epoch * plan.steps_per_epoch])
 
     def make_batches(self, image_size: int) -> Batches:
         """The augmented training batches at an image size."""
         settings, data = self.settings, self.data
         cutout = self.run.plan.cutout(settings.augmentation.cutout, image_size)
-        preprocess = Preprocess(image_size, data.mean, data.std, data.train[0].device)
+        preprocess = Preprocess(image_size, data.mean, data.std, data.train[1].device)
         augmentation = replace(settings.augmentation, cutout=cutout)
         return Batches(*data.train, preprocess, settings.batch_size, settings.seed, augmentation)
 
-    def _make_step(self, rows: Tensor) -> Callable[[Tensor], Tensor]:
+    def _make_step(self, rows: Tensor) -> Callable[..., Tensor]:
         run, settings = self.run, self.settings
         smoothing = settings.optimization.label_smoothing
         step = TrainStep(run.network, run.optimizer, self.batches, settings.precision, smoothing, run.ema)
-        return accelerate(step, rows, settings.compiles, settings.captures, run.world, self.progress.say)
+        ((row, images),) = self.batches.iterate(rows)
+        return accelerate(step, row, settings.compiles, settings.captures, run.world, self.progress.say, images)
 
     def end_step(self, signals: list[int]) -> int:
         """Prints, evaluates and saves what is due; returns the signal to stop for, or 0."""
@@ -146,19 +148,20 @@ class Loop:
         batches = self.make_batches(run.image_size)
         if run.ema:
             rows = batches.plan(0)[: math.ceil(BATCH_NORM_IMAGES / self.settings.batch_size)]
-            run.ema.update_batch_norm((batches(each)[0] for each in rows), precision)
+            run.ema.update_batch_norm((batches(*each)[0] for each in batches.iterate(rows)), precision)
         return evaluate(run.evaluated, *self.data.test, batches.preprocess, precision, run.world, flip)
 
     def describe(self) -> str:
         """The first line of the log."""
-        run, (images, _) = self.run, self.data.train
+        run, (images, labels) = self.run, self.data.train
         sizes = ", ".join(f"{size}x{size}" for size, _ in run.plan.sizes)
         processes = f"{run.world.size} processes on " if run.world.size > 1 else ""
+        where = ", images on the host" if isinstance(images, HostImages) else ""
         resumed = f", continuing after {run.step:,}" if run.step else ""
         return (
             f"{len(images):,} training and {len(self.data.test[0]):,} test images of {len(self.data.classes)} classes "
-            f"at {sizes}; {run.plan.total_steps:,} iterations on {processes}{images.device}, "
-            f"{self.settings.precision}{resumed}"
+            f"at {sizes}; {run.plan.total_steps:,} iterations on {processes}{labels.device}, "
+            f"{self.settings.precision}{where}{resumed}"
         )
 
 
@@ -168,7 +171,7 @@ def result(loop: Loop, flip_accuracy: float | None) -> dict[str, Any]:
     flip_accuracy: test accuracy (0..1) with the logits of each image and its mirror image averaged, if measured
     """
     run, data = loop.run, loop.data
-    device = data.train[0].device
+    device = data.train[1].device
     train_loss, train_accuracy = mean_metrics(run.world.all_reduce_sum(run.in_epoch))
     test = [entry for entry in run.history if entry["kind"] == "test"][-1]
     found = {name: test[name] for name in ("epoch", "step", "image_size")}

@@ -11,7 +11,7 @@ from training.plan import Plan
 # Flags that may differ between a run and its continuation; any other would make it another run. The length may differ,
 # too, unless the learning rate depends on it.
 RESUMABLE_FLAGS = {"root", "device", "precision", "out", "init", "resume", "overwrite", "tensorboard", "log_every",
-                   "save_every", "compile", "cuda_graph", "test_flip", "snapshots"}  # fmt: skip
+                   "save_every", "images_on", "compile", "cuda_graph", "test_flip", "snapshots"}  # fmt: skip
 LENGTH_FLAGS = {"epochs", "max_steps"}
 RUN_FILES = ("last.pt", "last.prev.pt", "model.pt", "history.jsonl")
 

@@ -47,9 +47,9 @@ class TrainStep:
         self.network, self.optimizer, self.batches, self.ema = network, optimizer, batches, ema
         self.precision, self.label_smoothing = precision, label_smoothing
 
-    def __call__(self, plan: Tensor) -> Tensor:
-        """Trains on rows (B, 6) of `Batches.plan`; returns their `metric_sums`."""
-        inputs, labels = self.batches(plan)
+    def __call__(self, plan: Tensor, images: Tensor | None = None) -> Tensor:
+        """Trains on what `Batches.iterate` yields: rows (B, columns), and their images; returns their `metric_sums`."""
+        inputs, labels = self.batches(plan, images)
         # each weight is cast once per iteration, so a cache of casts would only hold memory
         with torch.autocast(inputs.device.type, torch.bfloat16, self.precision == "bf16", cache_enabled=False):
             logits = self.network(inputs)

@@ -1,0 +1,248 @@
+"""Images on the host: the same bits as on the device, and each batch is gathered while the last one is used."""
+
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from run_checks import assert_same_run, interrupt, run_on
+
+from dataset import placement, sources
+from dataset.batches import Augmentation, Batches
+from dataset.placement import HostImages, available_memory, batches_of, place
+from dataset.preprocess import Preprocess, color_histogram, mean_and_std
+from network import ResNet18
+from training import evaluation
+from training.acceleration import accelerate
+from training.data import load_data
+from training.optimizer import Optimization, sgd
+from training.step import TrainStep
+
+CPU = torch.device("cpu")
+GB = 10**9
+
+
+def noise(count=50, side=16):
+    return torch.from_numpy(np.random.RandomState(0).randint(0, 256, (count, 3, side, side)).astype(np.uint8))
+
+
+def batches(images, labels, **augmentation):
+    preprocess = Preprocess(24, [0.5] * 3, [0.25] * 3, labels.device)
+    return Batches(images, labels, preprocess, 8, 3, Augmentation(**augmentation))
+
+
+class TestBits:
+    @pytest.mark.parametrize("augmentation", [{}, {"cutout": 5, "flip": "alternate"}], ids=str)
+    def test_training_batches(self, augmentation):
+        images, labels = noise(), torch.arange(50)
+        here, there = (batches(each, labels, **augmentation) for each in (images, HostImages(images)))
+        rows = here.plan(1)
+        assert len(here) == len(there) == 6 and torch.equal(rows, there.plan(1))
+        inputs = [here(*each) for each in here.iterate(rows)]
+        others = [there(*each) for each in there.iterate(rows)]
+        assert len(others) == 6
+        for (a, labels_a), (b, labels_b) in zip(inputs, others, strict=True):
+            assert torch.equal(a, b) and torch.equal(labels_a, labels_b)
+
+    def test_a_process_gathers_its_share_of_each_batch(self):
+        images, labels = noise(), torch.arange(50)
+        made = batches(HostImages(images), labels, shift=0, flip="none")
+        rows = made.plan(0)[:, 4:]
+        for row, stored in made.iterate(rows):
+            assert torch.equal(stored, images[row[:, 0]]) and len(stored) == 4
+
+    def test_a_part_of_the_images(self):
+        images, kept = noise(), torch.tensor([40, 3, 7, 19, 20])
+        part = HostImages(images, kept)
+        assert len(part) == 5 and part.shape == (5, 3, 16, 16)
+        found = list(batches_of(part, [torch.tensor([4, 0]), torch.tensor([1])], CPU))
+        assert torch.equal(found[0], images[[20, 40]]) and torch.equal(found[1], images[[3]])
+
+    @pytest.mark.parametrize("flip", [False, True])
+    def test_evaluation(self, monkeypatch, flip):
+        monkeypatch.setattr(evaluation, "PIXELS_PER_BATCH", 20 * 16 * 16)
+        torch.manual_seed(0)
+        images, labels, preprocess = noise(), torch.arange(50) % 10, Preprocess(16, [0.5] * 3, [0.25] * 3)
+        network, odd = ResNet18(10), torch.arange(1, 50, 2)
+        for here, there, classes in [
+            (images, HostImages(images), labels),
+            (images[odd], HostImages(images, odd), labels[odd]),
+        ]:
+            expected = evaluation.evaluate(network, here, classes, preprocess, flip=flip)
+            assert evaluation.evaluate(network, there, classes, preprocess, flip=flip) == expected
+
+
+class TestRuns:
+    def test_a_run_has_the_same_bits(self, small_run, tmp_path, capsys):
+        run_on(small_run.parent / "pictures", tmp_path / "run", "--epochs", "2", "--images-on", "host")
+        assert "on cpu, fp32, images on the host" in capsys.readouterr().out
+        assert_same_run(small_run, tmp_path / "run")
+
+    def test_it_is_resumed_across_changes(self, small_run, tmp_path):
+        """Interrupted in the middle of both epochs, on the host, the device and the host again."""
+        places = iter(["host", "device", "host"])
+
+        def run(*flags):
+            flags = ["--epochs", "2", "--images-on", next(places), *flags]
+            run_on(small_run.parent / "pictures", tmp_path / "run", *flags)
+
+        assert len(interrupt(run, {2, 4})) == 2
+        assert_same_run(small_run, tmp_path / "run")
+
+    def test_a_moving_average_and_held_out_images(self, folder, tmp_path):
+        flags = ["--epochs", "1", "--ema-decay", "0.5", "--hold-out", "7", "--sizes", "32:1", "--images-on"]
+        for where in ("host", "device"):
+            run_on(folder, tmp_path / where, *flags, where)
+        assert_same_run(tmp_path / "host", tmp_path / "device")
+
+    def test_held_out_images_are_those_of_sources(self, folder, tmp_path):
+        images, labels, _ = sources.load(str(folder), "train", tmp_path)
+        kept, held = sources.hold_out(48, 7)
+        for where in ("host", "device"):
+            data = load_data(str(folder), tmp_path, 32, 7, CPU, where)
+            assert (data.mean, data.std) == tuple(map(tuple, mean_and_std(images[kept])))
+            for (found, found_labels), index in ((data.train, kept), (data.test, held)):
+                (found,) = batches_of(found, [torch.arange(len(index))], CPU)
+                assert torch.equal(found, images[index]) and torch.equal(found_labels, labels[index])
+
+
+class TestPlace:
+    @pytest.mark.parametrize("free, expected", [(None, torch.Tensor), (2 * GB, torch.Tensor), (10**4, HostImages)])
+    def test_auto_asks_for_half_of_the_free_memory(self, monkeypatch, free, expected):
+        monkeypatch.setattr(placement, "free_memory", lambda device: free)
+        assert isinstance(place(noise(), CPU), expected)
+
+    def test_the_limit_is_half(self, monkeypatch):
+        size = noise().numel()
+        monkeypatch.setattr(placement, "free_memory", lambda device: 2 * size)
+        assert isinstance(place(noise(), CPU), HostImages)
+        monkeypatch.setattr(placement, "free_memory", lambda device: 2 * size + 1)
+        assert isinstance(place(noise(), CPU), torch.Tensor)
+
+    def test_on_a_cpu_nothing_is_copied(self):
+        images = noise()
+        assert place(images, CPU, "device").data_ptr() == images.data_ptr()
+        assert place(images, CPU, "auto").data_ptr() == images.data_ptr()
+        assert isinstance(place(images, CPU, "auto", torch.arange(3)), HostImages)
+        assert np.shares_memory(place(images, CPU, "host").images, images.numpy())
+
+    def test_what_was_asked_for(self, monkeypatch):
+        monkeypatch.setattr(placement, "free_memory", lambda device: 0)
+        assert isinstance(place(noise(), CPU, "device"), torch.Tensor)
+        monkeypatch.setattr(placement, "free_memory", lambda device: None)
+        assert isinstance(place(noise(), CPU, "host"), HostImages)
+
+    def test_available_memory_is_less_than_the_machine_has(self):
+        available = available_memory()
+        if available is None:
+            pytest.skip("this system does not tell")
+        assert available > 2**20
+
+
+class Observed(HostImages):
+    """Tells which batches have been gathered."""
+
+    def __init__(self, images):
+        super().__init__(images)
+        self.gathered = [threading.Event() for _ in range(5)]
+
+    def take(self, index, out=None):
+        self.gathered[int(index[0]) // 10].set()
+        return super().take(index, out)
+
+
+class TestAhead:
+    indices = torch.arange(50).split(10)
+
+    def test_the_next_batch_is_gathered_while_the_current_one_is_used(self):
+        images = Observed(noise())
+        parts = batches_of(images, self.indices, CPU)
+        for n in range(4):
+            assert torch.equal(next(parts), noise()[self.indices[n]])
+            assert images.gathered[n + 1].wait(60)  # without being asked for
+        assert not images.gathered[4].clear() and len(list(parts)) == 1
+
+    def test_no_more_than_one_batch_is_waiting(self):
+        images = Observed(noise())
+        parts = batches_of(images, self.indices, CPU)
+        next(parts)
+        images.gathered[1].wait(60)
+        assert not images.gathered[2].is_set()
+        parts.close()
+        assert not images.gathered[2].is_set()
+
+    def test_an_error_in_the_thread_arrives(self, monkeypatch):
+        def fail(*_):
+            raise OSError("the disk is gone")
+
+        monkeypatch.setattr(HostImages, "take", fail)
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(batches_of(HostImages(noise()), self.indices, CPU))
+
+    def test_no_batches(self):
+        assert list(batches_of(HostImages(noise()), [], CPU)) == []
+
+
+class FakeEvent:
+    """A CUDA event that tells what was done to it."""
+
+    def __init__(self, log):
+        self.log = log
+
+    def record(self, stream):
+        self.log.append(("copy", stream))
+
+    def synchronize(self):
+        self.log.append(("buffer is free",))
+
+
+def test_pinned_buffers_are_not_filled_before_their_last_copy_has_ended(monkeypatch):
+    """The order of calls, with CUDA replaced; a copy is a view of its buffer, so that an early refill would show."""
+    log, images, empty = [], noise(), torch.empty
+    current = SimpleNamespace(wait_event=lambda event: log.append(("wait",)))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "copies")
+    monkeypatch.setattr(torch.cuda, "Event", lambda: FakeEvent(log))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: pytest.MonkeyPatch.context())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: log.append(("used on", stream)))
+    monkeypatch.setattr(
+        placement.torch,
+        "empty",
+        lambda *shape, dtype, pin_memory: log.append(("buffer",)) or empty(*shape, dtype=dtype),
+    )
+    transfer = placement.PinnedTransfer(HostImages(images), CPU)
+    sent = [transfer.send(torch.arange(n, n + 4)) for n in (0, 10)]
+    assert log == [("buffer",), ("copy", "copies")] * 2
+    for n, each in zip((0, 10), sent, strict=True):
+        assert torch.equal(transfer.receive(each), images[n : n + 4])
+    assert log[4:] == [("wait",), ("used on", current)] * 2
+    transfer.send(torch.arange(20, 24))
+    assert log[8:] == [("buffer is free",), ("copy", "copies")]
+    assert torch.equal(sent[0][0], images[20:24]) and torch.equal(sent[1][0], images[10:14])  # the older one's buffer
+    transfer.send(torch.arange(3))  # of another size
+    assert log[10:] == [("buffer",), ("copy", "copies")]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("captures", [False, True], ids=["eager", "captured"])
+def test_a_gpu_gets_the_same_images(captures):
+    device, images, losses = torch.device("cuda:0"), noise(80), []
+    labels = torch.arange(80, device=device) % 10
+    for placed in (images.to(device), HostImages(images)):
+        torch.manual_seed(0)
+        made = batches(placed, labels)
+        network = ResNet18(10).to(device, memory_format=torch.channels_last)
+        step = TrainStep(network, sgd(network, Optimization()), made, "fp32")
+        ((row, stored),) = made.iterate(made.plan(0)[:1])
+        call = accelerate(step, row, compiles=False, captures=captures, images=stored)
+        losses.append([call(*each).clone() for each in made.iterate(made.plan(0))])
+        assert (call is step) != captures
+    torch.testing.assert_close(torch.stack(losses[0]), torch.stack(losses[1]), rtol=1e-3, atol=1e-3)
+
+
+def test_a_histogram_is_the_sum_over_its_parts(monkeypatch):
+    expected = torch.stack([noise()[:, n].flatten().bincount(minlength=256) for n in range(3)])
+    monkeypatch.setattr("dataset.preprocess.HISTOGRAM_BYTES", 7 * 3 * 16 * 16)
+    assert torch.equal(color_histogram(noise()), expected)

@@ -1,0 +1,220 @@
+"""--scale-crop against torchvision: the boxes' distribution, and their pixels; and the same boxes after a resume."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import drawn_shapes, ends
+from run_checks import assert_same_run, interrupt, run_on
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.functional import hflip, resized_crop
+
+import train
+from dataset import boxes
+from dataset.batches import COLUMNS, Augmentation, Batches, random_words
+from dataset.placement import HostImages
+from dataset.preprocess import Preprocess
+from training.step import TrainStep
+
+DRAWS = 10_000
+
+
+def draw(least, height, width, count=DRAWS, seed=0):
+    words = random_words(seed, 0, count, boxes.WORDS, stream=3)
+    return boxes.draw_boxes(words, height, width, least)
+
+
+def theirs(least, height, width):
+    """Top, left, height and width of torchvision's boxes, (DRAWS, 4)."""
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    return np.array([RandomResizedCrop.get_params(image, (least, 1.0), boxes.ASPECTS) for _ in range(DRAWS)])
+
+
+def distance(first, second):
+    """The Kolmogorov-Smirnov statistic: the largest difference of two empirical distribution functions."""
+    values = np.unique(np.concatenate([first, second]))
+    functions = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (first, second)]
+    return np.abs(functions[0] - functions[1]).max()
+
+
+class TestBoxes:
+    @pytest.mark.parametrize("least, height, width", [(0.08, 64, 64), (0.5, 224, 224), (0.9, 50, 80), (0.3, 20, 90)])
+    def test_their_distribution_is_torchvisions(self, least, height, width):
+        """Of every coordinate, the area, the aspect ratio, and the margins left on the other side."""
+        statistics = {
+            "top": lambda b: b[:, 0],
+            "left": lambda b: b[:, 1],
+            "height": lambda b: b[:, 2],
+            "width": lambda b: b[:, 3],
+            "bottom": lambda b: b[:, 0] + b[:, 2],
+            "right": lambda b: b[:, 1] + b[:, 3],
+            "area": lambda b: b[:, 2] * b[:, 3],
+            "aspect": lambda b: b[:, 3] / b[:, 2],
+        }
+        ours, reference = draw(least, height, width), theirs(least, height, width)
+        limit = 1.95 * (2 / DRAWS) ** 0.5  # exceeded by chance once in a thousand times
+        for name, of in statistics.items():
+            assert distance(of(ours), of(reference)) < limit, name
+        # so small a change would be noticed
+        changed = ours + np.array([0, 0, 0, max(1, width // 30)])
+        assert distance(statistics["aspect"](changed), statistics["aspect"](reference)) > limit
+
+    @pytest.mark.parametrize("least", [0.01, 0.35, 1.0])
+    @pytest.mark.parametrize("height, width", [(32, 32), (7, 7), (1, 1), (9, 40)])
+    def test_they_lie_inside_the_image(self, least, height, width):
+        top, left, h, w = draw(least, height, width, 2000).T
+        assert min(top.min(), left.min()) >= 0 and min(h.min(), w.min()) >= 1
+        assert (top + h).max() <= height and (left + w).max() <= width
+
+    @pytest.mark.parametrize("height, width, expected", [
+        (40, 40, (0, 0, 40, 40)), (20, 80, (0, 26, 20, 27)), (90, 30, (25, 0, 40, 30))])  # fmt: skip
+    def test_where_none_fits_it_is_torchvisions_central_one(self, monkeypatch, height, width, expected):
+        words = np.full((1, boxes.WORDS), 2**64 - 1, np.uint64)  # the whole area, with the largest aspect ratio
+        (ours,) = boxes.draw_boxes(words, height, width, 1.0)
+        assert tuple(ours) == expected
+        image = torch.empty(3, height, width)
+        assert RandomResizedCrop.get_params(image, (50.0, 60.0), boxes.ASPECTS) == expected
+
+    def test_they_depend_on_the_seed_and_the_step_alone(self):
+        labels = torch.zeros(40, dtype=torch.int64)
+        images = torch.zeros(40, 3, 16, 16, dtype=torch.uint8)
+
+        def plan(epoch, count=40, seed=0, part=2**16, **others):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("dataset.batches.BOXES_AT_A_TIME", part)
+                augmentation = Augmentation(shift=0, scale_crop=0.2, **others)
+                made = Batches(
+                    images[:count], labels[:count], Preprocess(8, [0.5] * 3, [0.2] * 3), 5, seed, augmentation
+                )
+                return made.plan(epoch)
+
+        rows = plan(0)
+        assert rows.shape == (8, 5, len(COLUMNS) + len(boxes.COLUMNS)) and rows.dtype == torch.int64
+        torch.manual_seed(99)
+        np.random.seed(99)
+        assert torch.equal(rows, plan(0)) and torch.equal(rows, plan(0, part=10))
+        assert torch.equal(rows[..., 6:], torch.cat([plan(0, 20), plan(1, 20)])[..., 6:])
+        assert torch.equal(rows[..., 6:], plan(0, flip="none", cutout=3)[..., 6:])
+        assert not torch.equal(rows[..., 6:], plan(0, seed=1)[..., 6:])
+        without = Batches(images, labels, Preprocess(8, [0.5] * 3, [0.2] * 3), 5, 0, Augmentation(shift=0)).plan(0)
+        assert torch.equal(rows[..., :6], without)  # order and flips are not affected
+
+
+def pictures(count=12):
+    return torch.from_numpy(drawn_shapes("test")[0][:count])
+
+
+def batches(images, image_size, where=lambda images: images, least=0.1, **augmentation):
+    preprocess = Preprocess(image_size, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
+    augmentation = Augmentation(**{"shift": 0, "scale_crop": least} | augmentation)
+    return Batches(where(images), torch.arange(len(images)), preprocess, len(images), 0, augmentation)
+
+
+class TestPixels:
+    @pytest.mark.parametrize("image_size", [48, 32, 20, 7])
+    @pytest.mark.parametrize("where", [lambda images: images, HostImages], ids=["device", "host"])
+    def test_a_box_is_torchvisions_resized_crop(self, image_size, where):
+        made = batches(pictures(), image_size, where)
+        rows = made.plan(0)
+        ((inputs, labels),) = [made(*each) for each in made.iterate(rows)]
+        assert inputs.shape == (12, 3, image_size, image_size) and inputs.dtype == torch.float32
+        assert inputs.is_contiguous(memory_format=torch.channels_last) and len(rows[0, :, 3].unique()) == 2
+        for n, (image, _, _, flip, _, _, *box) in enumerate(rows[0].tolist()):
+            expected = made.preprocess.normalize(pictures()[image])
+            size = [image_size, image_size]
+            expected = resized_crop(expected, *box, size, InterpolationMode.BILINEAR, antialias=True)
+            assert labels[n] == image
+            assert torch.allclose(inputs[n], hflip(expected) if flip else expected, atol=1e-4)
+
+    @pytest.mark.parametrize("image_size", [48, 32, 20])
+    def test_the_full_box_is_plain_resizing(self, image_size):
+        made = batches(pictures(), image_size, least=1.0, flip="none")
+        rows = made.plan(0)
+        assert (rows[..., 6:] == torch.tensor([0, 0, 32, 32])).all()
+        inputs, labels = made(rows[0])
+        assert torch.allclose(inputs, made.preprocess(pictures())[labels], atol=1e-5)
+
+    def test_a_full_box_of_the_images_size_changes_no_bit(self):
+        made = batches(pictures(), 32, least=1.0, flip="none")
+        inputs, labels = made(made.plan(0)[0])
+        assert torch.equal(inputs, made.preprocess(pictures())[labels])
+
+    def test_images_that_are_not_square(self):
+        images = pictures()[:, :, :20]
+        made = batches(images, 16)
+        inputs, _ = made(made.plan(0)[0])
+        for n, (image, _, _, flip, _, _, *box) in enumerate(made.plan(0)[0].tolist()):
+            expected = resized_crop(made.preprocess.normalize(images[image]), *box, [16, 16], antialias=True)
+            assert torch.allclose(inputs[n], hflip(expected) if flip else expected, atol=1e-4)
+
+    @pytest.mark.parametrize("image_size", [64, 32, 16])
+    def test_the_cutout_is_as_large_as_without_it(self, image_size):
+        """Of an otherwise white image; in pixels of the result."""
+        images = torch.full((12, 3, 32, 32), 255, dtype=torch.uint8)
+        made = batches(images, image_size, cutout=8)
+        inputs, _ = made(made.plan(0)[0])
+        hidden = (inputs == 0).all(1)
+        for n, (row, column) in enumerate(made.plan(0)[0, :, 4:6].tolist()):
+            square = torch.zeros(1, 1, 32, 32)
+            square[..., max(0, row - 4) : row + 4, max(0, column - 4) : column + 4] = 1
+            expected = torch.nn.functional.interpolate(square, (image_size, image_size), mode="nearest-exact")
+            assert torch.equal(hidden[n], expected[0, 0] == 1)
+
+
+@pytest.fixture(scope="module")
+def alone(small_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    run_on(small_run.parent / "pictures", out, "--epochs", "2", "--scale-crop", "0.3")
+    return out
+
+
+class TestRuns:
+    def test_it_is_another_augmentation(self, small_run, alone):
+        with pytest.raises(AssertionError):
+            assert_same_run(small_run, alone)
+
+    def test_stopped_and_resumed(self, small_run, alone, tmp_path):
+        def run(*flags):
+            run_on(small_run.parent / "pictures", tmp_path, "--epochs", "2", "--scale-crop", "0.3", *flags)
+
+        assert len(interrupt(run, {2, 5})) == 2
+        assert_same_run(alone, tmp_path)
+
+    def test_killed_and_resumed(self, small_run, alone, tmp_path, monkeypatch):
+        """Without any chance to save, in the fifth iteration; the last save was after the third."""
+        done, call = [], TrainStep.__call__
+
+        class Killed(BaseException):
+            pass
+
+        def train_step(*args):
+            done.append(None)
+            if len(done) == 5:
+                raise Killed
+            return call(*args)
+
+        flags = ["--epochs", "2", "--scale-crop", "0.3", "--save-every", "3"]
+        monkeypatch.setattr(TrainStep, "__call__", train_step)
+        with pytest.raises(Killed):
+            run_on(small_run.parent / "pictures", tmp_path, *flags)
+        run_on(small_run.parent / "pictures", tmp_path, *flags, "--images-on", "host", "--resume")
+        assert len(done) == 5 + 3
+        assert_same_run(alone, tmp_path)
+
+    def test_another_share_is_another_run(self, small_run, alone, capsys):
+        before = (alone / "last.pt").read_bytes()
+        with pytest.raises(SystemExit):
+            run_on(small_run.parent / "pictures", alone, "--epochs", "2", "--scale-crop", "0.5", "--resume")
+        assert "--scale-crop was 0.3" in capsys.readouterr().err and (alone / "last.pt").read_bytes() == before
+
+
+class TestFlag:
+    def test_it_is_off_by_default_and_replaces_the_shift(self):
+        assert train.augmentation(train.parse_args([])) == Augmentation(4, "random", 0, None)
+        flags = train.parse_args(["--scale-crop", "0.08", "--cutout", "5"])
+        assert train.augmentation(flags) == Augmentation(0, "random", 5, 0.08)
+        assert train.augmentation(train.parse_args(["--scale-crop", "0.5", "--no-augment"])).scale_crop is None
+
+    @pytest.mark.parametrize("value", ["0", "1.1", "-1", "nan", "much"])
+    def test_other_values_are_a_usage_error(self, capsys, value):
+        ends(capsys, train.main, ["--scale-crop", value], 2, "--scale-crop", "above 0")
