@@ -1,7 +1,7 @@
 """Which channels to show, their strongest units, and one channel's top images with their reconstructions."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from analysis.crops import crop, crop_boxes, mean_correlation
 from analysis.inspection import Inspection
 from analysis.receptive_field import units_inside
 from analysis.reconstruction import mirrors_by_rule, reconstruct
+from analysis.sanity import saliency
 from analysis.settings import Settings
 from network import CHANNELS
 from reverse_network import ReverseResNet18
@@ -58,6 +59,7 @@ class ChannelResult:
     patches          (n, 3, s, s) in 0..1: the images, cropped to the reconstructions' energy
     reconstructions  rule -> (n, 3, s, s), cropped alike
     correlation      rule -> mean correlation of the reconstructions over all pairs; None if undefined
+    saliency         rule -> (n, S, S): `saliency` of the reconstructions, not cropped
     """
 
     stage: str
@@ -66,6 +68,7 @@ class ChannelResult:
     patches: Tensor
     reconstructions: dict[str, Tensor]
     correlation: dict[str, float | None]
+    saliency: dict[str, Tensor] = field(default_factory=dict)
 
     def entries(self) -> list[dict]:
         """The lines of top9.json, one per image."""
@@ -189,6 +192,7 @@ def crop_channel(
         patches=crop(inspection.resized(inspection.images[indices]), side, corners),
         reconstructions=reconstructions,
         correlation={rule: mean_correlation(crop(each, *crop_boxes([each]))) for rule, each in whole.items()},
+        saliency={rule: saliency(each) for rule, each in whole.items()},
     )
 
 

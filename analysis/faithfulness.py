@@ -75,19 +75,14 @@ def class_curves(
 
     batch_size: images per forward pass. Raises CheckpointError when a result is not finite.
     """
-    side = block_side(inspection.metadata.image_size)
-    mirrors = mirrors_by_rule(inspection.network, ALL_RULES, unpool)
     classes, curves = [], []
+    side = block_side(inspection.metadata.image_size)
     total = len(images) * len(methods) * 2 * (STEPS - 1)
     with tqdm(total=total, desc="faithfulness", unit="images", leave=False, disable=None) as progress:
         for part in images.split(batch_size):
-            inputs = inspection.inputs(inspection.images[part])
-            predicted, maps = class_maps(inspection.network, mirrors, inputs)
-            maps["Sobel edges"] = saliency(sobel_edges(inspection.resized(inspection.images[part])))
-            maps["random"] = random_maps(part, inputs.shape[-2:])
-            ranks = [importance_ranks(block_means(maps[name].to(inputs.device), side)) for name in methods]
+            inputs, predicted, ranks = block_ranks(inspection, part, unpool, methods)
             left = remaining_probability(
-                inspection.network, inputs, predicted, torch.stack(ranks, 1), side, batch_size, progress.update
+                inspection.network, inputs, predicted, ranks, side, batch_size, progress.update
             )
             curves.append(check_finite(left.cpu(), "probabilities"))
             classes.append(predicted.cpu())
@@ -95,6 +90,23 @@ def class_curves(
         {name: orders[:, method] for method, name in enumerate(methods)} for orders in torch.cat(curves).unbind(2)
     )
     return ClassCurves(images, torch.cat(classes), side, most, least)
+
+
+@torch.inference_mode()
+def block_ranks(
+    inspection: Inspection, images: Tensor, unpool: str = "sum", methods: Sequence[str] = METHODS
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For images of the test split, (N,) int64: the network's input, the predicted classes, and the blocks' ranks.
+
+    Returns (N, 3, H, W), (N,) and (N, len(methods), n) as of `importance_ranks`, on the network's device.
+    """
+    side, mirrors = block_side(inspection.metadata.image_size), mirrors_by_rule(inspection.network, ALL_RULES, unpool)
+    inputs = inspection.inputs(inspection.images[images])
+    predicted, maps = class_maps(inspection.network, mirrors, inputs)
+    maps["Sobel edges"] = saliency(sobel_edges(inspection.resized(inspection.images[images])))
+    maps["random"] = random_maps(images, inputs.shape[-2:])
+    ranks = [importance_ranks(block_means(maps[name].to(inputs.device), side)) for name in methods]
+    return inputs, predicted, torch.stack(ranks, 1)
 
 
 def class_maps(

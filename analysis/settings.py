@@ -50,6 +50,11 @@ class Settings:
         return max(self.stages, key=STAGES.index)
 
     @property
+    def main_rule(self) -> str:
+        """The rule of figures that show one: guided, which shows the individual image, or the first of other rules."""
+        return "guided" if "guided" in self.rules else self.rules[0]
+
+    @property
     def channel_numbers(self) -> list[int] | None:
         """The channels that were asked for by number, if any."""
         return None if isinstance(self.channels, str) else list(self.channels)

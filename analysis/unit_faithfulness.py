@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from analysis.activations import check_finite
 from analysis.blocks import block_means
-from analysis.channels import reconstruct_top_images
+from analysis.channels import ChannelResult, reconstruct_top_images
 from analysis.faithfulness import random_maps
 from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
@@ -18,7 +18,7 @@ from analysis.reconstruction import ALL_RULES
 from analysis.sanity import saliency, sobel_edges
 from analysis.settings import Settings
 from analysis.unit_shares import (
-    SHARES,
+    CHANGES,
     Units,
     crop_to_receptive_field,
     locate_units,
@@ -46,8 +46,7 @@ class ChannelShares:
     stage     of the channels
     channels  (C,) numbers
     block     side of a block in pixels
-    shares    method -> (C, 2, len(SHARES)), means over each channel's units: with the most important blocks removed,
-              with only these kept
+    shares    method -> (C, len(CHANGES)): of the activation in the whole image, means over each channel's units
     """
 
     stage: str
@@ -58,10 +57,12 @@ class ChannelShares:
 
 @torch.inference_mode()
 def channel_shares(
-    inspection: Inspection, settings: Settings, stage: str, channels: Sequence[int]
+    inspection: Inspection, settings: Settings, stage: str, channels: Sequence[int], count: int = 9
 ) -> ChannelShares | None:
-    """The strongest units of these channels, by every one of METHODS; None if no image excites any of them."""
+    """The `count` strongest units of each of these channels, by every one of METHODS; None if no image excites any."""
     top = inspection.search.top[stage]
+    top = replace(top, scores=top.scores[:, :count], indices=top.indices[:, :count], positions=top.positions[:, :count])
+    inspection = replace(inspection, search=replace(inspection.search, top={stage: top}))
     alive = [channel for channel in channels if top.scores[channel, 0] > 0]
     if not alive:
         return None
@@ -70,7 +71,7 @@ def channel_shares(
     images = torch.stack([inspection.top_images(top, channel) for channel in alive])[owner, rank]
     numbers, positions = torch.tensor(alive)[owner], top.positions[alive].cpu()[owner, rank]
     found: dict[str, list[Tensor]] = {name: [] for name in METHODS}
-    total = len(owner) * len(METHODS) * 2 * len(SHARES)
+    total = len(owner) * len(METHODS) * len(CHANGES)
     with tqdm(total=total, desc=f"faithfulness, {stage}", unit="images", leave=False, disable=None) as progress:
         for part in torch.arange(len(owner)).split(settings.batch_size):
             maps = {rule: saliency(each[owner[part], rank[part]]) for rule, each in pictures.items()}
@@ -81,7 +82,7 @@ def channel_shares(
                 found[name].append(each)
     weights = F.one_hot(owner, len(alive)).T.float()  # (C, N)
     weights /= weights.sum(1, keepdim=True)
-    means = {name: torch.einsum("cn,nks->cks", weights, torch.cat(each)) for name, each in found.items()}
+    means = {name: weights @ torch.cat(each) for name, each in found.items()}
     return ChannelShares(stage, tuple(alive), block, means)
 
 
@@ -97,14 +98,15 @@ def unit_shares(
     seeds: Tensor,
     advance: Callable[[int], object] = lambda count: None,
     methods: Sequence[str] = METHODS,
+    changes: Sequence[tuple[str, float]] = CHANGES,
 ) -> tuple[int, dict[str, Tensor]]:
-    """The side of a block, and for units of the inspection's search, method -> (N, 2, len(SHARES)) on the CPU.
+    """The side of a block, and for units of the inspection's search, method -> (N, len(changes)) on the CPU.
 
     images, channels, positions  (N,) int64: index in the test split, and the unit at row * w + column
     maps                         rule -> (N, S, S): saliency of the units' reconstructions
     seeds                        (N,) int64, of the random map
     advance                      called with the number of images after each forward pass
-    methods                      of METHODS
+    methods, changes             some of METHODS and of CHANGES
     """
     network, device = inspection.network, inspection.device
     stored = inspection.images[images]
@@ -121,10 +123,34 @@ def unit_shares(
     maps |= {TURNED[rule]: turn_about_unit(maps[rule], units) for rule in maps if rule in ALL_RULES}
     importance = {name: block_means(each, units.block) for name, each in maps.items()}
     importance[SQUARE] = square_importance(units)
-    shares = surviving_shares(
-        network, units, {name: importance[name] for name in methods}, settings.batch_size, advance
-    )
+    importance = {name: importance[name] for name in methods}
+    shares = surviving_shares(network, units, importance, changes, settings.batch_size, advance)
     return units.block, {name: check_finite(each.cpu(), "activations") for name, each in shares.items()}
+
+
+def kept_by_tenth(inspection: Inspection, settings: Settings, result: ChannelResult) -> dict[str, float]:
+    """rule, or SQUARE -> the share of the activation that the most important tenth of the blocks seen keeps.
+
+    Means over the channel's strongest units; empty if no image excites it.
+    """
+    ranks = [n for n, image in enumerate(result.images) if image.activation > 0]
+    if not ranks:
+        return {}
+    images = [result.images[n] for n in ranks]
+    columns = inspection.search.top[result.stage].map_size[1]
+    _, shares = unit_shares(
+        inspection,
+        settings,
+        result.stage,
+        torch.tensor([image.index for image in images]),
+        torch.full((len(images),), result.channel),
+        torch.tensor([image.row * columns + image.column for image in images]),
+        {rule: each[ranks] for rule, each in result.saliency.items()},
+        torch.arange(len(images)),
+        methods=[*result.saliency, SQUARE],
+        changes=[("kept", 0.1)],
+    )
+    return {name: each.mean().item() for name, each in shares.items()}
 
 
 def unit_maps(network: ResNet18, units: Units) -> Tensor:

@@ -4,7 +4,7 @@ Of the blocks that a unit sees, the most important ones are removed, or all othe
 data's mean color. The share of the activation that survives says whether the unit responds to what the map marks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from analysis.receptive_field import receptive_field
 from network import ResNet18
 
 SHARES = (0.05, 0.1, 0.2)  # of the blocks in the receptive field
+CHANGES = tuple((kind, share) for kind in ("removed", "kept") for share in SHARES)
 
 
 @dataclass(frozen=True)
@@ -122,29 +123,30 @@ def surviving_shares(
     network: ResNet18,
     units: Units,
     importance: dict[str, Tensor],
+    changes: Sequence[tuple[str, float]] = CHANGES,
     batch_size: int = 24,
     advance: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Tensor]:
-    """What is left of each unit's activation: method -> (N, 2, len(SHARES)), relative to that in the whole image.
+    """What is left of each unit's activation: method -> (N, len(changes)), relative to that in the whole image.
 
     importance  method -> (N, n) of the blocks
+    changes     of CHANGES: the most important share of the blocks seen, at least one, is removed, or it alone is kept
     advance     called with the number of images after each forward pass
 
-    The second axis: the most important blocks removed, only these kept. A share of the blocks is that of the blocks
-    seen, at least one. Not finite where the whole image does not activate the unit.
+    Not finite where the whole image does not activate the unit.
     """
     seen = blocks_seen(units)
-    hidden = ~seen
-    ranks = torch.stack([importance_ranks(each.masked_fill(hidden, -torch.inf)) for each in importance.values()], 1)
-    shares = torch.tensor(SHARES, device=seen.device)
-    counts = (shares * seen.sum(1, keepdim=True)).round().clamp(min=1)  # (N, len(SHARES))
+    ranks = torch.stack([importance_ranks(each.masked_fill(~seen, -torch.inf)) for each in importance.values()], 1)
+    shares = torch.tensor([share for _, share in changes], device=seen.device)
+    is_kept = torch.tensor([kind == "kept" for kind, _ in changes], device=seen.device)
+    counts = (shares * seen.sum(1, keepdim=True)).round().clamp(min=1)  # (N, len(changes))
     whole = _activations(network, units, units.inputs, torch.arange(len(seen), device=seen.device))
-    left = units.inputs.new_empty(len(seen), len(importance), 2, len(SHARES))
+    left = units.inputs.new_empty(len(seen), len(importance), len(changes))
     for part in torch.cartesian_prod(*map(torch.arange, left.shape)).to(seen.device).split(batch_size):
-        image, method, kept, share = part.T
-        is_important = ranks[image, method] < counts[image, share, None]
-        changed = remove_blocks(units.inputs[image], is_important != (kept == 1)[:, None], units.block)
-        left[image, method, kept, share] = _activations(network, units, changed, image) / whole[image]
+        image, method, change = part.T
+        is_important = ranks[image, method] < counts[image, change, None]
+        changed = remove_blocks(units.inputs[image], is_important != is_kept[change, None], units.block)
+        left[image, method, change] = _activations(network, units, changed, image) / whole[image]
         advance(len(part))
     return {name: left[:, n] for n, name in enumerate(importance)}
 

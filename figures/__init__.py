@@ -4,6 +4,7 @@ A new figure is a file of its own with a function `draw_...(inspection, settings
 """
 
 from figures.classes import draw_classes
+from figures.correspondence import draw_correspondence, table_in_words
 from figures.entry import FigureEntry
 from figures.evolution import draw_evolution
 from figures.faithfulness import draw_faithfulness, scores_in_words
@@ -107,7 +108,8 @@ FIGURES = {
         draw_faithfulness,
         "Do removed blocks matter as the picture says?",
         "The wider the gap between the curves, the better a map tells the blocks that the network needs from those "
-        "that it does not.",
+        "that it does not; below, only what exceeds the square at the unit says more than where to look.",
+        stages=STAGES,
         section="belief",
         words=scores_in_words,
     ),
@@ -122,6 +124,14 @@ FIGURES = {
         "The lower and flatter a curve, the less the layer notices the change; the probability says whether the "
         "network still recognises the class.",
         is_slow=True,
+    ),
+    "correspondence": FigureEntry(
+        draw_correspondence,
+        "Corresponding parts in several images",
+        "If the changes disagree less where the channel's parts are hidden than under random squares, the parts "
+        "correspond.",
+        stages=("conv4_x",),
+        words=table_in_words,
     ),
     "occlusion": FigureEntry(
         draw_occlusion,

@@ -1,7 +1,6 @@
-"""How far the network agrees with importance maps: curves of a class's probability as blocks are removed."""
+"""How far the network agrees with importance maps: of a class, and of the strongest units of channels."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,31 +8,26 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.bootstrap import Estimate, estimate
-from analysis.faithfulness import METHODS, STEPS, ClassCurves, class_curves, spread_images
+from analysis.channels import chosen_channels
+from analysis.faithfulness import STEPS, class_curves, spread_images
+from analysis.faithfulness_table import ClassScore, class_scores, json_content
 from analysis.inspection import Inspection
 from analysis.settings import Settings
+from analysis.unit_faithfulness import METHODS, TURNED, ChannelShares, channel_shares
+from analysis.unit_shares import CHANGES
+from figures.sanity import RULE_STYLE
 from figures.style import WIDTH_INCHES, format_two_digits, styled, text_at, unpooling_note
+from network import STAGES
 
 BASELINES = ("Sobel edges", "random")  # do not use the network
+MOST_CHANNELS = 9  # per stage
+TENTH_REMOVED, TENTH_KEPT = CHANGES.index(("removed", 0.1)), CHANGES.index(("kept", 0.1))
 COLUMNS = 4
-# In inches: above the panels; below them; left of the first; a panel; between panels
-TOP, BOTTOM, LEFT, WIDTH, HEIGHT, GAP_ACROSS, GAP_DOWN = 0.68, 0.36, 0.42, 1.53, 0.95, 0.12, 0.36
+# In inches: above the curves; left of them; a panel; between panels
+TOP, LEFT, WIDTH, HEIGHT, GAP_ACROSS, GAP_DOWN = 0.68, 0.42, 1.53, 0.95, 0.12, 0.36
+# In inches: from the curves to the dots; left of these; from row to row of dots; between panels; ticks below them
+DOTS_TOP, DOTS_LEFT, DOTS_ROW, DOTS_GAP, TICKS = 1.2, 1.0, 0.14, 0.16, 0.38
 MOST_COLOR, LEAST_COLOR = "#b2182b", "#2166ac"
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """One method's numbers over the images.
-
-    score        mean over the images and steps of `least` - `most`
-    over_random  mean over the images of the score's difference to that of the random map
-    most, least  (STEPS,): the curves, means over the images
-    """
-
-    score: Estimate
-    over_random: Estimate
-    most: list[float]
-    least: list[float]
 
 
 def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
@@ -41,40 +35,15 @@ def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tu
     images = spread_images(inspection, settings.score_images)
     curves = class_curves(inspection, images, settings.unpool, settings.batch_size)
     scores = class_scores(curves)
-    title = f"{len(images):,} test images, blocks of {curves.block}x{curves.block} px{unpooling_note(settings.unpool)}"
-    yield Path("faithfulness"), faithfulness_figure(scores, title)
-    yield Path("faithfulness"), json_content(curves, scores)
-
-
-def class_scores(curves: ClassCurves) -> dict[str, ClassScore]:
-    """method -> its numbers, the highest score first."""
-    random = curves.scores("random")
-    found = {
-        name: ClassScore(
-            estimate(curves.scores(name)),
-            estimate(curves.scores(name) - random),
-            curves.most[name].double().mean(0).tolist(),
-            curves.least[name].double().mean(0).tolist(),
-        )
-        for name in METHODS
-    }
-    return dict(sorted(found.items(), key=lambda item: -item[1].score.mean))
-
-
-def json_content(curves: ClassCurves, scores: dict[str, ClassScore]) -> dict:
-    """The content of faithfulness.json."""
-    methods = {
-        name: {
-            "score": found.score.mean,
-            "low": found.score.low,
-            "high": found.score.high,
-            "over_random": asdict(found.over_random),
-            "most": found.most,
-            "least": found.least,
-        }
-        for name, found in scores.items()
-    }
-    return {"images": curves.images.tolist(), "block": curves.block, "steps": STEPS, "methods": methods}
+    stages = []
+    for stage in (stage for stage in STAGES if stage in inspection.search.top):
+        channels = chosen_channels(settings, inspection.search, stage)[:MOST_CHANNELS]
+        if found := channel_shares(inspection, settings, stage, channels, max(1, len(images) // MOST_CHANNELS)):
+            stages.append(found)
+    note = f"blocks of {curves.block}x{curves.block} px{unpooling_note(settings.unpool)}"
+    title = f"What removing blocks does to the predicted class: {len(images):,} test images, {note}"
+    yield Path("faithfulness"), faithfulness_figure(scores, title, stages)
+    yield Path("faithfulness"), json_content(curves, scores, stages)
 
 
 def scores_in_words(content: dict) -> str:
@@ -93,17 +62,40 @@ def format_estimate(found: Estimate) -> str:
 
 
 @styled
-def faithfulness_figure(scores: dict[str, ClassScore], title: str) -> Figure:
-    """A panel per method: the probability left, most and least important blocks first, and the score between them."""
+def faithfulness_figure(scores: dict[str, ClassScore], title: str, stages: Sequence[ChannelShares]) -> Figure:
+    """Above, a panel of curves per method for the class; below, a panel of dots per stage for the channels."""
     rows = -(-len(scores) // COLUMNS)
-    figure = Figure((WIDTH_INCHES, TOP + rows * (HEIGHT + GAP_DOWN) - GAP_DOWN + BOTTOM))
-    text_at(figure, WIDTH_INCHES / 2, 0.13, f"What removing blocks does to the predicted class: {title}", fontsize=8)
+    curves = TOP + rows * (HEIGHT + GAP_DOWN) - GAP_DOWN
+    dots = len(METHODS) * DOTS_ROW
+    figure = Figure((WIDTH_INCHES, curves + DOTS_TOP + dots + TICKS))
+    text_at(figure, WIDTH_INCHES / 2, 0.13, title, fontsize=8)
     note = (
         "Probability relative to the whole image's. Score: blue minus red, mean over the steps "
         "(95 % interval over the images); 0: chance."
     )
     text_at(figure, WIDTH_INCHES / 2, 0.31, note, fontsize=7)
-    highest = max(1.05, *(value for found in scores.values() for value in (*found.most, *found.least)))
+    draw_classes(figure, scores, rows)
+    title = "What removing blocks does to a channel's strongest units: share of the activation that is left"
+    text_at(figure, WIDTH_INCHES / 2, curves + 0.55, title, fontsize=8)
+    note = (
+        "● only the most important tenth of the blocks in the receptive field kept   ○ this tenth removed   "
+        "bar: 95 % interval over the channels\nturned: the same picture turned by 180° about the unit; the difference "
+        "is what its shape adds to its place"
+    )
+    text_at(figure, WIDTH_INCHES / 2, curves + 0.77, note, fontsize=7)
+    width = (WIDTH_INCHES - DOTS_LEFT - 0.08) / len(stages) - DOTS_GAP if stages else 0
+    tenths = [TENTH_REMOVED, TENTH_KEPT]
+    highest = max([1, *(each[:, tenths].max().item() for found in stages for each in found.shares.values())])
+    for n, found in enumerate(stages):
+        axes = axes_in_inches(figure, DOTS_LEFT + n * (width + DOTS_GAP), curves + DOTS_TOP, width, dots)
+        draw_dots(axes, found, highest)
+        axes.tick_params(labelleft=n == 0)
+    return figure
+
+
+def draw_classes(figure: Figure, scores: dict[str, ClassScore], rows: int) -> None:
+    """A panel per method: the probability left, most and least important blocks first, and the score between them."""
+    highest = max([1.05, *(value for found in scores.values() for value in (*found.most, *found.least))])
     for n, (name, found) in enumerate(scores.items()):
         row, column = divmod(n, COLUMNS)
         left, top = LEFT + column * (WIDTH + GAP_ACROSS), TOP + row * (HEIGHT + GAP_DOWN)
@@ -118,11 +110,10 @@ def faithfulness_figure(scores: dict[str, ClassScore], title: str) -> Figure:
             axes.set_xlabel("blocks removed (%)", labelpad=1)
         if n == 0:
             axes.legend(frameon=False, loc="upper right", borderpad=0, labelspacing=0.2, handlelength=1.2, fontsize=6)
-    return figure
 
 
-def draw_curves(axes: Axes, found: ClassScore, top: float) -> None:
-    """Both curves from the whole image on, with the area between them, up to `top`."""
+def draw_curves(axes: Axes, found: ClassScore, highest: float) -> None:
+    """Both curves from the whole image on, with the area between them."""
     removed = np.arange(STEPS + 1) * 100 / STEPS
     most, least = [1, *found.most], [1, *found.least]
     axes.fill_between(removed, most, least, color="0.9", linewidth=0)
@@ -130,8 +121,30 @@ def draw_curves(axes: Axes, found: ClassScore, top: float) -> None:
     axes.plot(removed, most, color=MOST_COLOR, marker="o", markersize=2, linewidth=1, label="most important first")
     axes.set_xlim(0, 100)
     axes.set_xticks(range(0, 100, 20))
-    axes.set_ylim(0, top)
+    axes.set_ylim(0, highest)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_dots(axes: Axes, found: ChannelShares, highest: float) -> None:
+    """A row per method: what is left without the most important tenth (hollow), and with nothing else (filled)."""
+    rule_of = dict.fromkeys(TURNED) | {turned: rule for rule, turned in TURNED.items()}
+    for row, name in enumerate(METHODS):
+        rule = name if name in TURNED else rule_of.get(name)
+        color = RULE_STYLE[rule][0] if rule else "0.25"
+        for change, face in ((TENTH_REMOVED, "white"), (TENTH_KEPT, color)):
+            left = estimate(found.shares[name][:, change])
+            axes.plot([left.low, left.high], [row, row], color=color, linewidth=0.8, solid_capstyle="butt")
+            axes.plot(left.mean, row, "o", color=color, markerfacecolor=face, markersize=3.5, markeredgewidth=0.8)
+    axes.set_yticks(range(len(METHODS)), METHODS)
+    axes.set_ylim(len(METHODS) - 0.5, -0.5)
+    axes.set_xlim(0, highest * 1.03)
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.grid(axis="y", color="0.9", linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("activation left", labelpad=1)
+    count = len(found.channels)
+    axes.set_title(f"{found.stage}, {count} channels\n{found.block}x{found.block} px a block", fontsize=7, pad=3)
 
 
 def axes_in_inches(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:

@@ -57,19 +57,18 @@ def draw_occlusion(inspection: Inspection, settings: Settings) -> Iterator[tuple
     if (side := square_side(size := inspection.metadata.image_size, settings.occluder)) > size:
         raise NotDrawn(f"a square of {side} pixels does not fit the images of {size}: pass a smaller --occluder")
     own = [picture for picture in inspection.pictures if isinstance(picture.origin, str)]
-    rule = "guided" if "guided" in settings.rules else settings.rules[0]
-    note = f"{rule}{unpooling_note(settings.unpool)}"
+    note = f"{settings.main_rule}{unpooling_note(settings.unpool)}"
     entries = []
     for folder, pictures in groupby(own or one_per_class(inspection, EXAMPLES), lambda picture: picture.folder):
         shown = []
         for picture in pictures:
-            shown.append(measure(inspection, settings, picture, rule))
+            shown.append(measure(inspection, settings, picture))
             entries.append(json_entry(shown[-1].found, picture, inspection.metadata.classes))
         yield Path(folder, "occlusion"), occlusion_figure(shown, inspection.metadata.classes, note)
     yield Path("occlusion"), entries
 
 
-def measure(inspection: Inspection, settings: Settings, picture: Picture, rule: str) -> ShownOcclusion:
+def measure(inspection: Inspection, settings: Settings, picture: Picture) -> ShownOcclusion:
     """All that a row of the figure shows."""
     network, inputs = inspection.network, inspection.inputs(picture.image[None])
     with torch.inference_mode():
@@ -78,7 +77,7 @@ def measure(inspection: Inspection, settings: Settings, picture: Picture, rule: 
     found = occlude(network, inputs, number, settings.occluder, settings.batch_size)
     others = most_exciting_others(inspection, found.channel, picture.origin)
     inputs = torch.cat([inputs, inspection.inputs(inspection.images[others])])
-    mirrors = mirrors_by_rule(network, [rule], settings.unpool)
+    mirrors = mirrors_by_rule(network, [settings.main_rule], settings.unpool)
     (projections,) = reconstruct(network, mirrors, inputs, STAGE, found.channel).values()
     return ShownOcclusion(
         picture.title,

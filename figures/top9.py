@@ -12,6 +12,8 @@ from analysis.channels import ChannelResult, TopImage, channels_to_draw, inspect
 from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
 from analysis.settings import Settings
+from analysis.unit_faithfulness import kept_by_tenth
+from figures.classes import format_percent
 from figures.entry import NotDrawn
 from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
 from figures.style import ERROR_COLOR, WIDTH_INCHES, format_two_digits, heading, styled, truncate, unpooling_note
@@ -36,8 +38,10 @@ def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path
             results = []
             for result in islice(found, CHANNELS_PER_PAGE):
                 results.append(result)
-                entries += result.entries()
-                figure = channel_figure(result, large_title(inspection, settings, result))
+                kept = kept_by_tenth(inspection, settings, result) if settings.units == "peak" else {}
+                entries += [entry | {"kept": kept} for entry in result.entries()]
+                title = [*large_title(inspection, settings, result), *describe_kept(kept)]
+                figure = channel_figure(result, title)
                 yield Path(f"{stage}_top9_channel_{result.channel}"), figure
             name = f"{stage}_top9" + (f"_page_{page}" if pages > 1 else "")
             yield Path(name), overview_figure(results, f"{stage}, {describe_count(inspection, settings)}")
@@ -67,6 +71,12 @@ def describe_rule(result: ChannelResult, rule: str) -> str:
     low, high = f"{min(scales):.2g}", f"{max(scales):.2g}"
     span = f"±{low}" if low == high else f"±{low} to {high}"
     return f"{span}, correlation {format_two_digits(result.correlation[rule])}"
+
+
+def describe_kept(kept: dict[str, float]) -> list[str]:
+    """What a tenth of the receptive field keeps of the activation: a line, or none."""
+    shares = ", ".join(f"{name} {format_percent(share)}" for name, share in kept.items())
+    return [f"activation kept by the most important tenth of the receptive field: {shares}"] if kept else []
 
 
 def describe_count(inspection: Inspection, settings: Settings) -> str:
@@ -106,7 +116,9 @@ def channel_figure(result: ChannelResult, title: list[str]) -> Figure:
     columns = min(3, count)
     rows = math.ceil(count / columns)
     parts = 1 + len(result.reconstructions)
-    figure = Figure((WIDTH_INCHES, 0.6 + rows * (WIDTH_INCHES / columns / parts + 0.3)), layout="constrained")
+    heading_height = 0.6 + 0.13 * max(0, len(title) - 3)
+    height = heading_height + rows * (WIDTH_INCHES / columns / parts + 0.3)
+    figure = Figure((WIDTH_INCHES, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.02)
     heading(figure, *title)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()

@@ -1,8 +1,10 @@
 """Importance maps scored by removing blocks: against definitions, torchvision's network and autograd; the figure."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import faithfulness as benchmark
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,10 @@ import torchvision
 from conftest import assert_inside, drawn_shapes
 from matplotlib.figure import Figure
 
+from analysis.activations import split_dead_channels
 from analysis.blocks import block_means, block_side, importance_ranks, remove_blocks
 from analysis.bootstrap import estimate
+from analysis.channels import chosen_channels
 from analysis.faithfulness import (
     METHODS,
     STEPS,
@@ -232,7 +236,8 @@ class TestFigure:
         figure, content = drawn
         scores = [found["score"] for found in content["methods"].values()]
         assert scores == sorted(scores, reverse=True)
-        for axes, (name, found) in zip(figure.get_axes(), content["methods"].items(), strict=True):
+        panels = figure.get_axes()[: len(METHODS)]
+        for axes, (name, found) in zip(panels, content["methods"].items(), strict=True):
             title = axes.get_title().splitlines()
             assert title[0] == f"{name} (baseline)" if name in BASELINES else title[0] == name
             assert title[1] == "{:.2f} ({:.2f} to {:.2f})".format(
@@ -242,9 +247,53 @@ class TestFigure:
             assert list(lines["most important first"]) == [1, *found["most"]]
             assert list(lines["least important first"]) == [1, *found["least"]]
 
+    def test_a_panel_per_searched_stage(self, inspection, drawn):
+        figure, content = drawn
+        titles = [axes.get_title() for axes in figure.get_axes()[len(METHODS) :]]
+        assert [title.split(",")[0] for title in titles] == list(content["channels"]) == ["conv1", "conv5_x"]
+        for stage, methods in content["channels"].items():
+            channels = chosen_channels(SETTINGS, inspection.search, stage)
+            alive, _ = split_dead_channels(inspection.search.top[stage], channels)
+            assert [int(channel) for channel in methods["guided"]["by_channel"]] == alive
+
     def test_no_text_leaves_the_figure(self, drawn):
         assert_inside(drawn[0])
 
     def test_the_report_names_every_score(self, drawn):
         words = scores_in_words(drawn[1])
         assert all(f"{name} " in words for name in METHODS)
+
+
+class TestBenchmark:
+    def test_stored_parts_are_not_computed_again(self, small_run, inspection, tmp_path, monkeypatch, capsys):
+        flags = ["--ckpt", str(small_run / "model.pt"), "--images", "3", "--out", str(tmp_path), "--device", "cpu"]
+        benchmark.main(flags)
+        (tmp_path / "part-01.pt").unlink()
+        computed = []
+        monkeypatch.setattr(
+            benchmark, "class_curves", lambda *args, **how: computed.append(args[1]) or class_curves(*args, **how)
+        )
+        benchmark.main(flags)
+        assert [images.tolist() for images in computed] == [[4]]
+        parts = [class_curves(inspection, torch.tensor([image])) for image in (0, 4, 8)]  # as large as the stored ones
+        content = json.loads((tmp_path / "scores.json").read_text())
+        assert content["images"] == 3 and "coverage" not in content
+        printed = capsys.readouterr().out
+        for name, found in content["scores"].items():
+            expected = sum(part.scores(name).item() for part in parts) / 3
+            assert found["mean"] == pytest.approx(expected, abs=1e-4)
+            assert f"| {name} | {found['mean']:.3f} (" in printed
+
+    def test_intervals_cover_the_mean_about_as_often_as_they_should(self, monkeypatch):
+        monkeypatch.setattr("analysis.bootstrap.RESAMPLES", 400)
+        scores = torch.rand(400, generator=torch.Generator().manual_seed(0)) ** 2
+        assert 85 <= benchmark.coverage(scores) <= 100
+
+    def test_blocks_lie_on_the_object_or_beside_it(self, inspection):
+        masks = torch.zeros(3, 32, 32, dtype=torch.bool)
+        masks[:, 5:20, 3:11] = True
+        images = torch.tensor([0, 5, 9])
+        (on, size), (beside, rest) = (benchmark.on_object(inspection, images, each) for each in (masks, ~masks))
+        assert size == pytest.approx(15 * 8 / 32**2) and rest == pytest.approx(1 - size)
+        for name in METHODS:
+            assert on[name] + beside[name] == pytest.approx(1) and 0 <= on[name] <= 1

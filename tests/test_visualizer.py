@@ -37,6 +37,7 @@ FIXED_NAMES = {
     "mirrors",
     "sanity",
     "faithfulness",
+    "correspondence",
     "confusion_matrix",
     "mistakes",
     "classes",

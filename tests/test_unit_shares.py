@@ -1,0 +1,243 @@
+"""Units without the blocks that a picture marks: against receptive fields, brute force and the whole image."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from analysis.bootstrap import estimate
+from analysis.channels import inspect_channel
+from analysis.faithfulness_table import stage_content
+from analysis.inspection import inspect
+from analysis.receptive_field import receptive_field, units_inside
+from analysis.settings import Settings
+from analysis.unit_faithfulness import METHODS, SQUARE, TURNED, ChannelShares, channel_shares, kept_by_tenth
+from analysis.unit_shares import (
+    CHANGES,
+    blocks_seen,
+    crop_to_receptive_field,
+    locate_units,
+    square_importance,
+    surviving_shares,
+    turn_about_unit,
+)
+from figures.classes import format_percent
+from figures.faithfulness import faithfulness_figure
+from figures.top9 import draw_top9
+
+SIZE = (130, 110)
+LOW_STAGES = ("conv1", "conv2_x", "conv3_x")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(4, 3, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def live_units(network, stage, images, border):
+    """One unit of each image that is on: in a corner, or anywhere that sees no padding."""
+    features = network.trace(images, stage).features[stage]
+    height, width = features.shape[2:]
+    rows, columns = slice(0, 2), slice(0, 2)
+    if not border:
+        rows, columns = (units_inside(network, stage, length, least=0) for length in SIZE)
+    part = torch.full_like(features, -1)
+    part[:, :, rows, columns] = features[:, :, rows, columns]
+    best = part.flatten(1).argmax(1)
+    channels, positions = best // (height * width), best % (height * width)
+    assert (part.flatten(1).amax(1) > 0).all()
+    return locate_units(network, stage, images, channels, positions)
+
+
+def activations(network, units, inputs):
+    features = network.trace(inputs, units.stage).features[units.stage]
+    return features[torch.arange(len(inputs)), units.channels, units.places[:, 0], units.places[:, 1]]
+
+
+@pytest.mark.parametrize("border", [True, False], ids=["border", "inside"])
+@pytest.mark.parametrize("stage", LOW_STAGES)
+def test_blocks_outside_the_receptive_field_change_a_unit_by_exactly_0(random_network, images, stage, border):
+    with torch.inference_mode():
+        units = live_units(random_network, stage, images, border)
+        seen = blocks_seen(units)
+        pixels = seen.unflatten(1, (-(-SIZE[0] // units.block), -1))
+        pixels = pixels.repeat_interleave(units.block, 1).repeat_interleave(units.block, 2)
+        pixels = pixels[:, None, : SIZE[0], : SIZE[1]]
+        whole = activations(random_network, units, images)
+        assert torch.equal(activations(random_network, units, images * pixels), whole)
+        assert (activations(random_network, units, images * ~pixels) - whole).abs().min() > 1e-3 * whole.abs().max()
+
+
+@pytest.mark.parametrize("stage", LOW_STAGES)
+def test_a_unit_in_the_crop_of_what_it_sees_is_the_unit_in_the_image(random_network, images, stage):
+    maps = {"row": torch.arange(SIZE[0])[:, None].expand(4, *SIZE), "column": torch.arange(SIZE[1]).expand(4, *SIZE)}
+    with torch.inference_mode():
+        units = live_units(random_network, stage, images, border=False)
+        cropped, found = crop_to_receptive_field(random_network, units, maps)
+        whole = activations(random_network, units, images)
+        assert activations(random_network, cropped, cropped.inputs).tolist() == pytest.approx(whole.tolist(), rel=1e-10)
+    assert cropped.inputs.shape[-1] < receptive_field(random_network, stage).size + 8
+    for n in range(4):
+        row, column = units.corners[n] - cropped.corners[n]
+        height, width = cropped.inputs.shape[-2:]
+        assert torch.equal(cropped.inputs[n], images[n, :, row : row + height, column : column + width])
+        assert torch.equal(found["row"][n, :, 0], torch.arange(row, row + height))
+        assert torch.equal(found["column"][n, 0], torch.arange(column, column + width))
+
+
+def test_blocks_seen_by_pixel(random_network, images):
+    units = locate_units(random_network, "conv2_x", images[:2], torch.tensor([0, 0]), torch.tensor([0, 28 * 12 + 20]))
+    assert units.block == 2 and units.places.tolist() == [[0, 0], [12, 20]]
+    for n, seen in enumerate(blocks_seen(units)):
+        (top, left), size = units.corners[n].tolist(), units.size
+        expected = [
+            any(top <= row + y < top + size and left <= column + x < left + size for y in (0, 1) for x in (0, 1))
+            for row in range(0, SIZE[0], 2)
+            for column in range(0, SIZE[1], 2)
+        ]
+        assert seen.tolist() == expected
+
+
+def test_a_turned_map_is_the_map_seen_from_the_other_side(random_network):
+    images, maps = torch.zeros(2, 3, 20, 16), torch.rand(2, 20, 16)
+    units = locate_units(random_network, "conv1", images, torch.tensor([0, 1]), torch.tensor([8 * 5 + 4, 8 * 1 + 7]))
+    assert units.centers.tolist() == [[10, 8], [2, 14]]
+    turned = turn_about_unit(maps, units)
+    for n, row, column in np.ndindex(2, 20, 16):
+        y, x = (int(2 * center - place) for center, place in zip(units.centers[n], (row, column), strict=True))
+        expected = maps[n, y, x] if 0 <= y < 20 and 0 <= x < 16 else 0
+        assert turned[n, row, column] == expected
+
+
+def test_the_nearest_blocks_are_a_square(random_network):
+    units = locate_units(
+        random_network, "conv1", torch.zeros(1, 3, 20, 16), torch.tensor([0]), torch.tensor([8 * 5 + 4])
+    )
+    order = square_importance(units)[0].argsort(descending=True)
+    assert units.block == 1
+    for side in (1, 3, 5):
+        rows, columns = order[: side**2] // 16, order[: side**2] % 16
+        assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == {
+            (10 + y - side // 2, 8 + x - side // 2) for y in range(side) for x in range(side)
+        }
+
+
+@pytest.mark.parametrize("batch_size", [5, 1000])
+def test_shares_by_definition(random_network, images, batch_size):
+    advanced = []
+    with torch.inference_mode():
+        units = live_units(random_network, "conv2_x", images[:2], border=True)
+        importance = {name: torch.rand(2, 65 * 55, dtype=torch.float64) for name in ("a", "b")}
+        found = surviving_shares(random_network, units, importance, CHANGES, batch_size, advanced.append)
+        assert sum(advanced) == 2 * 2 * 6 and found.keys() == importance.keys()
+        whole = activations(random_network, units, images[:2])
+        for name, each in importance.items():
+            for change, (kind, share) in enumerate(CHANGES):
+                changed = images[:2].clone()
+                for n, seen in enumerate(blocks_seen(units)):
+                    count = round(share * seen.sum().item())
+                    least = each[n][seen].sort(descending=True).values[count - 1]
+                    chosen = (seen & (each[n] >= least)).numpy().reshape(65, 55)
+                    mask = np.kron(chosen != (kind == "removed"), np.ones((2, 2)))
+                    changed[n] *= torch.from_numpy(mask)
+                expected = activations(random_network, units, changed) / whole
+                assert found[name][:, change].tolist() == pytest.approx(expected.tolist(), rel=1e-9, abs=1e-12)
+
+
+SETTINGS = Settings(rules=("guided",))
+
+
+@pytest.fixture(scope="module")
+def inspection(small_run):
+    return inspect(small_run / "model.pt", SETTINGS, "cpu")
+
+
+class TestChannels:
+    def test_guided_at_conv1_by_pixel(self, inspection):
+        """Blocks are pixels there; the guided picture of a unit is its filter, so that its pixels are known."""
+        channel = int(inspection.search.top["conv1"].scores[:, 1].argmax())
+        found = channel_shares(inspection, SETTINGS, "conv1", [channel], count=2)
+        assert found.block == 1 and found.channels == (channel,) and found.shares.keys() == set(METHODS)
+        top, network = inspection.search.top["conv1"], inspection.network
+        importance = network.conv1.weight[channel].abs().sum(0)
+        order = importance.flatten().argsort(descending=True)[: round(0.1 * 49)]
+        kept, removed = [], []
+        for index, position in zip(top.indices[channel, :2], top.positions[channel, :2].tolist(), strict=True):
+            image = inspection.inputs(inspection.images[index][None])
+            row, column = divmod(position, 16)
+            mask = torch.zeros(32, 32)
+            mask[2 * row - 3 + order // 7, 2 * column - 3 + order % 7] = 1
+            with torch.inference_mode():
+                features = network.trace(torch.cat([image, image * mask, image * (1 - mask)]), "conv1").features[
+                    "conv1"
+                ]
+            whole, only, without = features[:, channel, row, column].tolist()
+            kept.append(only / whole)
+            removed.append(without / whole)
+        shares = dict(zip(CHANGES, found.shares["guided"][0].tolist(), strict=True))
+        assert shares["kept", 0.1] == pytest.approx(np.mean(kept), rel=1e-3)
+        assert shares["removed", 0.1] == pytest.approx(np.mean(removed), rel=1e-3)
+
+    def test_a_cropped_unit_has_the_shares_of_the_whole_image(self, inspection, monkeypatch):
+        """Of the whole image, the same pixels of the receptive field count."""
+        few = [int(n) for n in inspection.search.top["conv1"].scores[:, 0].argsort(descending=True)[:2]]
+        cropped = channel_shares(inspection, SETTINGS, "conv1", few, count=3).shares
+        monkeypatch.setattr("analysis.unit_faithfulness.searched_units", lambda *args: {"conv1": None})
+        whole = channel_shares(inspection, SETTINGS, "conv1", few, count=3).shares
+        for name in (*TURNED, *TURNED.values()):  # the others may have equal values
+            assert cropped[name].flatten().tolist() == pytest.approx(whole[name].flatten().tolist(), abs=1e-3), name
+
+    def test_dead_channels_are_left_out(self, inspection):
+        top = inspection.search.top["conv5_x"]
+        dead = top.scores.clone()
+        dead[3] = 0
+        dead[4, 1:] = 0
+        search = replace(inspection.search, top={"conv5_x": replace(top, scores=dead)})
+        found = channel_shares(replace(inspection, search=search), SETTINGS, "conv5_x", [3], count=2)
+        assert found is None
+        found = channel_shares(replace(inspection, search=search), SETTINGS, "conv5_x", [3, 4], count=2)
+        assert found.channels == (4,) and found.shares["guided"].shape == (1, len(CHANGES))
+
+
+def test_the_json_has_means_differences_and_channels():
+    shares = {name: torch.rand(4, len(CHANGES)) for name in METHODS}
+    content = stage_content(ChannelShares("conv5_x", (7, 1, 30, 4), 8, shares))
+    assert list(content) == list(METHODS)
+    for change, (kind, share) in enumerate(CHANGES):
+        for name, found in content.items():
+            values = shares[name][:, change]
+            expected = estimate(values)
+            assert found[kind][str(share)] == {"mean": expected.mean, "low": expected.low, "high": expected.high}
+            assert [found["by_channel"][str(n)][kind][str(share)] for n in (7, 1, 30, 4)] == values.tolist()
+            assert ("minus_turned" in found) == (name in TURNED)
+            if name in TURNED:
+                difference = (values - shares[TURNED[name]][:, change]).mean().item()
+                assert found["minus_turned"][kind][str(share)]["mean"] == pytest.approx(difference, abs=1e-6)
+
+
+def test_dots_show_a_tenth_removed_and_kept():
+    shares = {name: torch.rand(4, len(CHANGES)) for name in METHODS}
+    figure = faithfulness_figure({}, "", [ChannelShares("conv5_x", (7, 1, 30, 4), 8, shares)])
+    (axes,) = figure.get_axes()
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(METHODS)
+    dots = {(line.get_ydata()[0], line.get_markerfacecolor() == "white"): line.get_xdata()[0]
+            for line in axes.get_lines() if len(line.get_xdata()) == 1}  # fmt: skip
+    for row, name in enumerate(METHODS):
+        for hollow, change in ((True, ("removed", 0.1)), (False, ("kept", 0.1))):
+            assert dots[row, hollow] == pytest.approx(shares[name][:, CHANGES.index(change)].mean().item())
+
+
+def test_a_large_figure_says_what_a_tenth_keeps(inspection):
+    channel = int(inspection.search.top["conv5_x"].scores[:, 8].argmax())
+    settings = replace(SETTINGS, stages=("conv5_x",), channels=(channel,))
+    (_, figure), _, (_, entries) = draw_top9(inspection, settings)
+    expected = channel_shares(inspection, settings, "conv5_x", [channel]).shares
+    kept = entries[0]["kept"]
+    assert kept.keys() == {"guided", SQUARE}
+    for name, share in kept.items():
+        assert share == pytest.approx(expected[name][0, CHANGES.index(("kept", 0.1))].item(), abs=1e-3)
+        assert f"{name} {format_percent(share)}" in figure.get_suptitle().replace("\n", " ")
+    assert kept_by_tenth(inspection, settings, inspect_channel(inspection, settings, "conv5_x", channel)) == kept
+    (_, whole), *_ = draw_top9(inspection, replace(settings, units="map"))
+    assert "tenth" not in whole.get_suptitle()
