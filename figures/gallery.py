@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 from string import Template
@@ -34,6 +34,8 @@ TILE_PIXELS = 128  # a side, as crisp on a phone as on a desktop
 GAP_PIXELS = 4  # between tiles
 BLOCK_GAP_PIXELS = 16  # one block of WebP, so that none shows the edge of another
 WEBP_QUALITY = 75  # all five stages stay below 60 MB
+CHANNELS_AT_A_TIME = 12
+IMAGES_AT_A_TIME = 12
 PAGE = Path(__file__).with_suffix(".html")
 
 
@@ -90,12 +92,12 @@ def write_gallery(inspection: Inspection, settings: Settings, folder: Path, stag
     pages, sections, content = [], [], {}
     for stage in stages:
         pages.append(stage_page(inspection, settings, stage))
-        articles, entries = [], []
+        articles, entries = {}, {}
         for card in write_cards(inspection, settings, folder, pages[-1], sheet):
-            articles.append(article(card, pages[-1]))
-            entries.append(channel_content(card))
-        sections.append(section(pages[-1], articles))
-        content[stage] = stage_content(pages[-1].profile) | {"channels": entries}
+            articles[card.profile.channel] = article(card, pages[-1])
+            entries[card.profile.channel] = channel_content(card)
+        sections.append(section(pages[-1], [articles[channel] for channel in pages[-1].shown]))
+        content[stage] = stage_content(pages[-1].profile) | {"channels": [entries[n] for n in pages[-1].shown]}
     with atomic_file(numbers) as file:
         file.write(json.dumps(header_content(inspection) | {"stages": content}, allow_nan=False).encode())
     with atomic_file(page) as file:
@@ -114,15 +116,24 @@ def stage_page(inspection: Inspection, settings: Settings, stage: str) -> StageP
 def write_cards(
     inspection: Inspection, settings: Settings, folder: Path, page: StagePage, sheet: Sheet
 ) -> Iterator[Card]:
-    """The card of each channel shown, after its file is written."""
+    """The card of each channel shown, after its file is written; channels of a group follow each other."""
     stage = page.profile.stage
-    results = inspect_channels(inspection, settings, stage, page.shown)
+    results = inspect_in_groups(inspection, settings, page)
     for result in tqdm(results, f"gallery, {stage}", len(page.shown), leave=False, disable=None):
         images, patches = strip(inspection, stage, result.channel, result.patches.shape[-1])
         name = f"channels/{stage}-{result.channel}.webp"
         with atomic_file(folder / name) as file:
             file.write(to_webp(compose(result, patches, sheet)))
         yield Card(result, page.profile.channels[result.channel], images, name)
+
+
+def inspect_in_groups(inspection: Inspection, settings: Settings, page: StagePage) -> Iterator[ChannelResult]:
+    """The result of each channel shown, a few similar ones at a time: they share images, and little memory is used."""
+    settings = replace(settings, batch_size=min(settings.batch_size, IMAGES_AT_A_TIME))
+    order = sorted(page.shown, key=lambda channel: page.profile.channels[channel].representative)
+    for first in range(0, len(order), CHANNELS_AT_A_TIME):
+        channels = order[first : first + CHANNELS_AT_A_TIME]
+        yield from inspect_channels(inspection, settings, page.profile.stage, channels)
 
 
 def compose(result: ChannelResult, patches: Tensor, sheet: Sheet) -> np.ndarray:
