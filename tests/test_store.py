@@ -173,6 +173,14 @@ class TestChanges:
             os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
         self.again(folder, root, capsys)
 
+    def test_another_array_of_the_same_size(self, root, folder, capsys):
+        file, other = place(root) / "train.npy", place(root) / "other.npy"
+        content = file.read_bytes()
+        other.write_bytes(content[:-1] + bytes([content[-1] ^ 255]))
+        os.utime(other, ns=(0, file.stat().st_mtime_ns + 1))
+        other.replace(file)
+        self.again(folder, root, capsys)
+
     @pytest.mark.parametrize("key, value", [("mean", [0.5] * 3), ("labels", [0] * 48), ("shape", [48, 3, 16, 64])])
     def test_facts_are_edited(self, folder, root, capsys, key, value):
         file = place(root) / "facts.json"
