@@ -24,6 +24,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import commands
+from memory import Memory
 from run_history import read_history, training_seconds
 
 from dataset.placement import HostImages, available_memory
@@ -124,49 +125,6 @@ class Runner:
         return self.log.read_text().count("decoding once: ") // 2
 
 
-class Memory:
-    """The largest memory of train.py's processes, and how they share the store. run: their --out."""
-
-    def __init__(self, run: Path):
-        self.run, self.anonymous, self.mapped, self.share, self.processes = run, 0, 0, 0.0, 0
-
-    def sample(self) -> None:
-        """Reads /proc."""
-        found = [process for process in Path("/proc").glob("[0-9]*") if self._is_ours(process)]
-        self.processes = max(self.processes, len(found))
-        for process in found:
-            try:
-                status = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
-                self.anonymous = max(self.anonymous, int(status["RssAnon"].split()[0]) * 1024)
-                resident, proportional = store_pages((process / "smaps").read_text())
-            except (OSError, KeyError, ValueError):  # it has ended
-                continue
-            if resident > self.mapped:
-                self.mapped, self.share = resident, proportional / resident
-
-    def _is_ours(self, process: Path) -> bool:
-        try:
-            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            return False
-        return str(self.run) in words and str(TRAIN) in words and "torch.distributed.run" not in words
-
-
-def store_pages(smaps: str) -> tuple[int, int]:
-    """Bytes of train.npy in memory, and this process's proportional share of them, from /proc/PID/smaps."""
-    resident = proportional = 0
-    inside = False
-    for line in smaps.splitlines():
-        name, _, rest = line.partition(":")
-        if "-" in name.split(" ")[0]:  # the header of a mapping: addresses, rights, file
-            inside = line.rstrip().endswith("train.npy")
-        elif inside and name == "Rss":
-            resident += int(rest.split()[0]) * 1024
-        elif inside and name == "Pss":
-            proportional += int(rest.split()[0]) * 1024
-    return resident, proportional
-
-
 def drop_from_cache(file: Path) -> None:
     """Removes a file's pages from the page cache."""
     with open(file, "rb") as stream:
@@ -206,7 +164,7 @@ def measure(runner: Runner, report: dict, save) -> None:
 
     for processes in (1, 2):
         drop_from_cache(file)
-        memory = Memory(runner.run)
+        memory = Memory(TRAIN, runner.run)
 
         def done(memory=memory) -> bool:
             memory.sample()

@@ -73,22 +73,23 @@ class TestBits:
             assert evaluation.evaluate(network, there, classes, preprocess, flip=flip) == expected
 
 
+@pytest.mark.usefixtures("narrow")
 class TestRuns:
-    def test_a_run_has_the_same_bits(self, small_run, tmp_path, capsys):
-        run_on(small_run.parent / "pictures", tmp_path / "run", "--epochs", "2", "--images-on", "host")
+    def test_a_run_has_the_same_bits(self, narrow_run, tmp_path, capsys):
+        run_on(narrow_run.parent / "pictures", tmp_path / "run", "--epochs", "2", "--images-on", "host")
         assert "on cpu, fp32, images on the host" in capsys.readouterr().out
-        assert_same_run(small_run, tmp_path / "run")
+        assert_same_run(narrow_run, tmp_path / "run")
 
-    def test_it_is_resumed_across_changes(self, small_run, tmp_path):
+    def test_it_is_resumed_across_changes(self, narrow_run, tmp_path):
         """Interrupted in the middle of both epochs, on the host, the device and the host again."""
         places = iter(["host", "device", "host"])
 
         def run(*flags):
             flags = ["--epochs", "2", "--images-on", next(places), *flags]
-            run_on(small_run.parent / "pictures", tmp_path / "run", *flags)
+            run_on(narrow_run.parent / "pictures", tmp_path / "run", *flags)
 
         assert len(interrupt(run, {2, 4})) == 2
-        assert_same_run(small_run, tmp_path / "run")
+        assert_same_run(narrow_run, tmp_path / "run")
 
     def test_a_moving_average_and_held_out_images(self, folder, tmp_path):
         flags = ["--epochs", "1", "--ema-decay", "0.5", "--hold-out", "7", "--sizes", "32:1", "--images-on"]

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import large_data
+import memory
 import pytest
 from PIL import Image
 
@@ -40,7 +41,7 @@ def test_pictures_have_many_names_for_few_files(tmp_path):
 
 
 def test_the_mapping_is_found_among_all():
-    assert large_data.store_pages(SMAPS) == (1600 * 1024, 800 * 1024)
+    assert memory.store_pages(SMAPS) == (1600 * 1024, 800 * 1024)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc and the page cache")
@@ -48,5 +49,5 @@ def test_the_rate_of_the_disk_and_what_is_mapped(folder, tmp_path):
     assert large_data.disk_rate(folder, tmp_path / "root", 32, batches=3, batch_size=8) > 0
     images = store.load_folder(folder, "train", tmp_path / "root", 32).images
     assert images.sum() > 0
-    resident, share = large_data.store_pages(Path("/proc/self/smaps").read_text())
+    resident, share = memory.store_pages(Path("/proc/self/smaps").read_text())
     assert images.numel() <= resident <= 2**20 and 0 < share <= resident

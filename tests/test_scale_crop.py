@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import drawn_shapes, ends
+from narrow import make_narrow
 from run_checks import assert_same_run, interrupt, run_on
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import hflip, resized_crop
@@ -162,25 +163,28 @@ class TestPixels:
 
 
 @pytest.fixture(scope="module")
-def alone(small_run, tmp_path_factory):
+def alone(narrow_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone")
-    run_on(small_run.parent / "pictures", out, "--epochs", "2", "--scale-crop", "0.3")
+    with pytest.MonkeyPatch.context() as patch:
+        make_narrow(patch)
+        run_on(narrow_run.parent / "pictures", out, "--epochs", "2", "--scale-crop", "0.3")
     return out
 
 
+@pytest.mark.usefixtures("narrow")
 class TestRuns:
-    def test_it_is_another_augmentation(self, small_run, alone):
+    def test_it_is_another_augmentation(self, narrow_run, alone):
         with pytest.raises(AssertionError):
-            assert_same_run(small_run, alone)
+            assert_same_run(narrow_run, alone)
 
-    def test_stopped_and_resumed(self, small_run, alone, tmp_path):
+    def test_stopped_and_resumed(self, narrow_run, alone, tmp_path):
         def run(*flags):
-            run_on(small_run.parent / "pictures", tmp_path, "--epochs", "2", "--scale-crop", "0.3", *flags)
+            run_on(narrow_run.parent / "pictures", tmp_path, "--epochs", "2", "--scale-crop", "0.3", *flags)
 
         assert len(interrupt(run, {2, 5})) == 2
         assert_same_run(alone, tmp_path)
 
-    def test_killed_and_resumed(self, small_run, alone, tmp_path, monkeypatch):
+    def test_killed_and_resumed(self, narrow_run, alone, tmp_path, monkeypatch):
         """Without any chance to save, in the fifth iteration; the last save was after the third."""
         done, call = [], TrainStep.__call__
 
@@ -196,15 +200,15 @@ class TestRuns:
         flags = ["--epochs", "2", "--scale-crop", "0.3", "--save-every", "3"]
         monkeypatch.setattr(TrainStep, "__call__", train_step)
         with pytest.raises(Killed):
-            run_on(small_run.parent / "pictures", tmp_path, *flags)
-        run_on(small_run.parent / "pictures", tmp_path, *flags, "--images-on", "host", "--resume")
+            run_on(narrow_run.parent / "pictures", tmp_path, *flags)
+        run_on(narrow_run.parent / "pictures", tmp_path, *flags, "--images-on", "host", "--resume")
         assert len(done) == 5 + 3
         assert_same_run(alone, tmp_path)
 
-    def test_another_share_is_another_run(self, small_run, alone, capsys):
+    def test_another_share_is_another_run(self, narrow_run, alone, capsys):
         before = (alone / "last.pt").read_bytes()
         with pytest.raises(SystemExit):
-            run_on(small_run.parent / "pictures", alone, "--epochs", "2", "--scale-crop", "0.5", "--resume")
+            run_on(narrow_run.parent / "pictures", alone, "--epochs", "2", "--scale-crop", "0.5", "--resume")
         assert "--scale-crop was 0.3" in capsys.readouterr().err and (alone / "last.pt").read_bytes() == before
 
 

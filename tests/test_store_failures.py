@@ -1,0 +1,220 @@
+"""What can go wrong with the store of decoded images: nothing but a complete store is ever used."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_store import decoded, forbid, load, place
+
+from dataset import folders, sources, store
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "root"
+
+
+class TestFailures:
+    def leaves_nothing(self, root):
+        names = [file.name for file in (root / "decoded").rglob("*") if file.is_file()]
+        assert set(names) <= {"lock"}
+
+    def test_an_unreadable_image_is_named_and_nothing_is_left(self, folder, root):
+        file = folder / "train" / "ring" / "3.png"
+        content = file.read_bytes()
+        file.write_bytes(content[:200])
+        with pytest.raises(sources.DataError, match="3.png cannot be read as an image"):
+            load(folder, root)
+        self.leaves_nothing(root)
+        file.write_bytes(content)
+        assert torch.equal(load(folder, root).images, decoded(folder))
+
+    def test_a_link_to_nothing_is_named(self, folder, root):
+        (folder / "train" / "ring" / "gone.png").symlink_to(folder / "nowhere.png")
+        with pytest.raises(sources.DataError, match="gone.png cannot be read as an image"):
+            load(folder, root)
+
+    def test_too_small_a_disk_is_noticed_before_anything_is_decoded(self, folder, root, monkeypatch):
+        monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
+        monkeypatch.setattr(store, "read_image", lambda *_: pytest.fail("it was decoded"))
+        with pytest.raises(
+            sources.DataError, match=r"48 train images of .* 0\.1 MB: 0\.1 MB are free .* another --root"
+        ):
+            load(folder, root)
+
+    def test_a_disk_that_fills_up(self, folder, root, monkeypatch):
+        def fill(stream, *_):
+            stream.write(b"some of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(store, "_write", fill)
+        with pytest.raises(sources.DataError, match="does not fit: .* are free on the disk of .* another --root"):
+            load(folder, root)
+        self.leaves_nothing(root)
+
+    def test_an_interrupt_leaves_nothing(self, folder, root, monkeypatch):
+        def interrupt(file, size):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(store, "read_image", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            load(folder, root)
+        self.leaves_nothing(root)
+
+    def test_a_folder_that_changes_meanwhile(self, folder, root, monkeypatch):
+        def change(file, size):
+            (folder / "train" / "ring" / "3.png").unlink(missing_ok=True)
+            return torch.zeros(3, size, size, dtype=torch.uint8)
+
+        monkeypatch.setattr(store, "read_image", change)
+        with pytest.raises(sources.DataError, match="changed while it was decoded"):
+            load(folder, root)
+        monkeypatch.undo()
+        assert torch.equal(load(folder, root).images, decoded(folder))
+
+    def test_without_facts_an_array_is_not_used(self, folder, root, monkeypatch):
+        """As after a kill between the two files."""
+        monkeypatch.setattr(store, "_write_facts", lambda *_: None)
+        with pytest.raises(sources.DataError, match="changed by another process"):
+            load(folder, root)
+        assert (place(root) / "train.npy").exists()
+        monkeypatch.undo()
+        assert torch.equal(load(folder, root).images, decoded(folder))
+
+
+class TestReadOnly:
+    @pytest.fixture(autouse=True)
+    def read_only(self, root, tmp_path, monkeypatch):
+        """No folder can be made in the root, not even by the superuser; the cache is elsewhere."""
+        refused, mkdir = [root], Path.mkdir
+
+        def guarded(self, *args, **options):
+            if any(each in self.parents for each in refused):
+                raise OSError(errno.EROFS, "Read-only file system")
+            mkdir(self, *args, **options)
+
+        monkeypatch.setattr(Path, "mkdir", guarded)
+        monkeypatch.setattr(store, "cache_folder", lambda: tmp_path / "cache")
+        return refused
+
+    def test_the_systems_cache_is_used_and_a_line_says_so(self, folder, root, tmp_path, monkeypatch, capsys):
+        assert torch.equal(load(folder, root).images, decoded(folder))
+        first, second = capsys.readouterr().out.splitlines()
+        assert "cannot be written (Read-only file system)" in first and str(tmp_path / "cache") in first
+        assert second.startswith("decoding once: ") and str(tmp_path / "cache") in second
+        forbid(monkeypatch)
+        load(folder, root)
+        assert not capsys.readouterr().out
+
+    def test_without_a_cache_it_is_an_error(self, folder, root, tmp_path, read_only):
+        read_only.append(tmp_path / "cache")
+        with pytest.raises(OSError, match="Read-only file system"):
+            load(folder, root)
+
+
+@pytest.mark.parametrize(
+    "platform, variables, expected",
+    [
+        ("linux", {"XDG_CACHE_HOME": "/x"}, "/x/resnet18-mirror"),
+        ("linux", {}, "/home/a/.cache/resnet18-mirror"),
+        ("darwin", {}, "/home/a/Library/Caches/resnet18-mirror"),
+        ("win32", {"LOCALAPPDATA": "/y"}, "/y/resnet18-mirror"),
+    ],
+)
+def test_the_systems_cache(monkeypatch, platform, variables, expected):
+    monkeypatch.setattr(store.sys, "platform", platform)
+    monkeypatch.setattr(store.os.path, "expanduser", lambda path: "/home/a")
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert store.cache_folder() == Path(expected)
+
+
+class TestSeveralProcesses:
+    @pytest.mark.skipif(store.fcntl is None, reason="files cannot be locked")
+    def test_one_decodes_while_the_other_waits(self, folder, root, monkeypatch, capsys):
+        """Two threads, each with a lock of its own, as two processes have."""
+        read, read_image = [], folders.read_image
+
+        def slowly(file, size):
+            read.append(file)
+            time.sleep(0.002)
+            return read_image(file, size)
+
+        monkeypatch.setattr(store, "read_image", slowly)
+        loaded = []
+        threads = [threading.Thread(target=lambda: loaded.append(load(folder, root).images)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(read) == 48 and capsys.readouterr().out.count("waiting for another process") == 1
+        assert len(loaded) == 2 and all(torch.equal(images, decoded(folder)) for images in loaded)
+
+    def test_where_files_cannot_be_locked(self, folder, root, monkeypatch):
+        monkeypatch.setattr(store, "fcntl", None)
+        load(folder, root)
+        (folder / "train" / "ring" / "3.png").unlink()
+        assert torch.equal(load(folder, root).images, decoded(folder))
+
+
+SERVER = """
+import os, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+sys.path.insert(0, sys.argv[1])
+from dataset import store
+store.read_image, read_image = (lambda *args: time.sleep(0.003) or read_image(*args)), store.read_image
+os.fsync = lambda descriptor: None
+for line in sys.stdin:  # each decodes in a process of its own, without another start of Python
+    child = os.fork()
+    if not child:
+        os.dup2(2, 1)
+        store.load_folder(Path(sys.argv[2]), "train", Path(sys.argv[3]), 224)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
+def test_killed_at_random_moments(folder, root):
+    """Five times; after each the store is missing or complete, and the next start decodes again."""
+    expected, delays, killed = decoded(folder), random.Random(0), 0
+    listing = folders.list_split(folder, "train")
+    command = [sys.executable, "-c", SERVER, str(ROOT), str(folder), str(root)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+
+        def start():
+            server.stdin.write("\n")
+            server.stdin.flush()
+            return int(server.stdout.readline())
+
+        for _ in range(5):
+            child = start()
+            time.sleep(delays.uniform(0, 0.06))
+            os.kill(child, signal.SIGKILL)
+            killed += os.WIFSIGNALED(int(server.stdout.readline()))
+            for stored in (root / "decoded").glob("*"):
+                found = store._open(stored, "train", listing)
+                assert found is None or torch.equal(found.images, expected)
+        assert killed >= 3
+        start()
+        assert server.stdout.readline() == "0\n"
+        server.stdin.close()
+    assert {file.name for file in place(root).iterdir()} == {"train.npy", "facts.json", "lock"}
+    assert torch.equal(load(folder, root).images, expected)
