@@ -116,7 +116,10 @@ FIGURES = {
     "evolution": FigureEntry(
         draw_evolution,
         "Channels during training",
-        "Each row is one channel: it has settled once its strongest image and its picture stop changing.",
+        "A channel has settled once its strongest image and its picture stop changing; the curves say how early each "
+        "stage does.",
+        stages=STAGES,
+        is_slow=True,
     ),
     "invariance": FigureEntry(
         draw_invariance,
