@@ -200,6 +200,7 @@ def draw_pairs(axes: Axes, found: Sequence[ChannelCorrespondence]) -> None:
                 axes.plot(2.6 * place + 1, values[1], "o", color=ERROR_COLOR, markersize=2.5)
     ticks = [2.6 * place + end for place in range(len(LAYERS)) for end in (0, 1)]
     axes.set_xticks(ticks, ["random", "part"] * len(LAYERS))
+    axes.set_xlim(-0.2, ticks[-1] + 0.2)
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.5, 1])
     axes.spines[:].set_visible(True)

@@ -218,4 +218,4 @@ def draw_labels(
         y = top + 0.08 + 0.165 * line
         box = axes_at(figure, left, y - 0.05, 0.08, 0.1)
         box.set_facecolor(colors[number])
-        text_at(figure, left + 0.11, y, f"{truncate(classes[number], 11)} {format_percent(share)}", ha="left")
+        text_at(figure, left + 0.11, y, f"{truncate(classes[number], 10)} {format_percent(share)}", ha="left")

@@ -185,8 +185,10 @@ def assert_same_pictures(found, expected):
 
 
 def assert_inside(figure):
-    """Nothing that is visible leaves the figure."""
-    figure.draw_without_rendering()
-    used = figure.get_tightbbox()  # in inches
-    width, height = figure.get_size_inches()
-    assert min(used.x0, used.y0) >= -0.01 and used.x1 <= width + 0.01 and used.y1 <= height + 0.01
+    """Nothing that is visible leaves the figure, at the default resolution and at one where fonts are coarser."""
+    for dpi in (300, 100):
+        figure.set_dpi(dpi)
+        figure.draw_without_rendering()
+        used = figure.get_tightbbox()  # in inches
+        width, height = figure.get_size_inches()
+        assert min(used.x0, used.y0) >= -0.01 and used.x1 <= width + 0.01 and used.y1 <= height + 0.01, dpi
