@@ -1,6 +1,5 @@
 """The pictures and numbers of the figures that compare, against the mirrors, autograd, and definitions."""
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,18 +7,15 @@ import pytest
 import torch
 from conftest import assert_same_pictures
 
-import train
 from analysis.activations import SearchResult, TopActivations
 from analysis.channels import robust_limit
 from analysis.crops import crop, crop_boxes
-from analysis.evolution import evolution
 from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import FIGURES, comparison
 from figures.entry import NotDrawn
 from figures.style import format_number
 from reverse_network import ReverseResNet18, isolate
-from runtime import checkpoint
 
 SETTINGS = Settings()
 
@@ -125,55 +121,3 @@ def test_odd_but_legal(small_run, settings):
     inspection = inspect(small_run / "model.pt", settings, "cpu")
     for name in ("rules", "mirrors", "sanity", "confusion_matrix"):
         draw(name, inspection, settings).draw_without_rendering()
-
-
-class TestEvolution:
-    def test_each_column_is_its_epochs_network(self, small_run, tmp_path):
-        state = checkpoint.load(small_run / "model.pt")
-        assert state["result"]["epoch"] == 2
-        torch.save(state, tmp_path / "model.pt")
-        torch.save(state, tmp_path / "snapshot_2.pt")  # the last epoch's, which model.pt has, too
-        generator = torch.Generator().manual_seed(0)
-        state["model"]["conv1.weight"] += 0.05 * torch.randn(64, 3, 7, 7, generator=generator)
-        torch.save(state, tmp_path / "snapshot_1.pt")
-        settings = Settings(rules=("guided",))
-        inspection = inspect(tmp_path / "model.pt", settings, "cpu")
-        figure = draw("evolution", inspection, settings)
-        axes = figure.get_axes()
-        assert [column.get_title() for column in axes[:3]] == ["image", "epoch 1", "epoch 2"]
-        units = comparison.select_units(inspection, settings)
-        snapshots = {epoch: tmp_path / f"snapshot_{epoch}.pt" for epoch in (1, 2)}
-        assert [epoch.name for epoch in evolution(inspection, settings, snapshots, units)] == ["epoch 1", "epoch 2"]
-        channels = units.channels
-        assert [left.get_ylabel() for left in axes[::3]] == [f"channel {channel}" for channel in channels]
-        for column, file in ((1, "snapshot_1.pt"), (2, "model.pt")):
-            network, _ = checkpoint.load_network(tmp_path / file)
-            captions = [each.get_xlabel().removeprefix("image ").split("\n") for each in axes[column::3]]
-            images = torch.tensor([int(image) for image, _ in captions])
-            with torch.inference_mode():
-                features = network.trace(inspection.preprocess(inspection.images)).features["conv5_x"]
-                peaks = features.amax((2, 3))[:, channels]
-                chosen = peaks[images, torch.arange(len(channels))]
-                assert torch.allclose(chosen, peaks.amax(0), rtol=1e-4, atol=1e-5 * peaks.max().item())
-                assert [float(score) for _, score in captions] == pytest.approx(peaks.amax(0).tolist(), abs=0.006)
-                trace = network.trace(inspection.preprocess(inspection.images[images]))
-                signal = isolate(trace.features["conv5_x"], channels, "peak")
-                expected = ReverseResNet18(network, "guided")(signal, "conv5_x", trace)
-            assert_same_pictures(shown(figure, column, len(channels)), own_scale(expected))
-
-    def test_of_a_run_and_not_of_what_lies_beside_it(self, small_run, tmp_path):
-        for name in ("snapshot_1.pt", "other.pt", "model.pt"):
-            shutil.copy(small_run / "model.pt", tmp_path / name)
-        inspection = inspect(small_run / "model.pt", SETTINGS, "cpu")
-        for name in ("model.pt", "."):
-            draw("evolution", replace(inspection, checkpoint=tmp_path / name))
-        for name in ("snapshot_1.pt", "other.pt"):
-            with pytest.raises(NotDrawn, match="train.py --snapshots"):
-                draw("evolution", replace(inspection, checkpoint=tmp_path / name))
-
-    def test_a_new_run_has_nothing_of_an_old_ones(self, folder, tmp_path, narrow):
-        flags = ["--data", str(folder), "--out", str(tmp_path / "run"), "--image-size", "32"]
-        train.main([*flags, "--epochs", "1", "--snapshots", "1"])
-        assert list(checkpoint.snapshots(tmp_path / "run")) == [1]
-        train.main([*flags, "--epochs", "1", "--overwrite"])
-        assert not checkpoint.snapshots(tmp_path / "run")
