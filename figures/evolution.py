@@ -27,7 +27,7 @@ CHANNELS_COMPARED = 9  # at each stage
 MOST_COLUMNS = 9
 COLORS = dict(zip(STAGES, colormaps["viridis"](np.linspace(0.9, 0, len(STAGES))), strict=True))
 # inches: left of and above the tiles, text below each, height of the curves and of the notes
-LEFT, TOP, TEXT, CURVES, NOTES = 0.72, 0.68, 0.19, 1.5, 0.85
+LEFT, TOP, TEXT, CURVES, NOTES = 0.72, 0.68, 0.19, 1.5, 0.97
 
 
 @dataclass(frozen=True)
@@ -140,12 +140,12 @@ def evolution_figure(content: ShownEvolution) -> Figure:
             text_at(figure, x, top + tile + 0.04, f"{images[place]}", color=ERROR_COLOR if is_new else "black")
     draw_numbers(figure, TOP + len(content.tiles) * row_height + 0.28, content)
     lines = (
-        f"Pictures: {content.note}, the strongest unit in {content.images:,} test images; own scale each, grey: zero. "
+        f"Pictures: {content.note}, the strongest unit in {content.images:,} test images; own scale each, grey: zero.",
         "Numbers: its image, red where it has changed since the snapshot before.",
         f"Left: mean over all living channels. Right: the same units of the same images at each epoch, mean over "
         f"up to {CHANNELS_COMPARED} channels. Dotted: the image size changes.",
     )
-    text_at(figure, WIDTH_INCHES / 2, height - 0.17, "\n".join(lines))
+    text_at(figure, WIDTH_INCHES / 2, height - 0.23, "\n".join(lines))
     return figure
 
 
