@@ -204,7 +204,7 @@ def strip(inspection: Inspection, stage: str, channel: int, side: int) -> tuple[
 
     Each patch is centred on the strongest unit's receptive field and shifted into the image.
     """
-    search, classes = inspection.search, inspection.metadata.classes
+    search = inspection.search
     rows = quantile_images(search.peaks[stage][:, channel])
     indices = inspection.searched[rows]
     field = receptive_field(inspection.network, stage)
@@ -214,7 +214,7 @@ def strip(inspection: Inspection, stage: str, channel: int, side: int) -> tuple[
         row, column = divmod(search.positions[stage][found, channel].item(), width)
         middle = tuple(unit * field.stride - field.offset + field.size // 2 for unit in (row, column))
         top, left = corner_inside(middle, side, size)
-        label, predicted = inspection.label_names[inspection.labels[index]], classes[search.logits[found].argmax()]
+        label, predicted, correct = inspection.verdict(index, search.logits[found].argmax())
         images.append(
             StripImage(
                 percent,
@@ -224,7 +224,7 @@ def strip(inspection: Inspection, stage: str, channel: int, side: int) -> tuple[
                 column,
                 label,
                 predicted,
-                correct=predicted == label if label in classes else None,
+                correct=correct,
                 crop=(top, left, top + side, left + side),
             )
         )

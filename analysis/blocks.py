@@ -8,7 +8,7 @@ BLOCKS_ACROSS = 28  # 8x8 pixels each at 224
 
 
 def block_side(pixels: int) -> int:
-    """Side, in pixels, of the blocks that divide a square of so many pixels into about 28x28; at least 1."""
+    """Side, in pixels, of the blocks that divide a square image of side `pixels` into about 28x28; at least 1."""
     return max(1, round(pixels / BLOCKS_ACROSS))
 
 

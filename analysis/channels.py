@@ -219,14 +219,13 @@ def robust_limit(tiles: Tensor) -> list[float]:
 def _top_images(
     inspection: Inspection, stage: str, channel: int, side: int, corners: list[tuple[int, int]], scales: dict
 ) -> tuple[TopImage, ...]:
-    top, classes = inspection.search.top[stage], inspection.metadata.classes
+    top = inspection.search.top[stage]
     predictions = inspection.search.logits[top.indices[channel].cpu()].argmax(1)
     inside = units_inside(inspection.network, stage, inspection.metadata.image_size, least=0.0)
     found = []
     for rank, index in enumerate(inspection.top_images(top, channel).tolist()):
         row, column = divmod(top.positions[channel, rank].item(), top.map_size[1])
-        label = inspection.label_names[inspection.labels[index]]
-        predicted = classes[predictions[rank]]
+        label, predicted, correct = inspection.verdict(index, predictions[rank])
         top_left = corners[rank]
         found.append(
             TopImage(
@@ -237,7 +236,7 @@ def _top_images(
                 column=column,
                 label=label,
                 predicted=predicted,
-                correct=predicted == label if label in classes else None,
+                correct=correct,
                 file=str(inspection.files[index]) if inspection.files else None,
                 border=not (inside.start <= row < inside.stop and inside.start <= column < inside.stop),
                 crop=(*top_left, top_left[0] + side, top_left[1] + side),

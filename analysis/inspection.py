@@ -77,6 +77,15 @@ class Inspection:
         """Whether the test images' classes are the network's, so that predictions can be right or wrong."""
         return self.label_names == self.metadata.classes
 
+    def verdict(self, index: int, prediction: int) -> tuple[str, str, bool | None]:
+        """A test image's class, the class predicted for it, and whether they agree; None for an unknown class.
+
+        index       in the test split
+        prediction  number of one of the network's classes
+        """
+        label, predicted = self.label_names[self.labels[index]], self.metadata.classes[prediction]
+        return label, predicted, predicted == label if label in self.metadata.classes else None
+
     def inputs(self, images: Tensor) -> Tensor:
         """Stored images (N, 3, H, W) uint8 -> the network's input (N, 3, S, S) on its device."""
         return self.preprocess(images.to(self.device))

@@ -78,7 +78,7 @@ class Sheet:
 
 
 def extent(tiles: int) -> int:
-    """Of so many tiles in a row, in pixels."""
+    """Width of a row of tiles in pixels."""
     return tiles * (TILE_PIXELS + GAP_PIXELS) - GAP_PIXELS
 
 
