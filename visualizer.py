@@ -164,9 +164,8 @@ def visualize(args, command: str) -> None:
     elif args.report:
         print("report.html: left out, a page shows PNG files, not PDF")
     if slow := [name for name, reason in left_out.items() if reason == SLOW]:
-        print(
-            f"{', '.join(slow)}: not drawn by default, minutes on a CPU; the same command with --figures {' '.join(slow)}"
-        )
+        flags = f"--figures {' '.join(slow)}"
+        print(f"{', '.join(slow)}: not drawn by default, minutes on a CPU; the same command with {flags}")
     if args.images and "why" in left_out and not args.figures:
         print("why it decides so for these pictures: the same command with --figures why, which needs the test images")
 
