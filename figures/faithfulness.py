@@ -108,8 +108,8 @@ def draw_classes(figure: Figure, scores: dict[str, ClassScore], rows: int) -> No
             axes.set_ylabel("relative probability")
         if row == rows - 1:
             axes.set_xlabel("blocks removed (%)", labelpad=1)
-        if n == 0:
-            axes.legend(frameon=False, loc="upper right", borderpad=0, labelspacing=0.2, handlelength=1.2, fontsize=6)
+        if n == len(scores) - 1:  # the lowest score: its curves leave the most room
+            axes.legend(frameon=False, loc="best", borderpad=0, labelspacing=0.2, handlelength=1.2, fontsize=6)
 
 
 def draw_curves(axes: Axes, found: ClassScore, highest: float) -> None:
