@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torchvision
 from children import start_command
+from gallery_page import CHANNELS, NAMES, Page
 from narrow import make_narrow
 from PIL import Image
 
@@ -23,6 +25,7 @@ import visualizer
 from dataset.shapes import CLASSES, draw_shapes
 from figures import style
 from network import ResNet18
+from runtime import checkpoint
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -116,6 +119,35 @@ def narrow_run(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         make_narrow(patch)
         return finished_run(tmp_path_factory.mktemp("narrow"))
+
+
+@pytest.fixture(scope="session")
+def gallery(small_run, tmp_path_factory) -> Path:
+    """The gallery's folder, with pages of some channels of all stages, one channel dead; files may be added."""
+    out = tmp_path_factory.mktemp("gallery")
+    state = checkpoint.load(small_run / "model.pt")
+    for name in ("weight", "bias"):
+        state["model"][f"bn1.{name}"][5] = 0
+    state["classes"] = NAMES
+    write_folder(out / "pictures")
+    for split in ("train", "test"):
+        for name, folder in zip(("disk", "ring", "stripes"), NAMES, strict=True):
+            (out / "pictures" / split / name).rename(out / "pictures" / split / folder)
+    torch.save(state, out / "model.pt")
+    flags = "--device cpu --dpi 50 --figures filters --no-report --gallery --top 2 --channels".split()
+    flags = ["--data", str(out / "pictures"), *flags]
+    visualizer.main(["--ckpt", str(out / "model.pt"), "--out", str(out / "plots"), *flags, *map(str, CHANNELS)])
+    return out / "plots"
+
+
+@pytest.fixture(scope="session")
+def gallery_json(gallery):
+    return json.loads((gallery / "atlas.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def gallery_html(gallery) -> Page:
+    return Page((gallery / "index.html").read_text())
 
 
 @pytest.fixture

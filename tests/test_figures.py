@@ -185,12 +185,12 @@ class TestTop9:
 
 
 def test_a_figure_does_not_depend_on_the_readers_settings_nor_change_them():
-    before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 30, "image.origin": "lower"}):
+        before = dict(matplotlib.rcParams)
         figure = filters.filters_figure(RANDOM.randn(64, 3, 7, 7))
+        assert dict(matplotlib.rcParams) == before
     assert figure.get_axes()[0].title.get_fontsize() == 7
     assert figure.get_axes()[0].get_images()[0].origin == "upper"
-    assert dict(matplotlib.rcParams) == before
 
 
 def test_names_with_dollars_are_shown_as_they_are():

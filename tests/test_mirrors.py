@@ -161,7 +161,8 @@ class TestFigure:
             numbers = format_error(unit["error"][name]), round(unit["correlation"][name], 2) + 0.0
             assert "error {}\ncorr. {:.2f}".format(*numbers) in texts
         medians = content["mistakes"]["bias added"]["stages"]["conv2_x"]
-        assert f"{format_error(medians['error'])} / {medians['correlation']:.2f}" in texts
+        error, correlation = format_error(medians["error"]), round(medians["correlation"], 2) + 0.0
+        assert f"{error} / {correlation:.2f}" in texts
         for mistake in MISTAKES.values():
             assert f"{mistake.wrong}\n{mistake.visible}" in texts
 

@@ -1,6 +1,7 @@
 """Runs that grow in image size: the plan, its exactness after interruptions, and what is reported."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -163,7 +164,7 @@ def test_a_step_is_rebuilt_for_every_size(narrow_run, tmp_path, monkeypatch, cap
     monkeypatch.setattr("training.acceleration.compile_network", compile_network)
     run(narrow_run.parent / "pictures", tmp_path, "--compile")
     assert made == [32, 40, 64]
-    assert capsys.readouterr().out.count("compiled in 0 s") == 3
+    assert len(re.findall(r"compiled in \d+ s", capsys.readouterr().out)) == 3
 
 
 @pytest.mark.slow

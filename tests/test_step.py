@@ -1,6 +1,7 @@
 """The training step against torch put together by hand, and its faster forms against itself."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -176,7 +177,7 @@ class TestWhatIsNotPossible:
         with pytest.raises(OSError, match="not compiled .no compiler.: run again without the flag"):
             attempt(lambda: missing("no compiler"), "compiled", said.append, may_fail=False)
         assert attempt(lambda: None, "compiled", said.append, may_fail=False) is True
-        assert said == ["compiled in 0 s"]
+        assert len(said) == 1 and re.fullmatch(r"compiled in \d+ s", said[0])
 
     def test_a_capture_that_fails_leaves_no_trace(self, monkeypatch):
         step, plan = make()

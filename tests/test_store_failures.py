@@ -3,11 +3,11 @@
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,23 +144,29 @@ def test_the_systems_cache(monkeypatch, platform, variables, expected):
 
 class TestSeveralProcesses:
     @pytest.mark.skipif(store.fcntl is None, reason="files cannot be locked")
-    def test_one_decodes_while_the_other_waits(self, folder, root, monkeypatch, capsys):
+    def test_one_decodes_while_the_other_waits(self, folder, root, monkeypatch):
         """Two threads, each with a lock of its own, as two processes have."""
-        read, read_image = [], folders.read_image
+        read, read_image, printed, waits = [], folders.read_image, [], threading.Event()
 
-        def slowly(file, size):
+        def read_later(file, size):
             read.append(file)
-            time.sleep(0.002)
+            assert waits.wait(timeout=60)
             return read_image(file, size)
 
-        monkeypatch.setattr(store, "read_image", slowly)
+        def note(text, **options):
+            printed.append(text)
+            if text.startswith("waiting for another process"):
+                waits.set()
+
+        monkeypatch.setattr(store, "read_image", read_later)
+        monkeypatch.setattr(store, "print", note, raising=False)
         loaded = []
         threads = [threading.Thread(target=lambda: loaded.append(load(folder, root).images)) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(read) == 48 and capsys.readouterr().out.count("waiting for another process") == 1
+        assert len(read) == 48 and sorted(line.split()[0] for line in printed) == ["decoding", "waiting"]
         assert len(loaded) == 2 and all(torch.equal(images, decoded(folder)) for images in loaded)
 
     def test_where_files_cannot_be_locked(self, folder, root, monkeypatch):
@@ -171,50 +177,53 @@ class TestSeveralProcesses:
 
 
 SERVER = """
-import os, sys, time
+import itertools, os, signal, sys
 from pathlib import Path
-from types import SimpleNamespace
 sys.path.insert(0, sys.argv[1])
 from dataset import store
-store.read_image, read_image = (lambda *args: time.sleep(0.003) or read_image(*args)), store.read_image
-os.fsync = lambda descriptor: None
+
+def mortal(function):
+    def call(*args):
+        if next(moments) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args)
+    return call
+
+store.read_image, os.replace, os.fsync = map(mortal, (store.read_image, os.replace, lambda descriptor: None))
 for line in sys.stdin:  # each decodes in a process of its own, without another start of Python
-    child = os.fork()
+    (last, root), moments = line.split(maxsplit=1), itertools.count()
+    last, child = int(last), os.fork()
     if not child:
         os.dup2(2, 1)
-        store.load_folder(Path(sys.argv[2]), "train", Path(sys.argv[3]), 224)
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
+        store.load_folder(Path(sys.argv[2]), "train", Path(root.strip()), 224)
+        os._exit(next(moments))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
-def test_killed_at_random_moments(folder, root):
-    """Five times; after each the store is missing or complete, and the next start decodes again."""
-    expected, delays, killed = decoded(folder), random.Random(0), 0
-    listing = folders.list_split(folder, "train")
-    command = [sys.executable, "-c", SERVER, str(ROOT), str(folder), str(root)]
+def test_killed_at_any_moment(folder, root, tmp_path):
+    """Before an image is read, or a file flushed or renamed: the store is complete or unused, and made again."""
+    expected, listing = decoded(folder), folders.list_split(folder, "train")
+    command = [sys.executable, "-c", SERVER, str(ROOT), str(folder)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as server:
 
-        def start():
-            server.stdin.write("\n")
+        def decode(folder, last=-1):
+            """Exit code of a process that is killed at this moment; without a kill, the number of moments."""
+            server.stdin.write(f"{last} {folder}\n")
             server.stdin.flush()
             return int(server.stdout.readline())
 
-        for _ in range(5):
-            child = start()
-            time.sleep(delays.uniform(0, 0.06))
-            os.kill(child, signal.SIGKILL)
-            killed += os.WIFSIGNALED(int(server.stdout.readline()))
-            for stored in (root / "decoded").glob("*"):
-                found = store._open(stored, "train", listing)
-                assert found is None or torch.equal(found.images, expected)
-        assert killed >= 3
-        start()
-        assert server.stdout.readline() == "0\n"
+        count = decode(tmp_path / "other")
+        assert count >= 48 + 2 * 2  # images, and two files that are flushed and renamed
+        for last in (0, 1, *random.Random(0).sample(range(2, 48), 2), *range(48, count)):
+            assert decode(root, last) == -signal.SIGKILL
+            if found := store._open(place(root), "train", listing):
+                assert torch.equal(found.images, expected)
+                shutil.rmtree(root)
+        assert decode(root) == count
         server.stdin.close()
     assert {file.name for file in place(root).iterdir()} == {"train.npy", "facts.json", "lock"}
     assert torch.equal(load(folder, root).images, expected)

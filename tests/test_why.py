@@ -33,11 +33,19 @@ SETTINGS = Settings()
 GROUPS = ChannelGroups((2, 0), ((1, 2), (0, 3)))
 
 
+def ten_groups():
+    """Peaks (12, 512): an image excites the channels of one group alone; the first five groups have one channel."""
+    image = torch.arange(512)
+    image[5:] = 5 + image[5:] % 5
+    return torch.nn.functional.one_hot(image, 12).T * torch.linspace(1, 2, 512)
+
+
 @pytest.fixture(scope="module")
 def inspection(small_run):
-    """The small run's, with labels that make every prediction a mistake."""
+    """The small run's, with known groups of channels, and labels that make every prediction a mistake."""
     found = inspect(small_run / "model.pt", SETTINGS, "cpu")
-    return replace(found, labels=(found.search.logits.argmax(1) + 1) % 3)
+    search = replace(found.search, peaks={"conv5_x": ten_groups()})
+    return replace(found, search=search, labels=(found.search.logits.argmax(1) + 1) % 3)
 
 
 def draw(inspection, settings=SETTINGS):
@@ -122,6 +130,7 @@ def test_groups_and_bias_are_torchvisions_difference(inspection, drawn):
 
 def test_every_channel_is_in_one_group_and_the_largest_come_first(drawn):
     for entry in drawn[1]:
+        assert len(entry["groups"]) == 10
         channels = [channel for group in entry["groups"] for channel in group["channels"]]
         assert sorted(channels) == list(range(512))
         assert all(group["representative"] in group["channels"] for group in entry["groups"])
@@ -210,7 +219,7 @@ def test_without_mistakes_their_figure_is_left_out(inspection, capsys):
 
 
 def test_it_needs_the_last_stage(inspection):
-    search = replace(inspection.search, peaks={"conv1": inspection.search.peaks["conv1"]})
+    search = replace(inspection.search, peaks={"conv1": inspection.search.peaks["conv5_x"]})
     with pytest.raises(NotDrawn, match="conv5_x among the --stages"):
         list(FIGURES["why"].draw(replace(inspection, search=search), SETTINGS))
 
