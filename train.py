@@ -22,7 +22,6 @@ from dataset.batches import FLIPS, Augmentation
 from dataset.folders import DataError
 from dataset.placement import IMAGES_ON
 from dataset.sources import DATASETS
-from figures import style, training_curves
 from network import ResNet18
 from runtime import checkpoint
 from runtime.checkpoint import CheckpointError, Metadata
@@ -266,6 +265,8 @@ def make_network(args, num_classes: int, is_new: bool, world: World) -> ResNet18
 
 def finish(loop: Loop, flip_accuracy: float | None) -> None:
     """Writes model.pt and the training curves, and prints the result and the next command."""
+    from figures import style, training_curves  # matplotlib would delay the start
+
     run, found = loop.run, result(loop, flip_accuracy)
     if not run.world.is_main:
         return

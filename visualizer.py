@@ -79,7 +79,7 @@ def parse_args(argv=None):
     add("--classes", nargs=2, metavar="CLASS", help="why: the two classes to compare, by name or number "
         "(default: the two most probable)")  # fmt: skip
     add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness: number of test images, evenly "
-        "spread; of fewer than 81, units per stage, too (default: 100 on a CPU, 1000 on a GPU)")  # fmt: skip
+        "spread; of fewer than 81, units per stage, too (default: 1000; on a CPU 100 or --limit / 20)")  # fmt: skip
     add("--occluder", type=number(int, least=1), metavar="PIXELS", help="occlusion: side of the square that hides part "
         "of an image, in pixels of the network's input (default: 48 at 224, in proportion)")  # fmt: skip
 

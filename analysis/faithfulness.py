@@ -20,6 +20,7 @@ from analysis.reconstruction import ALL_RULES, mirrors_by_rule
 from analysis.sanity import saliency, sobel_edges
 from network import ResNet18
 from reverse_network import ReverseResNet18, class_signal
+from runtime.device import bf16_if_native
 
 STEPS = 10
 METHODS = (
@@ -57,9 +58,14 @@ class ClassCurves:
 
 
 def spread_images(inspection: Inspection, count: int | None = None) -> Tensor:
-    """(n,) int64: `count` images, evenly spread over the test split; by default 100 on a CPU and 1,000 on a GPU."""
+    """(n,) int64: `count` images, evenly spread over the test split.
+
+    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, at most 100.
+    """
     total = len(inspection.images)
-    count = min(count or (100 if inspection.device.type == "cpu" else 1000), total)
+    searched = total if inspection.searched is None else len(inspection.searched)
+    default = min(100, max(2, searched // 20)) if inspection.device.type == "cpu" else 1000
+    count = min(count or default, total)
     return torch.arange(count) * total // count
 
 
@@ -81,9 +87,10 @@ def class_curves(
     with tqdm(total=total, desc="faithfulness", unit="images", leave=False, disable=None) as progress:
         for part in images.split(batch_size):
             inputs, predicted, ranks = block_ranks(inspection, part, unpool, methods)
-            left = remaining_probability(
-                inspection.network, inputs, predicted, ranks, side, batch_size, progress.update
-            )
+            with bf16_if_native(inspection.device):
+                left = remaining_probability(
+                    inspection.network, inputs, predicted, ranks, side, batch_size, progress.update
+                )
             curves.append(check_finite(left.cpu(), "probabilities"))
             classes.append(predicted.cpu())
     most, least = (
@@ -157,6 +164,10 @@ def remaining_probability(
     The third axis: most important blocks first, least important ones first. After step k of STEPS, k * n // STEPS of
     the n blocks are removed. All methods and steps share the batches.
     """
+
+    def probability(images: Tensor) -> Tensor:
+        return network(images).to(inputs.dtype).softmax(1)
+
     count, methods, blocks = ranks.shape
     left = inputs.new_empty(count, methods, 2, STEPS)
     cases = torch.cartesian_prod(*map(torch.arange, (count, methods, 2, STEPS - 1))).to(inputs.device)
@@ -165,10 +176,10 @@ def remaining_probability(
         removed = ((step + 1) * blocks // STEPS)[:, None]
         rank = ranks[image, method]
         is_removed = torch.where(order[:, None] == 0, rank < removed, rank >= blocks - removed)
-        probabilities = network(remove_blocks(inputs[image], is_removed, side)).softmax(1)
+        probabilities = probability(remove_blocks(inputs[image], is_removed, side))
         left[image, method, order, step] = probabilities.gather(1, classes[image, None])[:, 0]
         advance(len(part))
-    nothing = network(torch.zeros_like(inputs[:1])).softmax(1)  # the last step removes every block
+    nothing = probability(torch.zeros_like(inputs[:1]))  # the last step removes every block
     left[..., -1] = nothing[0, classes][:, None, None]
-    whole = network(inputs).softmax(1).gather(1, classes[:, None])
+    whole = probability(inputs).gather(1, classes[:, None])
     return left / whole[:, :, None, None]

@@ -23,7 +23,7 @@ class Settings:
     border        also search units that see the padding, at stages where enough units see none
     scale         one of SCALES: every tile of a reconstruction has its own color scale, or a channel's tiles share one
     limit         how many test images to search; None for all
-    score_images  how many test images to score importance maps on; None for 100 on a CPU, 1,000 on a GPU
+    score_images  how many test images to score importance maps on; None for the default of `spread_images`
     batch_size    images per forward pass
     classes       two classes to compare, by name or number; None for the two most probable
     occluder      side of the square that hides part of an image, in pixels; None for 48 at 224, in proportion

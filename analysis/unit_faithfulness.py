@@ -27,6 +27,7 @@ from analysis.unit_shares import (
     turn_about_unit,
 )
 from network import ResNet18
+from runtime.device import bf16_if_native
 
 TURNED = {rule: f"{rule}, turned" for rule in ALL_RULES}
 SQUARE = "square at the unit"
@@ -124,7 +125,8 @@ def unit_shares(
     importance = {name: block_means(each, units.block) for name, each in maps.items()}
     importance[SQUARE] = square_importance(units)
     importance = {name: importance[name] for name in methods}
-    shares = surviving_shares(network, units, importance, changes, settings.batch_size, advance)
+    with bf16_if_native(device):
+        shares = surviving_shares(network, units, importance, changes, settings.batch_size, advance)
     return units.block, {name: check_finite(each.cpu(), "activations") for name, each in shares.items()}
 
 

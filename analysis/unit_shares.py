@@ -155,4 +155,4 @@ def _activations(network: ResNet18, units: Units, inputs: Tensor, which: Tensor)
     """(n,): the activations of these units, (n,) int64, in other images (n, 3, H, W)."""
     features = network.trace(inputs, units.stage).features[units.stage]
     row, column = units.places[which].T
-    return features[torch.arange(len(which), device=which.device), units.channels[which], row, column]
+    return features[torch.arange(len(which), device=which.device), units.channels[which], row, column].to(inputs.dtype)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch import Tensor
 
 from dataset import folders, store
@@ -50,10 +49,12 @@ def load_split(source: str, split: str, root: str | Path = "data", image_size: i
 
 def load_cifar10(split: str, root: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 images of 32x32, downloaded once by torchvision, md5 checked."""
+    from torchvision.datasets import CIFAR10  # slow to import
+
     try:
-        dataset = torchvision.datasets.CIFAR10(root, train=split == "train", download=True)
+        dataset = CIFAR10(root, train=split == "train", download=True)
     except (OSError, RuntimeError, EOFError) as error:
-        archive, md5 = torchvision.datasets.CIFAR10.filename, torchvision.datasets.CIFAR10.tgz_md5
+        archive, md5 = CIFAR10.filename, CIFAR10.tgz_md5
         raise DataError(
             f"CIFAR-10 could not be downloaded to {root} ({error}): put {archive} (md5 {md5}) there yourself, pass "
             "--data FOLDER with its images in train/<class>/ and test/<class>/, or try --data shapes"

@@ -178,6 +178,7 @@ def draw_curves(axes: Axes, name: str, measure: str, content: ShownInvariance, i
     axes.plot(values, found["mean"], color="black", linewidth=1.6)
     axes.spines[:].set_visible(True)
     axes.xaxis.set_major_locator(MultipleLocator(90) if name == "rotation" else MaxNLocator(5))
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(pad=2)
     axes.margins(x=0.02)

@@ -178,6 +178,6 @@ def draw_curves(axes: Axes, steps: list[Step], edges: Step) -> None:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.set_ylim(top=1.03)
     axes.spines[["left", "bottom"]].set_visible(True)
-    axes.legend(frameon=False, borderpad=0, labelspacing=0.2)
+    axes.legend(frameon=False, borderpad=0, labelspacing=0.2, fontsize=6)
     count = len(steps[0].correlation[ALL_RULES[0]]) - 1
     axes.set_title(f"rank correlation, {count} images:\nmedian and quartiles", pad=3, fontsize=6)

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
-from torchvision.models import ResNet18_Weights
 
 from network import ResNet18
 
@@ -174,6 +173,8 @@ def load_network(path: str | Path) -> tuple[ResNet18, Metadata]:
 def _metadata_of_weights(outputs: int) -> Metadata:
     if outputs != 1000:
         return Metadata()
+    from torchvision.models import ResNet18_Weights  # slow to import
+
     weights = ResNet18_Weights.IMAGENET1K_V1
     transforms = weights.transforms()
     return Metadata(tuple(weights.meta["categories"]), tuple(transforms.mean), tuple(transforms.std))

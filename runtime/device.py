@@ -38,8 +38,20 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
 def pick_precision(name: str, device: torch.device) -> str:
     """The precision "auto" stands for: bf16 on GPUs with native bf16 (NVIDIA Ampere or newer), fp32 elsewhere."""
     if name == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+        return "bf16" if device.type == "cuda" and has_native_bf16(device) else "fp32"
     return name
+
+
+def has_native_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 faster than fp32: NVIDIA Ampere or newer; CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def bf16_if_native(device: torch.device) -> torch.autocast:
+    """Context: forward passes in bf16 where that is faster, with a relative error of about 0.004; in fp32 elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=has_native_bf16(device))
 
 
 def keep_freed_memory() -> None:

@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: each worker, and what it starts, has one core
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -39,7 +38,8 @@ def working_directory(tmp_path_factory):
 def quick_files(monkeypatch):
     """Files are not flushed to the disk, and training curves have few pixels; neither is what a test looks at."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
-    monkeypatch.setattr("train.style", SimpleNamespace(save=functools.partial(style.save, dpi=40)))
+    save = style.save
+    monkeypatch.setattr(style, "save", lambda figure, file, format="png", dpi=40: save(figure, file, format, dpi))
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Importance maps scored by removing blocks: against definitions, torchvision's network and autograd; the figure."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,7 +96,8 @@ def shipped():
     return Inspection(SHIPPED, network, metadata, torch.device("cpu"), "shapes", "", preprocess, images, labels)
 
 
-def test_the_class_activation_map_with_torchvisions_network_from_the_definition(shipped):
+def test_the_class_activation_map_with_torchvisions_network_from_the_definition(shipped, monkeypatch):
+    monkeypatch.setattr("analysis.faithfulness.bf16_if_native", lambda device: nullcontext())
     images = torch.tensor([3, 8])
     found = class_curves(shipped, images, methods=["class activation map"])
     theirs = torchvision.models.resnet18(num_classes=10).eval()
@@ -164,7 +166,12 @@ def drawn(inspection):
 class TestFigure:
     def test_images_are_spread_over_the_test_split(self, inspection):
         assert spread_images(inspection, 5).tolist() == [0, 2, 4, 7, 9]
-        assert spread_images(inspection).tolist() == spread_images(inspection, 99).tolist() == list(range(12))
+        assert spread_images(inspection, 99).tolist() == list(range(12))
+
+    @pytest.mark.parametrize("searched, count", [(12, 2), (500, 25), (10_000, 100)])
+    def test_by_default_a_twentieth_of_the_searched_images(self, inspection, searched, count):
+        images = inspection.images[:1].expand(10_000, -1, -1, -1)
+        assert len(spread_images(replace(inspection, images=images, searched=torch.arange(searched)))) == count
 
     def test_the_json_holds_the_means_over_the_images(self, inspection, drawn):
         _, content = drawn

@@ -1,10 +1,12 @@
+import platform
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from runtime import device
-from runtime.device import keep_freed_memory, pick_device, pick_precision
+from runtime.device import has_native_bf16, keep_freed_memory, pick_device, pick_precision
 
 
 def test_auto_is_a_gpu_where_there_is_one():
@@ -28,6 +30,12 @@ class TestPrecision:
     def test_auto_on_a_gpu(self, monkeypatch, capability, expected):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
         assert pick_precision("auto", torch.device("cuda")) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="reads x86 flags from /proc")
+def test_native_bf16_by_the_flags_of_the_cpu():
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert has_native_bf16(torch.device("cpu")) == bool({"avx512_bf16", "amx_tile"} & flags)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
