@@ -24,7 +24,7 @@ MOST_CHANNELS = 9  # per stage
 TENTH_REMOVED, TENTH_KEPT = CHANGES.index(("removed", 0.1)), CHANGES.index(("kept", 0.1))
 COLUMNS = 4
 # In inches: above the curves; left of them; a panel; between panels
-TOP, LEFT, WIDTH, HEIGHT, GAP_ACROSS, GAP_DOWN = 0.68, 0.42, 1.53, 0.95, 0.12, 0.36
+TOP, LEFT, WIDTH, HEIGHT, GAP_ACROSS, GAP_DOWN = 0.84, 0.46, 1.52, 0.95, 0.12, 0.36
 # In inches: from the curves to the dots; left of these; from row to row of dots; between panels; ticks below them
 DOTS_TOP, DOTS_LEFT, DOTS_ROW, DOTS_GAP, TICKS = 1.2, 1.0, 0.14, 0.16, 0.38
 MOST_COLOR, LEAST_COLOR = "#b2182b", "#2166ac"
@@ -85,7 +85,8 @@ def faithfulness_figure(scores: dict[str, ClassScore], title: str, stages: Seque
     text_at(figure, WIDTH_INCHES / 2, curves + 0.77, note, fontsize=7)
     width = (WIDTH_INCHES - DOTS_LEFT - 0.08) / len(stages) - DOTS_GAP if stages else 0
     tenths = [TENTH_REMOVED, TENTH_KEPT]
-    highest = max([1, *(each[:, tenths].max().item() for found in stages for each in found.shares.values())])
+    shares = [each[:, tenth] for found in stages for each in found.shares.values() for tenth in tenths]
+    highest = max([1, *(estimate(each).high for each in shares)])
     for n, found in enumerate(stages):
         axes = axes_in_inches(figure, DOTS_LEFT + n * (width + DOTS_GAP), curves + DOTS_TOP, width, dots)
         draw_dots(axes, found, highest)
@@ -108,8 +109,11 @@ def draw_classes(figure: Figure, scores: dict[str, ClassScore], rows: int) -> No
             axes.set_ylabel("relative probability")
         if row == rows - 1:
             axes.set_xlabel("blocks removed (%)", labelpad=1)
-        if n == len(scores) - 1:  # the lowest score: its curves leave the most room
-            axes.legend(frameon=False, loc="best", borderpad=0, labelspacing=0.2, handlelength=1.2, fontsize=6)
+    if scores:
+        middle = 0.5, 1 - 0.47 / figure.get_size_inches()[1]
+        lines = axes.get_lines()
+        figure.legend(lines, [each.get_label() for each in lines], loc="center", bbox_to_anchor=middle, ncols=2,
+                      frameon=False, borderpad=0, fontsize=7)  # fmt: skip
 
 
 def draw_curves(axes: Axes, found: ClassScore, highest: float) -> None:
@@ -134,7 +138,8 @@ def draw_dots(axes: Axes, found: ChannelShares, highest: float) -> None:
         for change, face in ((TENTH_REMOVED, "white"), (TENTH_KEPT, color)):
             left = estimate(found.shares[name][:, change])
             axes.plot([left.low, left.high], [row, row], color=color, linewidth=0.8, solid_capstyle="butt")
-            axes.plot(left.mean, row, "o", color=color, markerfacecolor=face, markersize=3.5, markeredgewidth=0.8)
+            axes.plot(left.mean, row, "o", color=color, markerfacecolor=face, markersize=3.5, markeredgewidth=0.8,
+                      clip_on=False)  # fmt: skip
     axes.set_yticks(range(len(METHODS)), METHODS)
     axes.set_ylim(len(METHODS) - 0.5, -0.5)
     axes.set_xlim(0, highest * 1.03)

@@ -22,7 +22,7 @@ from figures.image_grid import diverging_tiles, to_array
 from figures.style import WIDTH_INCHES, format_two_digits, styled, text_at, unpooling_note
 
 MOST_IMAGES = 50  # of the curves
-PIXELS_ON_CPU = 16 * 224**2  # of all these images: about a minute on a CPU
+PIXELS_ON_CPU = MOST_IMAGES * 224**2  # of all these images: about a minute on a CPU
 EXPLAINED = {
     "top-down": "Below the random layers, activations keep their scales: this direction cannot rank methods (Binder et "
     "al., arXiv:2211.12486).",
