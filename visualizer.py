@@ -39,7 +39,7 @@ from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
 from runtime.checkpoint import CheckpointError, atomic_file, default_checkpoint
 from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder
-from runtime.device import keep_freed_memory
+from runtime.device import keep_freed_memory, release_freed_memory
 
 
 def parse_args(argv=None):
@@ -152,10 +152,12 @@ def visualize(args, command: str) -> None:
     outcomes = {name: Outcome(reason=reason) for name, reason in left_out.items()}
     for name in (bar := tqdm(names, unit="figures", leave=False, disable=None)):
         bar.set_description(name)
+        release_freed_memory()  # each figure has tensors of other sizes
         outcomes[name] = write_figures(folder, FIGURES[name].draw(inspection, settings), args.format, args.dpi)
         if reason := outcomes[name].reason:
             say(f"{name}: left out, {reason}")
     if args.gallery:
+        release_freed_memory()
         print(*write_gallery(inspection, settings, folder, gallery_stages), sep="\n")
     if numbers:
         write_json(folder / "summary.json", numbers)

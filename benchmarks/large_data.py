@@ -208,7 +208,7 @@ def main(argv=None):
     """The script."""
     args, settings = parse_args(argv)
     runner = Runner(args, settings)
-    report = {"cores": os.cpu_count(), "memory_available_bytes": available_memory(), "settings": settings}
+    report = {"cores": os.cpu_count(), "memory_available_bytes": available_memory(), "settings": " ".join(settings)}
 
     def save() -> None:
         if args.json:

@@ -65,3 +65,10 @@ def keep_freed_memory() -> None:
     # large mmap threshold was accepted; glibc before about 2.34 rejects 2**30.
     if mallopt and any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25)):
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def release_freed_memory() -> None:
+    """Returns the memory of freed tensors to the system, wherever it lies between others. Only with glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim:
+        trim(0)

@@ -1,3 +1,4 @@
+import os
 import platform
 import sys
 from pathlib import Path
@@ -6,7 +7,13 @@ import pytest
 import torch
 
 from runtime import device
-from runtime.device import has_native_bf16, keep_freed_memory, pick_device, pick_precision
+from runtime.device import (
+    has_native_bf16,
+    keep_freed_memory,
+    pick_device,
+    pick_precision,
+    release_freed_memory,
+)
 
 
 def test_auto_is_a_gpu_where_there_is_one():
@@ -85,3 +92,16 @@ def test_windows_is_told_where_a_torch_with_cuda_is(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device("auto").type == "cpu"
     assert "--index-url" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_freed_memory_is_released():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    keep_freed_memory()
+    tensors = [torch.ones(2**18) for _ in range(200)]  # of 1 MiB each
+    del tensors[:-1]  # the last one keeps the heap from shrinking at its end
+    kept = resident()
+    release_freed_memory()
+    assert kept - resident() > 150 * 2**20
