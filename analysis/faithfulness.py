@@ -15,7 +15,7 @@ from tqdm import tqdm
 from analysis.activations import check_finite
 from analysis.blocks import block_means, block_side, importance_ranks, remove_blocks
 from analysis.class_evidence import STAGE
-from analysis.inspection import Inspection
+from analysis.inspection import Inspection, spread
 from analysis.reconstruction import ALL_RULES, mirrors_by_rule
 from analysis.sanity import saliency, sobel_edges
 from network import ResNet18
@@ -66,7 +66,7 @@ def spread_images(inspection: Inspection, count: int | None = None) -> Tensor:
     searched = total if inspection.searched is None else len(inspection.searched)
     default = min(100, max(2, searched // 20)) if inspection.device.type == "cpu" else 1000
     count = min(count or default, total)
-    return torch.arange(count) * total // count
+    return spread(count, total)
 
 
 @torch.inference_mode()

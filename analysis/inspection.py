@@ -152,7 +152,7 @@ def add_test_images(inspection: Inspection, limit: int | None = None) -> Inspect
         labels=labels,
         label_names=tuple(names),
         files=sources.list_files(source, "test"),
-        searched=torch.arange(limit) * len(images) // limit,
+        searched=spread(limit, len(images)),
     )
 
 
@@ -207,3 +207,13 @@ def inspect(
     """All of the above in one call: the network, its test images, the first of them as picture, and the search."""
     inspection = add_preprocessing(load_inspection(checkpoint, device, source, root))
     return add_search(add_pictures(add_test_images(inspection, settings.limit)), settings, stages)
+
+
+def spread(count: int, total: int) -> Tensor:
+    """(count,) int64: numbers below `total`, ascending, one drawn by a seed from each of `count` equal parts.
+
+    Even over a data set sorted by class, and over one whose classes alternate. All numbers if there are not more.
+    """
+    edges = torch.arange(count + 1) * total // count
+    places = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return edges[:-1] + (places * edges.diff()).long()

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator, MultipleLocator
 from torch import Tensor
 
 from analysis.examples import class_to_explain, one_per_class
-from analysis.inspection import Inspection
+from analysis.inspection import Inspection, spread
 from analysis.invariance import LAYERS, MEASURES, TRANSFORMATIONS, Sensitivity, sensitivity, shift_in_pixels
 from analysis.settings import Settings
 from figures.classes import axes_at
@@ -69,7 +69,8 @@ def measure(inspection: Inspection, settings: Settings) -> ShownInvariance:
     predicted = dict(zip(inspection.searched.tolist(), inspection.search.logits.argmax(1).tolist(), strict=True))
     numbers = torch.tensor([class_to_explain(inspection, each, predicted[each.origin]) for each in pictures])
     inputs = inspection.inputs(torch.stack([picture.image for picture in pictures]))
-    places = torch.arange(count := min(IMAGES, len(inspection.searched))) * len(inspection.searched) // count
+    total = len(inspection.searched)
+    places = spread(min(IMAGES, total), total)
     many = inspection.searched[places]
     of_many = inspection.labels[many] if inspection.knows_labels else inspection.search.logits[places].argmax(1)
     many_inputs = inspection.inputs(inspection.images[many])

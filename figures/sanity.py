@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis.crops import crop, crop_boxes
-from analysis.inspection import Inspection
+from analysis.inspection import Inspection, spread
 from analysis.reconstruction import ALL_RULES
 from analysis.sanity import SanityCheck, Step, check_sanity
 from analysis.settings import Settings
@@ -88,7 +88,7 @@ def strongest_channels_of_images(inspection: Inspection, stage: str) -> tuple[Te
     count = min(MOST_IMAGES, len(peaks))
     if inspection.device.type == "cpu":
         count = min(count, max(1, PIXELS_ON_CPU // inspection.metadata.image_size**2))
-    places = torch.arange(count) * len(peaks) // count
+    places = spread(count, len(peaks))
     return inspection.searched[places], peaks[places.to(peaks.device)].argmax(1).tolist()
 
 

@@ -11,7 +11,7 @@ from matplotlib.text import Text
 
 from analysis.activations import SearchResult, TopActivations
 from analysis.channels import chosen_channels, inspect_channel, inspect_channels, strongest_units
-from analysis.inspection import add_preprocessing, add_search, add_test_images, inspect, load_inspection
+from analysis.inspection import add_preprocessing, add_search, add_test_images, inspect, load_inspection, spread
 from analysis.settings import Settings
 from figures import FIGURES, top9
 from figures.entry import NotDrawn
@@ -137,15 +137,22 @@ def test_a_class_that_the_network_does_not_know_is_not_misclassified(small_run, 
 
 def test_limit_spreads_over_the_test_split(small_run):
     inspection = add_preprocessing(load_inspection(small_run / "model.pt", "cpu"))
-    assert add_test_images(inspection, 6).searched.tolist() == [0, 2, 4, 6, 8, 10]
+    assert (add_test_images(inspection, 6).searched // 2).tolist() == [0, 1, 2, 3, 4, 5]
     assert add_test_images(inspection, 600).searched.tolist() == list(range(12))
+
+
+def test_images_are_spread_over_all_classes_whatever_their_order():
+    found = spread(100, 1000)
+    assert torch.equal(found // 10, torch.arange(100))  # classes one after the other
+    assert (found % 10).bincount(minlength=10).min() > 0  # alternating classes
+    assert spread(7, 7).tolist() == list(range(7))
 
 
 def test_a_limited_search_shows_the_images_it_searched(small_run):
     settings = Settings(limit=5)
     inspection = inspect(small_run / "model.pt", settings, "cpu")
     images, labels = inspection.images, inspection.labels
-    searched = [0, 2, 4, 7, 9]
+    searched = spread(5, 12).tolist()
     with torch.inference_mode():
         inputs = inspection.preprocess(images)
         features = inspection.network.trace(inputs).features["conv5_x"]
@@ -172,7 +179,7 @@ def test_strongest_units_are_told_by_their_place_in_the_test_split(small_run):
         (4, 4),
     )
     units = strongest_units(inspection, "conv3_x", [2, 0], top)
-    assert units.images.tolist() == [7, 2] and units.positions.tolist() == [9, 7]
+    assert torch.equal(units.images, inspection.searched[[3, 1]]) and units.positions.tolist() == [9, 7]
     assert units.channels == [2, 0] and units.scores.tolist() == [9, 4]
 
 

@@ -205,7 +205,7 @@ class TestFigure:
     def test_large_images_are_fewer(self, inspection):
         metadata = replace(inspection.metadata, image_size=896)
         images, channels = strongest_channels_of_images(replace(inspection, metadata=metadata), "conv4_x")
-        assert images.tolist() == [0, 4, 8] and len(channels) == 3
+        assert torch.equal(images // 4, torch.arange(3)) and len(channels) == 3
 
 
 def spearman(a, b):
