@@ -40,7 +40,7 @@ class Settings:
     scale: str = "tile"
     limit: int | None = None
     score_images: int | None = None
-    batch_size: int = 24
+    batch_size: int = 16
     classes: tuple[str, str] | None = None
     occluder: int | None = None
 

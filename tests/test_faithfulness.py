@@ -1,7 +1,6 @@
 """Importance maps scored by removing blocks: against definitions, torchvision's network and autograd; the figure."""
 
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,8 +95,7 @@ def shipped():
     return Inspection(SHIPPED, network, metadata, torch.device("cpu"), "shapes", "", preprocess, images, labels)
 
 
-def test_the_class_activation_map_with_torchvisions_network_from_the_definition(shipped, monkeypatch):
-    monkeypatch.setattr("analysis.faithfulness.bf16_if_native", lambda device: nullcontext())
+def test_the_class_activation_map_with_torchvisions_network_from_the_definition(shipped):
     images = torch.tensor([3, 8])
     found = class_curves(shipped, images, methods=["class activation map"])
     theirs = torchvision.models.resnet18(num_classes=10).eval()

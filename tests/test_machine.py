@@ -8,6 +8,7 @@ import torch
 
 from runtime import device
 from runtime.device import (
+    bf16_if_native,
     has_native_bf16,
     keep_freed_memory,
     pick_device,
@@ -43,6 +44,9 @@ class TestPrecision:
 def test_native_bf16_by_the_flags_of_the_cpu():
     flags = set(Path("/proc/cpuinfo").read_text().split())
     assert has_native_bf16(torch.device("cpu")) == bool({"avx512_bf16", "amx_tile"} & flags)
+    with bf16_if_native(torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert (product.dtype == torch.bfloat16) == has_native_bf16(torch.device("cpu"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
