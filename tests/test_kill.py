@@ -50,12 +50,14 @@ def wait_for_a_save(file, process):
     return time.monotonic() - started
 
 
-def test_a_run_killed_at_random_moments(folder, tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_killed_at_random_moments(folder, tmp_path, precision):
     """In steps, saves, evaluations, changes of image size and at ends of epochs."""
-    train.main(command(folder, tmp_path / "alone"))
+    flags = ["--precision", precision]
+    train.main(command(folder, tmp_path / "alone", *flags))
     out, moments, reached = tmp_path / "killed", random.Random(0), []
     for _ in range(KILLS):
-        with start(folder, out, *(["--resume"] if reached else [])) as process:
+        with start(folder, out, *flags, *(["--resume"] if reached else [])) as process:
             wait_for_a_save(out / "last.pt", process)  # so that each goes further than the one before
             seconds = wait_for_a_save(out / "last.pt", process)
             time.sleep(seconds * moments.uniform(0, 5))  # somewhere in the next five iterations
@@ -64,7 +66,7 @@ def test_a_run_killed_at_random_moments(folder, tmp_path):
         last = out / "last.pt" if (out / "last.pt").exists() else out / "last.prev.pt"
         reached.append(checkpoint.load(last)["step"])
     assert reached[0] < 60 and len(set(reached)) >= 2, f"the kills came too early or too late: {reached}"
-    train.main(command(folder, out, "--resume"))
+    train.main(command(folder, out, *flags, "--resume"))
     assert_same_run(tmp_path / "alone", out)
     assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
 
