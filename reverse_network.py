@@ -180,7 +180,7 @@ class ReverseResNet18(nn.Module):
 
 
 def isolate(features: Tensor, channels: int | Sequence[int] | Tensor, units: str | Tensor = "map") -> Tensor:
-    """The seed of a reconstruction: zero except channel channels[n] of image n.
+    """The starting signal of a reconstruction: zero except channel channels[n] of image n.
 
     features  (N, C, h, w), of a trace
     channels  one per image, or one for all

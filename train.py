@@ -61,7 +61,7 @@ def parse_args(argv=None):
     add("--shift", type=number(int, least=0, most=4096), default=4, help="largest shift, in pixels before resizing")
     add("--flip", choices=FLIPS, default="random", help="horizontal flip: random, or alternate (every other epoch)")
     add("--cutout", type=number(int, least=0, most=4096), default=0,
-        help="side of the hidden square, in pixels before resizing, at full image size; 0 disables it")  # fmt: skip
+        help="side of the hidden square in pixels before resizing, smaller at smaller --sizes; 0: none")  # fmt: skip
     add("--scale-crop", type=number(float, above=0, most=1), metavar="MIN",
         help="for photographs, instead of --shift: a random box of MIN to 1 of the image's area, aspect ratio 3/4 to "
         "4/3, resized to the image size, as torchvision's RandomResizedCrop")  # fmt: skip
@@ -94,8 +94,8 @@ def parse_args(argv=None):
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--images-on", choices=IMAGES_ON, default="auto",
-        help="where the images are; the host sends the device a batch at a time; auto: on the device if they take "
-        "less than half of its free memory")  # fmt: skip
+        help="keep the images on the device, or on the host and copy a batch at a time; auto: on the device if they "
+        "take less than half of its free memory")  # fmt: skip
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
         help="auto: bf16 on GPUs with native bf16, else fp32 (convolutions in TF32 on newer NVIDIA GPUs)")  # fmt: skip
     add("--compile", action="store_true", help="compile the network with torch.compile")
@@ -106,21 +106,22 @@ def parse_args(argv=None):
     add("--log-every", type=count, default=300, help="iterations between log lines")
     add("--save-every", type=count, help="iterations between checkpoints (default: about once a minute)")
     add("--snapshots", type=count, nargs="+", default=[], metavar="EPOCH",
-        help="epochs to keep the weights of, for evolution.png")  # fmt: skip
+        help="epochs after which to save the weights, for evolution.png")  # fmt: skip
     add("--resume", action="store_true", help="continue the interrupted run in --out exactly")
     add("--overwrite", action="store_true", help="replace the run in --out")
     add(
         "--test-flip",
         action="store_true",
-        help="at the end, also evaluate with each image and its mirror image averaged",
+        help="at the end, also evaluate the mean over each image and its mirror image (test-time augmentation)",
     )
     add("--tensorboard", action="store_true", help="also write event files (needs the package tensorboard)")
 
     args = parser.parse_args(argv)
     if args.resume and args.overwrite:
         parser.error("--resume continues a run, --overwrite replaces it: pass one of them")
-    if args.lr_gamma is None:
-        args.lr_gamma = DEFAULT_GAMMA.get(args.schedule)
+    if args.lr_gamma and args.schedule not in DEFAULT_GAMMA:
+        parser.error(f"--lr-gamma has no effect on --schedule {args.schedule}: leave it out")
+    args.lr_gamma = args.lr_gamma or DEFAULT_GAMMA.get(args.schedule)
     if args.nesterov and not args.momentum:
         parser.error("--nesterov needs --momentum above 0")
     set_sizes(parser, args)
@@ -244,7 +245,10 @@ def earlier_state(args) -> dict | None:
 def make_plan(args, train_images: int, world: World) -> Plan:
     """The length of the run; an incomplete last batch of an epoch is left out."""
     if args.batch_size % world.size or args.batch_size < 2 * world.size > 2:
-        raise DataError(f"--batch-size {args.batch_size} is for all {world.size} processes: pass a multiple")
+        raise DataError(
+            f"--batch-size {args.batch_size} is for all {world.size} processes: pass a multiple of {world.size}, "
+            f"at least {2 * world.size}"
+        )
     steps_per_epoch = train_images // args.batch_size
     if steps_per_epoch == 0:
         raise DataError(f"--batch-size {args.batch_size} is more than the {train_images} training images: lower it")
@@ -281,7 +285,10 @@ def finish(loop: Loop, flip_accuracy: float | None) -> None:
 
 
 def main(argv=None):
-    """The script."""
+    """The script. argv: flags, by default sys.argv[1:].
+
+    Exits with 1 after an error that the user can fix, 2 after wrong usage, 128 + the signal when interrupted.
+    """
     args = parse_args(argv)
     keep_freed_memory()
     with (

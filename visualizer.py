@@ -1,6 +1,6 @@
 """Draw what a trained ResNet-18 has learned: checkpoint -> plots/*.png, plots/*.json and plots/report.html.
 
-python visualizer.py --ckpt                                 every figure, and the report
+python visualizer.py --ckpt                                 all figures that take seconds, and the report
 python visualizer.py --ckpt PATH --images cat.jpg dog.jpg   your own pictures instead, in plots/cat/ and plots/dog/
 python visualizer.py --figures top9 --stages conv4_x --channels 3 17 --rules deconvnet guided gradient
 """
@@ -51,7 +51,7 @@ def parse_args(argv=None):
     add = parser.add_argument_group("network and images").add_argument
     add("--ckpt", nargs="?", metavar="PATH",
         help="a model.pt or last.pt of train.py, or a state dict with torchvision's names (default: "
-        "checkpoints/model.pt; before any training, the network that comes with the project)")  # fmt: skip
+        "checkpoints/model.pt; before any training, the shipped network)")  # fmt: skip
     add("--data", help=f"{', '.join(sources.DATASETS)}, or a folder; its test split is searched (default: as trained)")
     add("--root", help="folder of CIFAR-10 and of decoded images (default: as trained)")
     add("--images", nargs="+", metavar="FILE", help="pictures to explain instead of the first test image; without "
@@ -66,7 +66,8 @@ def parse_args(argv=None):
     add("--channels", nargs="+", type=channel_choice, default=defaults.channels, metavar="N",
         help="channel numbers of every stage, or one word: different (the 9 strongest that are not similar to each "
         "other), strongest, random (9 drawn by --seed), all")  # fmt: skip
-    add("--seed", type=number(int, least=0), default=defaults.seed, help="seed of random channels")
+    add("--seed", type=number(int, least=0), default=defaults.seed,
+        help="seed of --channels random, of hierarchy's channels and of correspondence's squares")  # fmt: skip
     add("--top", type=number(int, least=1, most=25), default=defaults.top, help="images per channel")
     add("--rules", nargs="+", choices=RULES, default=list(defaults.rules), metavar="RULE",
         help=f"rules for the backward pass through a ReLU: some of {', '.join(RULES)}")  # fmt: skip
@@ -78,14 +79,16 @@ def parse_args(argv=None):
         help="top9: reconstruct from a channel's strongest unit or from its whole map")  # fmt: skip
     add("--classes", nargs=2, metavar="CLASS", help="why: the two classes to compare, by name or number "
         "(default: the two most probable)")  # fmt: skip
-    add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness: number of test images, evenly "
-        "spread; of fewer than 81, units per stage, too (default: 1000; on a CPU 100 or --limit / 20)")  # fmt: skip
+    add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness: number of test images to score; "
+        "with fewer than 81, also fewer units per channel (default: 1000; on a CPU a twentieth of those searched, from "
+        "2 to 100)")  # fmt: skip
     add("--occluder", type=number(int, least=1), metavar="PIXELS", help="occlusion: side of the square that hides part "
         "of an image, in pixels of the network's input (default: 48 at 224, in proportion)")  # fmt: skip
 
     add = parser.add_argument_group("output").add_argument
     add("--format", choices=("png", "pdf"), default="png", help="file format of the figures; pdf for LaTeX")
-    add("--dpi", type=number(int, least=50, most=1200), default=style.DPI, help="dots per inch, of up to 7 inches")
+    add("--dpi", type=number(int, least=50, most=1200), default=style.DPI,
+        help="dots per inch; figures are up to 7 inches wide")  # fmt: skip
     add("--gallery", action="store_true", help="also write index.html and atlas.json: all channels, or --channels")
     add("--report", action=BooleanOptionalAction, default=True,
         help="report.html: settings, results and the figures of this run on one page")  # fmt: skip
@@ -245,7 +248,10 @@ def say(line: str) -> None:
 
 
 def main(argv=None):
-    """The script."""
+    """The script. argv: flags, by default sys.argv[1:].
+
+    Exits with 1 after an error that the user can fix, 2 after wrong usage.
+    """
     args = parse_args(argv)
     keep_freed_memory()
     command = shlex.join(["python", "visualizer.py", *(sys.argv[1:] if argv is None else argv)])

@@ -93,10 +93,13 @@ class StrongestUnits:
 
 
 def chosen_channels(settings: Settings, search: SearchResult, stage: str, count: int = 9) -> list[int]:
-    """The channels asked for by number, or `count` channels by settings.channels ("all": as "different")."""
+    """The channels asked for by number, or `count` channels by settings.channels ("all": as "different").
+
+    A stage that has none of the numbers gets `count` "different" channels.
+    """
     peaks = search.peaks[stage]
-    if settings.channel_numbers:
-        return settings.channel_numbers
+    if numbers := [number for number in settings.channel_numbers or () if number < CHANNELS[stage]]:
+        return numbers
     if settings.channels == "strongest":
         return strongest_channels(peaks.amax(0), count)
     if settings.channels == "random":

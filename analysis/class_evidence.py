@@ -33,7 +33,9 @@ def class_evidence(
 ) -> ClassEvidence:
     """The evidence for the `count` most probable classes of a normalised image (1, 3, S, S), by each mirror.
 
-    The seed is the gradient of the logit, `class_signal`. Raises CheckpointError when a picture is not finite.
+    The starting signal is the gradient of the logit, `class_signal`.
+
+    Raises CheckpointError when a picture is not finite.
     """
     trace = network.trace(inputs, STAGE)
     features = trace.features[STAGE]

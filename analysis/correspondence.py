@@ -96,7 +96,7 @@ def part_squares(pictures: Tensor) -> list[Square]:
 def random_squares(
     activation: Tensor, squares: Sequence[Square], image_size: int, random: np.random.Generator
 ) -> list[Square]:
-    """Squares of the same sides, centred where the class activation map is positive, or anywhere if it nowhere is.
+    """Squares of the same sides, centred where the class activation map is positive; if that is nowhere, anywhere.
 
     activation  (n, h, w), enlarged bilinearly to the image
     squares     n of them

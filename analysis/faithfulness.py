@@ -60,7 +60,7 @@ class ClassCurves:
 def spread_images(inspection: Inspection, count: int | None = None) -> Tensor:
     """(n,) int64: `count` images, evenly spread over the test split.
 
-    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, at most 100.
+    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, from 2 to 100.
     """
     total = len(inspection.images)
     searched = total if inspection.searched is None else len(inspection.searched)

@@ -43,6 +43,7 @@ class Inspection:
     checkpoint   the file it was read from
     network      in evaluation mode, on `device`
     metadata     classes, mean, std, image size, history, ...
+    device       of the network and of its inputs
     source       name or folder of the data set
     root         where named data sets are kept
     preprocess   stored images -> inputs of the network
@@ -212,7 +213,7 @@ def inspect(
 def spread(count: int, total: int) -> Tensor:
     """(count,) int64: numbers below `total`, ascending, one drawn by a seed from each of `count` equal parts.
 
-    Even over a data set sorted by class, and over one whose classes alternate. All numbers if there are not more.
+    Even over a data set sorted by class, and over one whose classes alternate. `count` is at most `total`.
     """
     edges = torch.arange(count + 1) * total // count
     places = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

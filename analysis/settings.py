@@ -15,7 +15,7 @@ class Settings:
 
     stages        names of network.STAGES
     channels      numbers, the same for every stage, or one of CHANNEL_CHOICES
-    seed          of "random" channels
+    seed          of what is drawn at random: "random" channels, those of hierarchy, squares of correspondence
     top           images per channel
     rules         names of reverse_network.RULES
     unpool        one of reverse_network.UNPOOLINGS

@@ -1,5 +1,6 @@
 """Does a channel respond to what its reconstructions mark? They and controls are scored on its strongest units."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.activations import check_finite
 from analysis.blocks import block_means
 from analysis.channels import ChannelResult, reconstruct_top_images
 from analysis.faithfulness import random_maps
@@ -81,10 +81,14 @@ def channel_shares(
             )
             for name, each in shares.items():
                 found[name].append(each)
-    weights = F.one_hot(owner, len(alive)).T.float()  # (C, N)
-    weights /= weights.sum(1, keepdim=True)
-    means = {name: weights @ torch.cat(each) for name, each in found.items()}
-    return ChannelShares(stage, tuple(alive), block, means)
+    shares = {name: torch.cat(each) for name, each in found.items()}
+    is_known = ~shares[SQUARE].isnan().any(1)  # NaN by every method or by none
+    weights = F.one_hot(owner[is_known], len(alive)).T.float()  # (C, N)
+    counts = weights.sum(1, keepdim=True)
+    weights = (weights / counts)[counts[:, 0] > 0]
+    scored = tuple(channel for channel, count in zip(alive, counts.tolist(), strict=True) if count[0])
+    means = {name: weights @ each[is_known] for name, each in shares.items()}
+    return ChannelShares(stage, scored, block, means) if scored else None
 
 
 @torch.inference_mode()
@@ -101,7 +105,7 @@ def unit_shares(
     methods: Sequence[str] = METHODS,
     changes: Sequence[tuple[str, float]] = CHANGES,
 ) -> tuple[int, dict[str, Tensor]]:
-    """The side of a block, and for units of the inspection's search, method -> (N, len(changes)) on the CPU.
+    """The side of a block, and for units of the inspection's search, method -> `surviving_shares`, on the CPU.
 
     images, channels, positions  (N,) int64: index in the test split, and the unit at row * w + column
     maps                         rule -> (N, S, S): saliency of the units' reconstructions
@@ -127,13 +131,13 @@ def unit_shares(
     importance = {name: importance[name] for name in methods}
     with bf16_if_native(device):
         shares = surviving_shares(network, units, importance, changes, settings.batch_size, advance)
-    return units.block, {name: check_finite(each.cpu(), "activations") for name, each in shares.items()}
+    return units.block, {name: each.cpu() for name, each in shares.items()}
 
 
 def kept_by_tenth(inspection: Inspection, settings: Settings, result: ChannelResult) -> dict[str, float]:
     """rule, or SQUARE -> the share of the activation that the most important tenth of the blocks seen keeps.
 
-    Means over the channel's strongest units; empty if no image excites it.
+    Means over the channel's strongest units; empty if no image excites it, or only so weakly that rounding takes all.
     """
     ranks = [n for n, image in enumerate(result.images) if image.activation > 0]
     if not ranks:
@@ -152,7 +156,8 @@ def kept_by_tenth(inspection: Inspection, settings: Settings, result: ChannelRes
         methods=[*result.saliency, SQUARE],
         changes=[("kept", 0.1)],
     )
-    return {name: each.mean().item() for name, each in shares.items()}
+    means = {name: each.nanmean().item() for name, each in shares.items()}
+    return {name: mean for name, mean in means.items() if not math.isnan(mean)}
 
 
 def unit_maps(network: ResNet18, units: Units) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from analysis.activations import check_finite
 from analysis.blocks import block_side, importance_ranks, remove_blocks
 from analysis.receptive_field import receptive_field
 from network import ResNet18
@@ -133,7 +134,9 @@ def surviving_shares(
     changes     of CHANGES: the most important share of the blocks seen, at least one, is removed, or it alone is kept
     advance     called with the number of images after each forward pass
 
-    Not finite where the whole image does not activate the unit.
+    NaN where the whole image does not activate the unit: rounding can take all of a weak activation.
+
+    Raises CheckpointError when an activation is not finite.
     """
     seen = blocks_seen(units)
     ranks = torch.stack([importance_ranks(each.masked_fill(~seen, -torch.inf)) for each in importance.values()], 1)
@@ -146,8 +149,10 @@ def surviving_shares(
         image, method, change = part.T
         is_important = ranks[image, method] < counts[image, change, None]
         changed = remove_blocks(units.inputs[image], is_important != is_kept[change, None], units.block)
-        left[image, method, change] = _activations(network, units, changed, image) / whole[image]
+        left[image, method, change] = _activations(network, units, changed, image)
         advance(len(part))
+    check_finite(torch.cat([whole, left.flatten()]), "activations")
+    left = (left / whole[:, None, None]).masked_fill((whole <= 0)[:, None, None], torch.nan)
     return {name: left[:, n] for n, name in enumerate(importance)}
 
 

@@ -84,8 +84,8 @@ def group_pictures(
 ) -> Tensor:
     """What each group saw in a normalised image (1, 3, S, S): (n, 3, S, S) on the CPU.
 
-    The seed is the group's contribution at every unit of conv5_x, with the sign that makes evidence for the group's own
-    side positive: the class that the group as a whole speaks for.
+    The starting signal is the group's contribution at every unit of conv5_x, with the sign that makes evidence for the
+    group's own side positive: the class that the group as a whole speaks for.
     """
     trace = network.trace(inputs, STAGE)
     return project({"mirror": mirror}, group_signals(network, trace.features[STAGE], classes, shares), trace)["mirror"]
@@ -94,7 +94,10 @@ def group_pictures(
 def group_signals(
     network: ResNet18, features: Tensor, classes: tuple[int, int], shares: Sequence[GroupShare]
 ) -> Tensor:
-    """The seeds of `group_pictures`: (n, 512, h, w), zero outside the group's channels. features: (1, 512, h, w)."""
+    """The starting signals of `group_pictures`, (n, 512, h, w), zero outside the group's channels.
+
+    features: (1, 512, h, w)
+    """
     first, second = (class_signal(network, features, number, weighted=True) for number in classes)
     signals = torch.zeros_like(features).repeat(len(shares), 1, 1, 1)
     for signal, share in zip(signals, shares, strict=True):

@@ -49,7 +49,7 @@ class Batches:
     preprocess    turns augmented images into the network's input
     batch_size    images per iteration, at most N
     seed          seed of order and augmentation
-    augmentation  random shift, flip and cutout
+    augmentation  random shift or box, flip and cutout
     """
 
     def __init__(

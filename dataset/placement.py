@@ -36,7 +36,7 @@ class HostImages:
 
 def place(images: Tensor, device: torch.device, images_on: str = "auto", index: Tensor | None = None
           ) -> Tensor | HostImages:  # fmt: skip
-    """Images (M, 3, H, W) uint8, or those with the numbers `index` (N,), where they are wanted: one of IMAGES_ON.
+    """Images (M, 3, H, W) uint8, or only those at `index` (N,), on the device or the host: `images_on`, of IMAGES_ON.
 
     "auto" is the device if they take less than half of its free memory, and on a CPU do not have to be copied. There,
     memory-mapped images stay mapped.

@@ -78,7 +78,7 @@ def list_files(source: str | Path, split: str) -> list[Path] | None:
 
 
 def hold_out(images: int, count: int) -> tuple[Tensor, Tensor]:
-    """Numbers of the training images that remain, and of `count` that validate; always the same, each in order.
+    """Indices of the remaining training images and of the `count` held out: int64, ascending, always the same.
 
     images: how many there are
     """

@@ -1,7 +1,7 @@
 """Decode a folder of images once, into numpy files under `root` that every later run maps into its memory.
 
     decoded/<key>/train.npy, test.npy   uint8 (N, 3, S, S)
-    decoded/<key>/facts.json            classes, labels, mean, std; size and modification time of every image file
+    decoded/<key>/facts.json            classes, labels, color histogram; size and modification time of each file
 
 The key depends on the folder's absolute path, S and the cropping rule. A store may be deleted at any time.
 """
@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dataset.folders import DataError, Listing, list_split, read_image, unreadable
-from dataset.preprocess import color_histogram, mean_and_std_of_histogram
+from dataset.preprocess import color_histogram
 from dataset.split import Split
 from runtime.checkpoint import atomic_file
 
@@ -230,14 +230,11 @@ def _write_facts(place: Path, path: Path, split: str, listing: Listing, shape: t
         known = known if isinstance(known, dict) else {}
     except (OSError, ValueError):
         known = {}
-    mean, std = mean_and_std_of_histogram(histogram)
     facts = {
         "array": _identity(place / f"{split}.npy"),
         "shape": list(shape),
         "classes": list(listing.classes),
         "labels": listing.labels,
-        "mean": mean,
-        "std": std,
         "histogram": histogram.tolist(),
         "pictures": [list(entry) for entry in listing.files],
     }

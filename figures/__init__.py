@@ -61,7 +61,7 @@ FIGURES = {
         draw_classes,
         "Evidence for a class",
         "Each row is the evidence for one class; under the deconvnet rule, only the pooling switches depend on the "
-        "image, because the seed is the same for every image.",
+        "image, because the starting signal is the same for every image.",
         needs="pictures",
     ),
     "top9": FigureEntry(

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.class_evidence import ClassEvidence, class_evidence
@@ -12,7 +11,7 @@ from analysis.inspection import Inspection
 from analysis.reconstruction import mirrors_by_rule
 from analysis.settings import Settings
 from figures.image_grid import diverging_tiles, to_array
-from figures.style import WIDTH_INCHES, styled, truncate, unpooling_note
+from figures.style import WIDTH_INCHES, bare_axes_at, styled, truncate, unpooling_note
 from reverse_network import RULES
 
 CLASSES_SHOWN = 3
@@ -37,7 +36,7 @@ def classes_figure(image: np.ndarray, evidence: ClassEvidence, names: Sequence[s
     height = top + len(evidence.classes) * (tile + gap) + 0.42
     figure = Figure((WIDTH_INCHES, height))
     figure.text(0.5, 1 - 0.16 / height, truncate(title, 95), ha="center", va="center", fontsize=8)
-    axes = axes_at(figure, gap, top, tile, tile)
+    axes = bare_axes_at(figure, gap, top, tile, tile)
     axes.imshow(image, interpolation="antialiased")
     axes.set_title("image", pad=3)
     for row, (number, probability) in enumerate(zip(evidence.classes, evidence.probabilities, strict=True)):
@@ -45,26 +44,17 @@ def classes_figure(image: np.ndarray, evidence: ClassEvidence, names: Sequence[s
         label = f"{truncate(names[number], 12)}\n{format_percent(probability)}"
         figure.text((left - 0.08) / WIDTH_INCHES, middle, label, ha="right", va="center")
         for column, (rule, pictures) in enumerate(evidence.pictures.items()):
-            axes = axes_at(figure, left + column * (tile + gap), top + row * (tile + gap), tile, tile)
+            axes = bare_axes_at(figure, left + column * (tile + gap), top + row * (tile + gap), tile, tile)
             axes.imshow(diverging_tiles(pictures[row : row + 1])[0], interpolation="antialiased")
             if row == 0:
                 axes.set_title(rule, pad=3)
     note = (
         "Grey is zero. Each tile has its own scale; the strongest 1 % of its pixels are clipped.\n"
-        "The seed is the same for every image: under the deconvnet rule, only the pooling switches depend on the image."
+        "All images have the same starting signal: under the deconvnet rule, only the pooling switches depend on the "
+        "image."
     )
     figure.text(0.5, 0.2 / height, note, ha="center", va="center")
     return figure
-
-
-def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes without ticks or frame, at a place in inches from the figure's upper left corner."""
-    across, down = figure.get_size_inches()
-    axes = figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    return axes
 
 
 def format_percent(share: float) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from analysis.activations import split_dead_channels
 from analysis.channels import StrongestUnits, chosen_channels, robust_limit, strongest_units
+from analysis.correlation import ratios
 from analysis.crops import crop_together
 from analysis.inspection import Inspection
 from analysis.settings import Settings
@@ -66,8 +67,7 @@ def scale_captions(limits: dict[str, list[float]]) -> dict[str, list[str]]:
 
 def relative_norms(pictures: Tensor, references: Tensor) -> list[float | None]:
     """Each picture's Euclidean norm divided by its reference's; None where that is zero. (n, ...) each."""
-    norms = (each.flatten(1).norm(dim=1).tolist() for each in (pictures, references))
-    return [norm / reference if reference else None for norm, reference in zip(*norms, strict=True)]
+    return ratios(*(each.flatten(1).norm(dim=1) for each in (pictures, references)))
 
 
 @styled

@@ -16,10 +16,9 @@ from analysis.correspondence import DRAWS, LAYERS, ChannelCorrespondence, Square
 from analysis.inspection import Inspection
 from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings
-from figures.classes import axes_at
 from figures.entry import NotDrawn
 from figures.image_grid import to_array
-from figures.style import ERROR_COLOR, WIDTH_INCHES, format_number, styled, text_at, unpooling_note
+from figures.style import ERROR_COLOR, WIDTH_INCHES, bare_axes_at, format_number, styled, text_at, unpooling_note
 
 STAGE = "conv4_x"  # its units see parts; those of conv5_x see most of the image
 CHANNELS, IMAGES, SHOWN = 12, 9, 4
@@ -143,13 +142,13 @@ def correspondence_figure(content: ShownCorrespondence) -> Figure:
         top = TOP + row * ROW
         text_at(figure, LEFT, top - 0.08, f"channel {content.found[row].channel} of {STAGE}", ha="left", fontsize=7)
         for column, image in enumerate(images):
-            axes = axes_at(figure, LEFT + column * TILE, top, TILE - 0.03, TILE - 0.03)
+            axes = bare_axes_at(figure, LEFT + column * TILE, top, TILE - 0.03, TILE - 0.03)
             axes.imshow(image, interpolation="antialiased", extent=(0, len(image), len(image), 0))
             outline(axes, content.found[row].random[0][column], "white", "--")
             outline(axes, content.found[row].parts[column], ERROR_COLOR, "-")
     top = TOP + count * ROW
     draw_table(figure, top + 0.1, content.found)
-    draw_pairs(axes_at(figure, 4.85, top + 0.2, 2.08, 1.05), content.found)
+    draw_pairs(bare_axes_at(figure, 4.85, top + 0.2, 2.08, 1.05), content.found)
     lines = (
         f"Red: the square that holds the channel's reconstruction ({content.note}).",
         "White: a random square of the same size, centred where the class activation map is positive.",

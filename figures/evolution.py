@@ -1,7 +1,7 @@
 """Channels of every stage over the epochs, and how fast the stages settle (Zeiler & Fergus 2014, figure 4)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +16,10 @@ from analysis.crops import corner_inside, crop, crop_boxes, energy_centers
 from analysis.evolution import IMAGES, Snapshot, evolution, snapshots_beside
 from analysis.inspection import Inspection
 from analysis.settings import Settings
-from figures.classes import axes_at
 from figures.entry import NotDrawn
 from figures.image_grid import diverging_tiles, to_array
-from figures.style import ERROR_COLOR, WIDTH_INCHES, styled, text_at, unpooling_note
-from network import CHANNELS, STAGES
+from figures.style import ERROR_COLOR, WIDTH_INCHES, bare_axes_at, styled, text_at, unpooling_note
+from network import STAGES
 from runtime.checkpoint import CheckpointError
 
 CHANNELS_COMPARED = 9  # at each stage
@@ -70,8 +69,6 @@ def draw_evolution(inspection: Inspection, settings: Settings) -> Iterator[tuple
 
 def channels_to_compare(inspection: Inspection, settings: Settings, stage: str) -> list[int]:
     """Living channels of a stage: those asked for, if it has them, or else the strongest different ones."""
-    numbers = [number for number in settings.channel_numbers or () if number < CHANNELS[stage]]
-    settings = replace(settings, channels=tuple(numbers) or "different") if settings.channel_numbers else settings
     found = chosen_channels(settings, inspection.search, stage, CHANNELS_COMPARED)
     return split_dead_channels(inspection.search.top[stage], found)[0][:CHANNELS_COMPARED]
 
@@ -132,7 +129,7 @@ def evolution_figure(content: ShownEvolution) -> Figure:
         top = TOP + row * row_height
         text_at(figure, LEFT - 0.08, top + tile / 2, f"{stage}\nchannel {content.channels[stage][0]}", ha="right")
         for column, shown in enumerate([*(tiles[place] for place in places), content.patches[stage]]):
-            axes = axes_at(figure, LEFT + column * tile, top, tile - 0.04, tile - 0.04)
+            axes = bare_axes_at(figure, LEFT + column * tile, top, tile - 0.04, tile - 0.04)
             axes.imshow(shown, interpolation="antialiased")
         images = [each.units[stage].images[0].item() for each in content.snapshots]
         for x, place in zip(middles, places, strict=False):
@@ -168,8 +165,8 @@ def epochs_of(snapshots: Sequence[Snapshot]) -> list[int]:
 def draw_numbers(figure: Figure, top: float, content: ShownEvolution) -> None:
     """The shares of the final images, and the correlations with the final pictures, by stage and epoch."""
     width, epochs = 2.75, epochs_of(content.snapshots)
-    shares = axes_at(figure, 0.42, top, width, CURVES)
-    alike = axes_at(figure, 0.42 + width + 0.35, top, width, CURVES)
+    shares = bare_axes_at(figure, 0.42, top, width, CURVES)
+    alike = bare_axes_at(figure, 0.42 + width + 0.35, top, width, CURVES)
     for stage in content.tiles:
         style = {"color": COLORS[stage], "marker": "o", "markersize": 2.5, "linewidth": 1.2, "label": stage}
         shares.plot(epochs, [each.shares[stage] for each in content.snapshots], **style)

@@ -16,7 +16,7 @@ from analysis.settings import Settings
 from analysis.unit_faithfulness import METHODS, TURNED, ChannelShares, channel_shares
 from analysis.unit_shares import CHANGES
 from figures.sanity import RULE_STYLE
-from figures.style import WIDTH_INCHES, format_two_digits, styled, text_at, unpooling_note
+from figures.style import WIDTH_INCHES, axes_at, format_two_digits, styled, text_at, unpooling_note
 from network import STAGES
 
 BASELINES = ("Sobel edges", "random")  # do not use the network
@@ -88,7 +88,7 @@ def faithfulness_figure(scores: dict[str, ClassScore], title: str, stages: Seque
     shares = [each[:, tenth] for found in stages for each in found.shares.values() for tenth in tenths]
     highest = max([1, *(estimate(each).high for each in shares)])
     for n, found in enumerate(stages):
-        axes = axes_in_inches(figure, DOTS_LEFT + n * (width + DOTS_GAP), curves + DOTS_TOP, width, dots)
+        axes = axes_at(figure, DOTS_LEFT + n * (width + DOTS_GAP), curves + DOTS_TOP, width, dots)
         draw_dots(axes, found, highest)
         axes.tick_params(labelleft=n == 0)
     return figure
@@ -100,7 +100,7 @@ def draw_classes(figure: Figure, scores: dict[str, ClassScore], rows: int) -> No
     for n, (name, found) in enumerate(scores.items()):
         row, column = divmod(n, COLUMNS)
         left, top = LEFT + column * (WIDTH + GAP_ACROSS), TOP + row * (HEIGHT + GAP_DOWN)
-        axes = axes_in_inches(figure, left, top, WIDTH, HEIGHT)
+        axes = axes_at(figure, left, top, WIDTH, HEIGHT)
         draw_curves(axes, found, highest)
         baseline = " (baseline)" if name in BASELINES else ""
         axes.set_title(f"{name}{baseline}\n{format_estimate(found.score)}", fontsize=7, pad=3)
@@ -150,9 +150,3 @@ def draw_dots(axes: Axes, found: ChannelShares, highest: float) -> None:
     axes.set_xlabel("activation left", labelpad=1)
     count = len(found.channels)
     axes.set_title(f"{found.stage}, {count} channels\n{found.block}x{found.block} px a block", fontsize=7, pad=3)
-
-
-def axes_in_inches(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches from the figure's upper left corner."""
-    across, down = figure.get_size_inches()
-    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))

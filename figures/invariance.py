@@ -18,9 +18,8 @@ from analysis.examples import class_to_explain, one_per_class
 from analysis.inspection import Inspection, spread
 from analysis.invariance import LAYERS, MEASURES, TRANSFORMATIONS, Sensitivity, sensitivity, shift_in_pixels
 from analysis.settings import Settings
-from figures.classes import axes_at
 from figures.image_grid import to_array
-from figures.style import WIDTH_INCHES, styled, text_at, truncate
+from figures.style import WIDTH_INCHES, bare_axes_at, styled, text_at, truncate
 
 EXAMPLES, IMAGES = 5, 200
 SHOWN = {"translation": (-60, 0, 60), "scale": (1, 1.4, 1.8), "rotation": (0, 50, 100)}  # values of the tiles
@@ -131,7 +130,7 @@ def invariance_figure(content: ShownInvariance, image_size: int) -> Figure:
         "change in conv1",
         "change in conv5_x",
         "change in the\npooled features",
-        "probability of\nthe true class",
+        "probability of\nthe class",
     )
     for left, text in zip(LEFTS.values(), headings, strict=True):
         text_at(figure, left + WIDTH / 2, TOP - 0.2, text, fontsize=7)
@@ -140,7 +139,7 @@ def invariance_figure(content: ShownInvariance, image_size: int) -> Figure:
         top = TOP + row * ROW
         draw_tiles(figure, top, name, letter, content.tiles[name], values_of(name, SHOWN[name], image_size))
         for measure, left in LEFTS.items():
-            axes = axes_at(figure, left, top, WIDTH, EXAMPLES * TILE)
+            axes = bare_axes_at(figure, left, top, WIDTH, EXAMPLES * TILE)
             draw_curves(axes, name, measure, content, image_size)
             axes.set_ylim(0, 1.05 * most if measure in LAYERS else 1.03)
             axes.tick_params(labelleft=measure in (LAYERS[0], MEASURES[-1]))
@@ -159,9 +158,9 @@ def draw_tiles(figure: Figure, top: float, name: str, letter: str, tiles: np.nda
     """The examples under three values each, a row per example beside its color."""
     text_at(figure, LEFT, top - 0.1, f"({letter}) {name}", ha="left", fontsize=7)
     for row, images in enumerate(tiles):
-        axes_at(figure, LEFT - 0.05, top + row * TILE, 0.03, TILE - 0.02).set_facecolor(COLORS[row])
+        bare_axes_at(figure, LEFT - 0.05, top + row * TILE, 0.03, TILE - 0.02).set_facecolor(COLORS[row])
         for column, image in enumerate(images):
-            axes = axes_at(figure, LEFT + column * TILE, top + row * TILE, TILE - 0.02, TILE - 0.02)
+            axes = bare_axes_at(figure, LEFT + column * TILE, top + row * TILE, TILE - 0.02, TILE - 0.02)
             axes.imshow(image, interpolation="antialiased")
     for column, value in enumerate(values):
         text_at(figure, LEFT + (column + 0.5) * TILE, top + len(tiles) * TILE + 0.07, f"{value:g}")

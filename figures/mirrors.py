@@ -13,10 +13,9 @@ from analysis.crops import crop, crop_boxes
 from analysis.faulty_mirrors import EXACT, MISTAKES, Deviation, deviations, mirrors_by_mistake
 from analysis.inspection import Inspection
 from analysis.settings import Settings
-from figures.classes import axes_at
 from figures.comparison import row_captions, select_units, select_units_above_pooling
 from figures.image_grid import diverging_tiles, to_array
-from figures.style import WIDTH_INCHES, format_number, format_two_digits, styled, text_at
+from figures.style import WIDTH_INCHES, bare_axes_at, format_number, format_two_digits, styled, text_at
 from network import STAGES
 
 UNITS_SHOWN = 4  # and compared at every stage
@@ -52,7 +51,7 @@ class MirrorsContent:
 def draw_mirrors(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of mirrors.json."""
     shown = first_units(select_units_above_pooling(inspection, settings))
-    rule = "guided" if "guided" in settings.rules else settings.rules[0]
+    rule = settings.main_rule
     mirrors = mirrors_by_mistake(inspection.network, rule)
     found, entries = {}, []
     for stage in (stage for stage in STAGES if stage in inspection.search.top):
@@ -132,7 +131,7 @@ def draw_tiles(figure: Figure, content: MirrorsContent) -> None:
         top = TOP + row * TILE_ROW
         text_at(figure, LEFT - 0.05, top + TILE / 2, caption, ha="right")
         for column, tiles in enumerate((content.patches, *content.columns.values())):
-            axes = axes_at(figure, LEFT + column * COLUMN, top, TILE, TILE)
+            axes = bare_axes_at(figure, LEFT + column * COLUMN, top, TILE, TILE)
             axes.imshow(tiles[row], interpolation="antialiased")
         for name, x in CENTERS.items():
             deviation = content.deviations[content.units.stage][name]

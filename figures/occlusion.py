@@ -18,10 +18,10 @@ from analysis.inspection import Inspection, Picture
 from analysis.occlusion import STAGE, Occlusion, occlude, square_side
 from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings
-from figures.classes import axes_at, format_percent
+from figures.classes import format_percent
 from figures.entry import NotDrawn
 from figures.image_grid import diverging_tiles, to_array
-from figures.style import ERROR_COLOR, WIDTH_INCHES, styled, text_at, truncate, unpooling_note
+from figures.style import ERROR_COLOR, WIDTH_INCHES, bare_axes_at, styled, text_at, truncate, unpooling_note
 
 EXAMPLES = 3  # images by default, and other images that excite the map
 COLORS = [colormaps["tab10"](n) for n in (0, 1, 2, 3, 4, 5, 6, 8, 9)]
@@ -157,7 +157,7 @@ def draw_row(
         f"{'' if shown.label else ', the predicted class'}; channel {found.channel}"
     )
     text_at(figure, LEFT, top - 0.12, text, ha="left", fontsize=7)
-    tiles = [axes_at(figure, LEFT + column * COLUMN, top, TILE, TILE) for column in (0, 1, 3, 4)]
+    tiles = [bare_axes_at(figure, LEFT + column * COLUMN, top, TILE, TILE) for column in (0, 1, 3, 4)]
     tiles[0].imshow(shown.image, interpolation="antialiased", extent=(0, size, size, 0))
     tiles[0].add_patch(hidden_square(found))
     draw_projections(figure, LEFT + 2 * COLUMN, top, shown.projections)
@@ -181,7 +181,7 @@ def draw_projections(figure: Figure, left: float, top: float, projections: np.nd
     half = TILE / 2
     for n, tile in enumerate(projections):
         row, column = divmod(n, 2)
-        axes = axes_at(figure, left + column * half, top + row * half, half - 0.02, half - 0.02)
+        axes = bare_axes_at(figure, left + column * half, top + row * half, half - 0.02, half - 0.02)
         axes.imshow(tile, interpolation="antialiased")
         axes.spines[:].set(visible=n == 0, linewidth=1.2)
 
@@ -216,6 +216,6 @@ def draw_labels(
     for line, n in enumerate(order):
         number, share = numbers[n].item(), counts[n].item() / predicted.numel()
         y = top + 0.08 + 0.165 * line
-        box = axes_at(figure, left, y - 0.05, 0.08, 0.1)
+        box = bare_axes_at(figure, left, y - 0.05, 0.08, 0.1)
         box.set_facecolor(colors[number])
         text_at(figure, left + 0.11, y, f"{truncate(classes[number], 10)} {format_percent(share)}", ha="left")

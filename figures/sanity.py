@@ -16,10 +16,9 @@ from analysis.inspection import Inspection, spread
 from analysis.reconstruction import ALL_RULES
 from analysis.sanity import SanityCheck, Step, check_sanity
 from analysis.settings import Settings
-from figures.classes import axes_at
 from figures.comparison import select_units_above_pooling
 from figures.image_grid import diverging_tiles, to_array
-from figures.style import WIDTH_INCHES, format_two_digits, styled, text_at, unpooling_note
+from figures.style import WIDTH_INCHES, bare_axes_at, format_two_digits, styled, text_at, unpooling_note
 
 MOST_IMAGES = 50  # of the curves
 PIXELS_ON_CPU = MOST_IMAGES * 224**2  # of all these images: about a minute on a CPU
@@ -137,14 +136,14 @@ def sanity_figure(content: SanityContent) -> Figure:
         text_at(figure, 0.08, top + 0.25, EXPLAINED[direction], ha="left", fontsize=7)
         draw_example(figure, top + BLOCK_TOP, content, [*steps, content.check.edges])
         left = LEFT + (len(steps) + 2) * (TILE + GAP) + 0.4
-        axes = axes_at(figure, left, top + BLOCK_TOP, WIDTH_INCHES - 0.08 - left, rows - TICKS)
+        axes = bare_axes_at(figure, left, top + BLOCK_TOP, WIDTH_INCHES - 0.08 - left, rows - TICKS)
         draw_curves(axes, steps, content.check.edges)
     return figure
 
 
 def draw_example(figure: Figure, top: float, content: SanityContent, steps: list[Step]) -> None:
     """The image, then a column for each step, with a row for each rule."""
-    axes = axes_at(figure, LEFT, top, TILE, TILE)
+    axes = bare_axes_at(figure, LEFT, top, TILE, TILE)
     axes.imshow(content.patch, interpolation="antialiased")
     axes.set_title("image", fontsize=6, pad=2)
     text = f"image {content.images[0]}\nchannel {content.channels[0]}"
@@ -154,7 +153,7 @@ def draw_example(figure: Figure, top: float, content: SanityContent, steps: list
         y = top + row * ROW + TILE / 2
         text_at(figure, LEFT - 0.05, y, rule, ha="right", color=color, fontsize=7, weight="bold")
         for column, step in enumerate(steps, 1):
-            axes = axes_at(figure, LEFT + column * (TILE + GAP), top + row * ROW, TILE, TILE)
+            axes = bare_axes_at(figure, LEFT + column * (TILE + GAP), top + row * ROW, TILE, TILE)
             axes.imshow(diverging_tiles(crop(step.example[rule][None], *content.box))[0], interpolation="antialiased")
             axes.set_xlabel(format_two_digits(step.correlation[rule][0]), fontsize=6, labelpad=1)
             if row == 0:

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from analysis.activations import split_dead_channels
 from analysis.inspection import Inspection
 from analysis.scores import Scores, score
 from analysis.settings import Settings
 from figures.entry import NotDrawn
 from figures.image_grid import to_array
 from figures.style import WIDTH_INCHES, heading, styled, truncate
+from network import CHANNELS
 
 MISTAKES_SHOWN = 24
 MAX_CLASSES = 50  # that a confusion matrix is legible for
@@ -59,9 +61,7 @@ def summary(inspection: Inspection, settings: Settings) -> dict:
         "result": inspection.metadata.result,
         "settings": asdict(settings) | {"device": str(inspection.device)},
         "images_searched": len(inspection.searched),
-        "dead_channels": {
-            stage: (found.scores[:, 0] <= 0).nonzero().flatten().tolist() for stage, found in top.items()
-        },
+        "dead_channels": {stage: split_dead_channels(found, range(CHANNELS[stage]))[1] for stage, found in top.items()},
     }
     if scores := score(inspection):
         classes = inspection.metadata.classes

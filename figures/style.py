@@ -3,6 +3,7 @@
 import textwrap
 import warnings
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.style import context
 
@@ -55,6 +56,21 @@ def text_at(figure: Figure, left: float, top: float, text: str, **how) -> None:
     """Text at a place in inches from the figure's upper left corner: centred, 6 points, unless said otherwise."""
     width, height = figure.get_size_inches()
     figure.text(left / width, 1 - top / height, text, **{"fontsize": 6, "ha": "center", "va": "center"} | how)
+
+
+def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place in inches from the figure's upper left corner."""
+    across, down = figure.get_size_inches()
+    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+
+def bare_axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """`axes_at` without ticks and frame."""
+    axes = axes_at(figure, left, top, width, height)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    return axes
 
 
 def truncate(name: str, most: int) -> str:

@@ -16,10 +16,10 @@ from analysis.reconstruction import mirrors_by_rule
 from analysis.scores import score
 from analysis.settings import Settings
 from analysis.why import Decision, GroupShare, class_numbers, group_pictures, most_exciting, split_decision
-from figures.classes import axes_at, format_percent
+from figures.classes import format_percent
 from figures.entry import NotDrawn
 from figures.image_grid import diverging_tiles, to_array
-from figures.style import ERROR_COLOR, WIDTH_INCHES, styled, truncate, unpooling_note
+from figures.style import ERROR_COLOR, WIDTH_INCHES, bare_axes_at, styled, truncate, unpooling_note
 
 GROUPS_SHOWN = 8
 EXAMPLES_SHOWN = 4
@@ -157,18 +157,18 @@ def why_figure(content: ShownDecision) -> Figure:
     rows = count * ROW
     height = TOP + rows + 0.62
     figure = Figure((WIDTH_INCHES, height))
-    axes_at(figure, 0.08, 0.08, 1.15, 1.15).imshow(content.image, interpolation="antialiased")
+    bare_axes_at(figure, 0.08, 0.08, 1.15, 1.15).imshow(content.image, interpolation="antialiased")
     write_answer(figure, content)
-    draw_bars(axes_at(figure, 0.9, TOP, 2.15, rows + 0.57), content)
+    draw_bars(bare_axes_at(figure, 0.9, TOP, 2.15, rows + 0.57), content)
     left = WIDTH_INCHES - 0.06 - (1 + EXAMPLES_SHOWN) * ROW - 0.06
     others = left + ROW + 0.06
     tiles = diverging_tiles(content.pictures)
     for row, place in enumerate(content.shown):
-        seen = axes_at(figure, left, TOP + row * ROW, TILE, TILE)
+        seen = bare_axes_at(figure, left, TOP + row * ROW, TILE, TILE)
         seen.imshow(tiles[row], interpolation="antialiased")
         seen.spines[:].set(visible=True, linewidth=1.5, color=side_color(content.decision.groups[place].contribution))
         for column, example in enumerate(content.examples[row]):
-            axes = axes_at(figure, others + column * ROW, TOP + row * ROW, TILE, TILE)
+            axes = bare_axes_at(figure, others + column * ROW, TOP + row * ROW, TILE, TILE)
             axes.imshow(example, interpolation="antialiased")
     for middle, text in (
         (left + TILE / 2, "what it\nsaw here"),

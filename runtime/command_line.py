@@ -28,7 +28,8 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 class ArgumentParser(argparse.ArgumentParser):
     """argparse that shows defaults, rejects abbreviations, and reports a usage error in one line with exit code 2.
 
-    reads_files: `@FILE` reads flags from a file, which may have comments (`# ...`).
+    reads_files: `@FILE` reads flags from a file, which may have comments (`# ...`) and quotes, as in a shell; so paths
+    have "/" on Windows, too.
     """
 
     def __init__(self, description: str, reads_files: bool = False):
@@ -40,7 +41,10 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def convert_arg_line_to_args(self, line: str) -> list[str]:
-        return shlex.split(line, comments=True)
+        try:
+            return shlex.split(line, comments=True)
+        except ValueError as error:
+            self.error(f"{line!r} in a file of flags: {error}")
 
     def error(self, message: str):
         self.exit(2, f"error: {message} (see --help)\n")
@@ -101,7 +105,7 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
         full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
         if not full:
             raise
-        message = "out of memory: pass a smaller --batch-size or --image-size"
+        message = "out of memory: pass a smaller --batch-size"
     except KeyboardInterrupt:
         sys.exit(130)
     else:

@@ -91,6 +91,11 @@ def test_strongest_channels_descend(inspection):
 
 def test_channels_asked_for_by_number(inspection):
     assert chosen_channels(replace(SETTINGS, channels=(5, 3)), inspection.search, "conv5_x") == [5, 3]
+    with_high = replace(SETTINGS, channels=(500, 5))
+    assert chosen_channels(with_high, inspection.search, "conv1") == [5]
+    assert chosen_channels(replace(SETTINGS, channels=(500,)), inspection.search, "conv1") == chosen_channels(
+        SETTINGS, inspection.search, "conv1"
+    )
 
 
 def test_with_the_border_every_unit_is_searched(small_run):

@@ -13,7 +13,7 @@ from training import export
 
 @pytest.fixture
 def shared(small_run, tmp_path):
-    export.main([str(small_run / "model.pt"), "--out", str(tmp_path / "new" / "shared.pt")])
+    export.main([str(small_run / "model.pt"), "--data", "cifar10", "--out", str(tmp_path / "new" / "shared.pt")])
     return tmp_path / "new" / "shared.pt"
 
 
@@ -52,6 +52,15 @@ def test_a_file_is_not_replaced_unasked(small_run, shared, capsys):
     assert shared.read_bytes() != before
 
 
+def test_a_folder_needs_a_name_for_others(small_run, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        export.main([str(small_run / "model.pt"), "--out", str(tmp_path / "shared.pt")])
+    assert end.value.code == 1 and "was trained on a folder: pass --data" in capsys.readouterr().err
+    state = checkpoint.load(small_run)
+    torch.save(state | {"config": state["config"] | {"data": "shapes"}}, tmp_path / "shapes.pt")
+    assert export.exported(tmp_path / "shapes.pt")["config"]["data"] == "shapes"
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
@@ -70,7 +79,7 @@ def test_what_cannot_be_shared(small_run, tmp_path, capsys, change, words):
         change = {"model": state["model"] | {"fc.weight": state["model"]["fc.weight"] + 1e5}}
     torch.save(state | change, tmp_path / "changed.pt")
     with pytest.raises(SystemExit) as end:
-        export.main([str(tmp_path / "changed.pt"), "--out", str(tmp_path / "shared.pt")])
+        export.main([str(tmp_path / "changed.pt"), "--data", "cifar10", "--out", str(tmp_path / "shared.pt")])
     assert end.value.code == 1 and words in capsys.readouterr().err
     assert not (tmp_path / "shared.pt").exists()
 

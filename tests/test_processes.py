@@ -181,7 +181,7 @@ def test_a_wrong_use_ends_in_one_line(tmp_path):
 
 def test_a_batch_that_cannot_be_shared_is_refused():
     args = train.parse_args(["--batch-size", "15"])
-    with pytest.raises(DataError, match="--batch-size 15 is for all 2 processes"):
+    with pytest.raises(DataError, match="--batch-size 15 is for all 2 processes: pass a multiple of 2, at least 4"):
         train.make_plan(args, 48, World(0, 2))
 
 

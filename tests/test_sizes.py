@@ -104,6 +104,13 @@ class TestRecipes:
             train.parse_args(["@recipes/none"])
         assert end.value.code == 2 and "recipes/none" in capsys.readouterr().err
 
+    def test_an_open_quote_ends_in_one_line(self, tmp_path, capsys):
+        (tmp_path / "recipe").write_text("--data it's\n")
+        with pytest.raises(SystemExit) as end:
+            train.parse_args([f"@{tmp_path / 'recipe'}"])
+        error = capsys.readouterr().err
+        assert end.value.code == 2 and error.count("\n") == 1 and "No closing quotation" in error
+
 
 @pytest.mark.slow
 class TestHistory:

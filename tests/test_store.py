@@ -65,8 +65,8 @@ class TestContents:
             facts["test"]["classes"] == ["disk", "ring", "stripes"]
             and facts["test"]["labels"] == [0] * 4 + [1] * 4 + [2] * 4
         )
-        mean, std = mean_and_std(decoded(folder))
-        assert (facts["train"]["mean"], facts["train"]["std"]) == (mean, std) and facts["folder"] == str(folder)
+        histogram = color_histogram(decoded(folder)).tolist()
+        assert facts["train"]["histogram"] == histogram and facts["folder"] == str(folder)
         status = (folder / "train" / "disk" / "2.png").stat()
         assert ["disk/2.png", status.st_size, status.st_mtime_ns] in facts["train"]["pictures"]
 
@@ -174,7 +174,9 @@ class TestChanges:
         other.replace(file)
         self.again(folder, root, capsys)
 
-    @pytest.mark.parametrize("key, value", [("mean", [0.5] * 3), ("labels", [0] * 48), ("shape", [48, 3, 16, 64])])
+    @pytest.mark.parametrize(
+        "key, value", [("histogram", [[1] * 256] * 3), ("labels", [0]), ("shape", [48, 3, 16, 64])]
+    )
     def test_facts_are_edited(self, folder, root, capsys, key, value):
         file = place(root) / "facts.json"
         facts = json.loads(file.read_text())

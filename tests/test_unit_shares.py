@@ -200,6 +200,27 @@ class TestChannels:
         found = channel_shares(replace(inspection, search=search), SETTINGS, "conv5_x", [3, 4], count=2)
         assert found.channels == (4,) and found.shares["guided"].shape == (1, len(CHANGES))
 
+    def test_a_unit_that_rounding_turns_off_does_not_count(self, inspection):
+        """The search found it on, the forward pass with removed blocks finds 0: its shares are not defined."""
+        top = inspection.search.top["conv1"]
+        channel = int(top.scores[:, 1].argmax())
+        settings = replace(SETTINGS, border=True)
+        expected = channel_shares(inspection, settings, "conv1", [channel], count=1).shares
+        image = inspection.top_images(top, channel)[1]
+        with torch.inference_mode():
+            features = inspection.network.trace(inspection.inputs(inspection.images[image][None]), "conv1").features
+        off = features["conv1"][0, channel].flatten().argmin()
+        assert features["conv1"][0, channel].flatten()[off] == 0
+        positions = top.positions.clone()
+        positions[channel, 1] = off
+        search = replace(inspection.search, top={"conv1": replace(top, positions=positions)})
+        found = channel_shares(replace(inspection, search=search), settings, "conv1", [channel], count=2)
+        for name, each in found.shares.items():
+            assert each.flatten().tolist() == pytest.approx(expected[name].flatten().tolist(), abs=1e-3), name
+        second = replace(top, scores=top.scores[:, 1:], indices=top.indices[:, 1:], positions=positions[:, 1:])
+        search = replace(inspection.search, top={"conv1": second})
+        assert channel_shares(replace(inspection, search=search), settings, "conv1", [channel], count=1) is None
+
 
 def test_the_json_has_means_differences_and_channels():
     shares = {name: torch.rand(4, len(CHANGES)) for name in METHODS}

@@ -38,6 +38,7 @@ class TestUsage:
             ["--weight-decay", "-1"],
             ["--label-smoothing", "1.5"],
             ["--lr-gamma", "nan"],
+            ["--lr-gamma", "0.5", "--schedule", "linear"],
             ["--shift", "-1"],
             ["--cutout", "2.5"],
             ["--hold-out", "-1"],

@@ -54,6 +54,6 @@ def load_data(source: str, root: str | Path, image_size: int, hold_out: int, dev
 
 
 def _place(split: Split, index: Tensor | None, device: torch.device, images_on: str) -> tuple:
-    """Images where they are wanted and labels on the device; of the images with the numbers `index`, or all."""
+    """Images as `place` returns them and labels on the device; only those at `index`, or all."""
     labels = split.labels if index is None else split.labels[index]
     return place(split.images, device, images_on, index), labels.to(device)

@@ -1,6 +1,6 @@
 """Make a finished network small enough to share: 22 MB instead of 45, with all that visualizer.py needs.
 
-python -m training.export checkpoints/model.pt --out checkpoints/resnet18-flowers.pt
+python -m training.export runs/flowers/model.pt --data flowers --out resnet18-flowers.pt
 """
 
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dataset.sources import DATASETS
 from network import ResNet18
 from runtime import checkpoint
 from runtime.checkpoint import CheckpointError
@@ -18,17 +19,23 @@ LOCAL_SETTINGS = {"data", "root", "device", "out", "init", "log_every", "save_ev
                   "overwrite", "tensorboard", "test_flip", "images_on"}  # fmt: skip
 
 
-def exported(path: str | Path, data: str) -> dict[str, Any]:
+def exported(path: str | Path, data: str | None = None) -> dict[str, Any]:
     """A checkpoint with the weights of convolutions and the linear layer in half precision.
 
-    path: model.pt of a finished run; data: where visualizer.py finds the test images unless it is told.
-    Raises CheckpointError for anything else, and for a run whose accuracy was measured on training images.
+    path  model.pt of a finished run
+    data  where visualizer.py finds the test images unless it is told; by default the run's own data, unless that is a
+          folder
+
+    Raises CheckpointError for anything else than such a run, for one whose accuracy was measured on training images,
+    and for a folder's images without `data`.
     """
     network, metadata = checkpoint.load_network(path)
     if not {"seconds", "epoch", "step", "test_accuracy"} <= metadata.result.keys() or "recipe" in metadata.config:
         raise CheckpointError(f"{path} is not a finished run: pass a model.pt of train.py")
     if metadata.config.get("hold_out"):
         raise CheckpointError(f"{path} was evaluated on training images (--hold-out): train on all of them")
+    if data is None and (data := metadata.config.get("data")) not in DATASETS:
+        raise CheckpointError(f"{path} was trained on a folder: pass --data, where others have these images")
     config = {name: value for name, value in metadata.config.items() if name not in LOCAL_SETTINGS}
     weights = {name: _halved(value) for name, value in network.state_dict().items()}
     checkpoint.check_weights(weights, ResNet18(network.fc.out_features), f"{path} in half precision")
@@ -47,7 +54,8 @@ def main(argv=None):
     parser.add_argument("ckpt", metavar="CKPT", help="model.pt of a finished run")
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-    parser.add_argument("--data", default="cifar10", help="data set that visualizer.py uses unless it is told")
+    parser.add_argument("--data", help="data that visualizer.py uses unless it is told (default: the run's, if it has "
+                        "a name)")  # fmt: skip
     args = parser.parse_args(argv)
     with one_line_errors(CheckpointError):
         out = Path(args.out)

@@ -18,6 +18,7 @@ class Optimization:
     """Settings of the loss, of SGD and of its learning rate.
 
     learning_rate    peak
+    momentum         of SGD; nesterov: Nesterov's form of it
     weight_decay     L2 penalty; norm_decay: on biases and batch norms, too
     schedule         one of SCHEDULES; lr_step_size (epochs) and lr_gamma belong to "step", lr_gamma to "exponential"
     warmup_epochs    epochs of linear warm-up

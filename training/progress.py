@@ -12,7 +12,7 @@ from training.plan import Plan
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
 REFRESH_SECONDS = 1.0  # between readings of the running loss: each one makes the host wait for the device
 SLOW_RUN_SECONDS = 1800  # a longer run proposes a shorter one
-WARM_UP_STEPS = 1  # iterations left out of the throughput
+SLOW_STEPS = 1  # first iterations, left out of the estimate of the remaining time
 FIXED_COST_PIXELS = 64**2  # an image costs about as much as its pixels plus these (measured from 64 to 224 on a CPU)
 EVALUATION_COST = 1 / 3  # of an image, relative to training
 
@@ -44,7 +44,7 @@ class Progress:
         """Counts an iteration; true when the running values on the terminal are due."""
         self.step += 1
         self.bar.update()
-        if self.step == self.first + WARM_UP_STEPS:
+        if self.step == self.first + SLOW_STEPS:
             self.started = time.monotonic()
         due = not self.bar.disable and time.monotonic() - self.refreshed > REFRESH_SECONDS
         if due:
@@ -79,7 +79,7 @@ class Progress:
 
     def seconds_left(self) -> float:
         """Until the end of the run, from its mean throughput so far."""
-        done, _ = self.work(self.first + WARM_UP_STEPS, self.step)
+        done, _ = self.work(self.first + SLOW_STEPS, self.step)
         return (time.monotonic() - self.started) * sum(self.work(self.step, self.plan.total_steps)) / max(done, 1)
 
     def say(self, text: str) -> None:

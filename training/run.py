@@ -116,7 +116,7 @@ class Run:
         if not torch.stack([value.isfinite().all() for value in values]).all():
             raise FloatingPointError(
                 f"the loss is not finite at iteration {self.step}, with learning rate {self.learning_rate:.3g}: "
-                f"pass a lower --lr; the files in {self.last.parent} are older"
+                f"pass a lower --lr; the checkpoints in {self.last.parent} are from before this"
             )
 
     def train_entry(self, images_per_second: float) -> dict[str, Any]:
