@@ -32,9 +32,8 @@ class TiledConv2d(nn.Conv2d):
         grid = (rows, images // rows, height + 1, width + 1)  # a row and a column of zeros follow each image
         tiles = F.pad(x, (0, 1, 0, 1)).permute(0, 2, 3, 1).reshape(*grid, channels).transpose(1, 2)
         large = tiles.reshape(1, rows * grid[2], grid[1] * grid[3], channels).permute(0, 3, 1, 2)
-        y = F.conv2d(large, weight, bias, padding=1).permute(0, 2, 3, 1)
-        y = y.reshape(rows, grid[2], grid[1], grid[3], -1).transpose(1, 2).reshape(images, *grid[2:], -1)
-        return y[:, :height, :width].permute(0, 3, 1, 2)
+        y = F.conv2d(large, weight, bias, padding=1).permute(0, 2, 3, 1).reshape(rows, grid[2], grid[1], grid[3], -1)
+        return y[:, :height, :, :width].transpose(1, 2).reshape(images, height, width, -1).permute(0, 3, 1, 2)
 
 
 def tile_convolutions(network: nn.Module) -> None:
