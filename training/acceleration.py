@@ -22,7 +22,8 @@ class CaptureError(OSError):
 class TiledConv2d(nn.Conv2d):
     """A 3x3 convolution of a whole batch as one large map, in which zeros separate the images.
 
-    On CPUs, oneDNN reads all weights again for each image. Those of 512 channels outweigh the small maps of conv5_x.
+    On CPUs, oneDNN spends about the same time on each image, however small its map: weights of 512 channels cost more
+    than pixels. In one large map they serve many images (benchmarks/tiles.py).
     """
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
