@@ -28,7 +28,6 @@ from runtime.checkpoint import CheckpointError, Metadata
 from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder, size_and_epochs
 from runtime.device import keep_freed_memory, pick_device, pick_precision
 from runtime.signals import exclusive_lock, graceful_shutdown
-from training.acceleration import tile_convolutions
 from training.data import load_data
 from training.distributed import World, join_world
 from training.loop import Loop, Settings, result, summarize
@@ -197,8 +196,6 @@ def train(args, world: World) -> None:
     # network and optimizer
     network = make_network(args, len(data.classes), not state, world)
     network.to(device, memory_format=torch.channels_last).train()
-    if device.type == "cpu" and settings.precision == "bf16":
-        tile_convolutions(network)
     optimizer = sgd(network, settings.optimization)
     decay = settings.optimization.ema_decay
     ema = EMA(network, decay) if decay else None

@@ -26,7 +26,7 @@ from dataset.batches import Batches
 from network import ResNet18
 from runtime.command_line import one_line_errors
 from runtime.device import keep_freed_memory, pick_device, pick_precision
-from training.acceleration import accelerate, tile_convolutions
+from training.acceleration import accelerate
 from training.optimizer import Optimization, sgd
 from training.step import TrainStep
 
@@ -136,8 +136,6 @@ def this_project(contestant: Contestant, device: torch.device, precision: str) -
     prepare = preprocess.Preprocess(contestant.image_size, *preprocess.mean_and_std(images), device)
     batches = Batches(images.to(device), labels.to(device), prepare, contestant.batch_size, seed=0)
     network = ResNet18(len(classes)).to(device, memory_format=torch.channels_last).train()
-    if device.type == "cpu" and precision == "bf16":  # as in train.py
-        tile_convolutions(network)
     step = TrainStep(network, sgd(network, Optimization()), batches, precision)
     requested, said = FORMS[contestant.form], []
     plan = batches.plan(0)

@@ -173,7 +173,7 @@ class TestDetails:
         [
             ("@recipes/report-a", ["SGD, momentum 0.9", "times 0.1 every 20 epochs", "none", "32 images"]),
             ("@recipes/report-b", ["0.1 at its peak", "schedule exponential, times 0.965611 per epoch", "64 images"]),
-            ("@recipes/cpu", ["Nesterov momentum", "label smoothing 0.1", "warm-up over 8", "cutout of 12x12"]),
+            ("@recipes/cpu", ["Nesterov momentum", "label smoothing 0.1", "warm-up over 7", "cutout of 12x12"]),
             ("--data my\\ folder --snapshots 1 2 --ema-decay 0.99 --no-norm-decay", ["not on biases", "average"]),
             ("--shift 0 --weight-decay 0 --seed 0 --epochs 3", ["no weight decay", "3 epochs planned"]),
         ],

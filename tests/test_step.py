@@ -9,7 +9,7 @@ import torch
 from dataset.batches import Batches
 from dataset.preprocess import Preprocess
 from network import ResNet18
-from training.acceleration import TiledConv2d, accelerate, attempt, capture, tile_convolutions, warm_up
+from training.acceleration import accelerate, attempt, capture, warm_up
 from training.optimizer import Optimization, load_optimizer_state, sgd
 from training.step import EMA, TrainStep
 
@@ -127,24 +127,6 @@ def test_a_warm_up_leaves_no_trace(average):
     assert_same_state(plain, warmed_up, rtol=0, atol=0)
     assert torch.equal(losses(plain, plain, plan), losses(warmed_up, warmed_up, plan))
     assert_same_state(plain, warmed_up, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("images, size", [(8, 32), (6, 64), (1, 96), (3, 224)])
-def test_tiled_convolutions_are_the_convolutions(images, size):
-    """Outputs and gradients in float64; conv5_x has maps of 1x1 to 7x7."""
-    torch.manual_seed(0)
-    network = ResNet18(4).double().eval()
-    tiled = copy.deepcopy(network)
-    tile_convolutions(tiled)
-    assert sum(isinstance(module, TiledConv2d) for module in tiled.modules()) == 3
-    assert tiled.state_dict().keys() == network.state_dict().keys()
-    inputs = torch.randn(images, 3, size, size, dtype=torch.float64)
-    for each in (network, tiled):
-        each(inputs).square().sum().backward()
-    torch.testing.assert_close(tiled(inputs), network(inputs), rtol=1e-12, atol=1e-12)
-    for (name, value), expected in zip(tiled.named_parameters(), network.parameters(), strict=True):
-        difference = (value.grad - expected.grad).abs().max()
-        assert difference <= 1e-12 * expected.grad.abs().max(), name
 
 
 @pytest.mark.slow

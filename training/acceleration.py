@@ -1,12 +1,10 @@
-"""Three ways to make a training step faster: torch.compile, one CUDA graph per iteration, and tiles on CPUs."""
+"""Two ways to make a training step faster: torch.compile and one CUDA graph per iteration."""
 
-import math
 import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from runtime.checkpoint import first_line
 from training.distributed import ALONE, World
@@ -17,31 +15,6 @@ WARM_UP_STEPS = 3  # iterations before a capture, in which libraries choose algo
 
 class CaptureError(OSError):
     """A capture failed and left torch in a state that cannot be used any more."""
-
-
-class TiledConv2d(nn.Conv2d):
-    """A 3x3 convolution of a whole batch as one large map, in which zeros separate the images.
-
-    On CPUs, oneDNN spends about the same time on each image, however small its map: weights of 512 channels cost more
-    than pixels. In one large map they serve many images (benchmarks/tiles.py).
-    """
-
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Images (N, C, h, w) and weights (K, C, 3, 3) -> (N, K, h, w)."""
-        images, channels, height, width = x.shape
-        rows = math.gcd(images, 8)
-        grid = (rows, images // rows, height + 1, width + 1)  # a row and a column of zeros follow each image
-        tiles = F.pad(x, (0, 1, 0, 1)).permute(0, 2, 3, 1).reshape(*grid, channels).transpose(1, 2)
-        large = tiles.reshape(1, rows * grid[2], grid[1] * grid[3], channels).permute(0, 3, 1, 2)
-        y = F.conv2d(large, weight, bias, padding=1).permute(0, 2, 3, 1).reshape(rows, grid[2], grid[1], grid[3], -1)
-        return y[:, :height, :, :width].transpose(1, 2).reshape(images, height, width, -1).permute(0, 3, 1, 2)
-
-
-def tile_convolutions(network: nn.Module) -> None:
-    """Makes the 3x3 convolutions of 512 channels tiled ones, with the same parameters and names."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels >= 512 and module.kernel_size == (3, 3):
-            module.__class__ = TiledConv2d
 
 
 def warm_up(step: TrainStep, plan: Tensor, count: int = WARM_UP_STEPS, images: Tensor | None = None) -> None:
