@@ -27,10 +27,9 @@ from analysis.faithfulness_table import class_scores
 from analysis.inspection import Inspection, add_preprocessing, add_test_images, load_inspection
 from dataset import sources
 from dataset.shapes import draw_shapes
-from runtime.checkpoint import CheckpointError, atomic_file
+from runtime.checkpoint import SHIPPED, CheckpointError, atomic_file
 from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder
 
-SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
 PARTS = 20
 DRAWS, DRAWN = 100, 100  # of the interval's check: repetitions, and images in each
 

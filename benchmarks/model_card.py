@@ -8,21 +8,24 @@ import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from reproduce import SHIPPED
+from reproduce import load
 
+from analysis.scores import confusion_counts
 from dataset import sources
 from dataset.preprocess import Preprocess
 from runtime import checkpoint
 from runtime.command_line import ArgumentParser, one_line_errors
-from runtime.device import keep_freed_memory, pick_device
+from runtime.device import keep_freed_memory
 
 BATCH_SIZE = 100
+CONFUSIONS = 4  # pairs of classes that are listed
 
 
 def wilson_interval(correct: int, count: int, z: float = 1.959964) -> tuple[float, float]:
@@ -74,31 +77,28 @@ def describe(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> list[s
         low, high = (100 * bound for bound in wilson_interval(found, count))
         precision = 100 * found / max(int((predicted == n).sum()), 1)
         lines.append(f"| {name} | {100 * found / count:.1f} % | {low:.1f} to {high:.1f} % | {precision:.1f} % |")
-    pairs = torch.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2).view(len(classes), -1)
-    for index in pairs.fill_diagonal_(0).flatten().topk(4).indices.tolist():
-        true, taken = divmod(index, len(classes))
-        lines.append(f"{int(pairs[true, taken])} of {classes[true]} predicted as {classes[taken]}")
+    counts = confusion_counts(labels.numpy(), predicted.numpy(), len(classes))
+    np.fill_diagonal(counts, 0)
+    for index in np.argsort(counts, axis=None)[: -1 - CONFUSIONS : -1]:
+        true, taken = divmod(int(index), len(classes))
+        lines.append(f"{counts[true, taken]} of {classes[true]} predicted as {classes[taken]}")
     return lines
 
 
 def main(argv=None):
     """The script."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--ckpt", default=str(SHIPPED), metavar="PATH", help="a model.pt of train.py, or an export")
+    parser.add_argument(
+        "--ckpt", default=str(checkpoint.SHIPPED), metavar="PATH", help="a model.pt of train.py, or an export"
+    )
     parser.add_argument("--data", default="cifar10", help="cifar10, or a folder with test/<class>/*")
     parser.add_argument("--root", default="data", help="folder that CIFAR-10 is downloaded to and read from")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     args = parser.parse_args(argv)
     keep_freed_memory()
     with one_line_errors(sources.DataError, checkpoint.CheckpointError):
-        network, info = checkpoint.load_network(args.ckpt)
-        images, labels, classes = sources.load(args.data, "test", args.root, info.image_size)
-        if list(classes) != list(info.classes):
-            raise sources.DataError(f"the classes of {args.data} are not the network's: pass its data")
-        device = pick_device(args.device)
-        network.to(device, memory_format=torch.channels_last).eval()
-        preprocess = Preprocess(info.image_size, info.mean, info.std, device)
-        print(*describe(logits_of(network, images.to(device), preprocess), labels, info.classes), sep="\n")
+        network, info, images, labels, preprocess = load(args)
+        print(*describe(logits_of(network, images, preprocess), labels.cpu(), info.classes), sep="\n")
         print("SHA-256", hashlib.sha256(Path(args.ckpt).read_bytes()).hexdigest())
 
 

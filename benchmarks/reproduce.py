@@ -11,16 +11,16 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from dataset import sources
 from dataset.preprocess import Preprocess
+from network import ResNet18
 from runtime import checkpoint
 from runtime.command_line import ArgumentParser, number, one_line_errors
 from runtime.device import keep_freed_memory, pick_device
 from training.evaluation import evaluate
-
-SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
 
 
 def parse_args(argv=None):
@@ -29,7 +29,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add(
         "--ckpt",
-        default=str(SHIPPED),
+        default=str(checkpoint.SHIPPED),
         metavar="PATH",
         help="a model.pt of train.py, or what training.export made of it",
     )
@@ -41,25 +41,31 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def measure(args) -> tuple[float, float]:
-    """The accuracy (0..1) now, and the one the checkpoint tells of.
+def load(args) -> tuple[ResNet18, checkpoint.Metadata, Tensor, Tensor, Preprocess]:
+    """The network of --ckpt, its metadata, and the test images (uint8), labels and preprocessing, on the device.
 
-    Raises CheckpointError when it tells of none, DataError when the classes are not the network's.
+    Raises CheckpointError if the file holds no network, DataError if the classes of the data are not the network's.
     """
     network, info = checkpoint.load_network(args.ckpt)
-    if "test_accuracy" not in info.result:
-        raise checkpoint.CheckpointError(f"{args.ckpt} does not say how accurate it is: pass a model.pt of train.py")
-    if info.config.get("hold_out"):
-        raise checkpoint.CheckpointError(f"{args.ckpt} was tested on training images (--hold-out): pass another")
     images, labels, classes = sources.load(args.data, "test", args.root, info.image_size)
     if list(classes) != list(info.classes):
         raise sources.DataError(f"the classes of {args.data} are not those the network was trained on: pass its data")
     device = pick_device(args.device)
-    preprocess = Preprocess(info.image_size, info.mean, info.std, device)
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device, memory_format=torch.channels_last).eval()
+    return network, info, images.to(device), labels.to(device), Preprocess(info.image_size, info.mean, info.std, device)
+
+
+def measure(args) -> tuple[float, float]:
+    """The accuracy (0..1) now, and the accuracy in the checkpoint. Raises CheckpointError if it holds none."""
+    network, info, images, labels, preprocess = load(args)
+    if "test_accuracy" not in info.result:
+        raise checkpoint.CheckpointError(f"{args.ckpt} does not say how accurate it is: pass a model.pt of train.py")
+    if info.config.get("hold_out"):
+        raise checkpoint.CheckpointError(f"{args.ckpt} was tested on training images (--hold-out): pass another")
     started = time.monotonic()
-    accuracy = evaluate(network, images.to(device), labels.to(device), preprocess, args.precision)[1]
-    print(f"{len(images):,} test images in {time.monotonic() - started:.0f} s on {device.type}, {args.precision}")
+    accuracy = evaluate(network, images, labels, preprocess, args.precision)[1]
+    seconds = time.monotonic() - started
+    print(f"{len(images):,} test images in {seconds:.0f} s on {images.device.type}, {args.precision}")
     return accuracy, info.result["test_accuracy"]
 
 

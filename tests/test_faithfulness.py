@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import faithfulness as benchmark
 import numpy as np
@@ -31,9 +30,7 @@ from analysis.reconstruction import ALL_RULES, mirrors_by_rule
 from analysis.settings import Settings
 from dataset.preprocess import Preprocess
 from figures.faithfulness import BASELINES, draw_faithfulness, scores_in_words
-from runtime.checkpoint import load_network
-
-SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
+from runtime.checkpoint import SHIPPED, load_network
 
 
 class TestCurves:

@@ -1,7 +1,5 @@
 """The network that comes with the project, as one finds it after cloning: no data, nothing to download from."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +9,7 @@ from PIL import Image
 import train
 import visualizer
 from dataset.shapes import draw_shapes
-from runtime import checkpoint
-
-SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
+from runtime.checkpoint import SHIPPED, load, load_network
 
 
 @pytest.fixture
@@ -26,9 +22,9 @@ def alone(tmp_path, monkeypatch):
 
 def test_it_is_small_and_complete():
     assert SHIPPED.stat().st_size < 25e6
-    state = checkpoint.load(SHIPPED)
+    state = load(SHIPPED)
     assert {value.dtype for value in state["model"].values() if value.ndim > 1} == {torch.float16}
-    _, info = checkpoint.load_network(SHIPPED)
+    _, info = load_network(SHIPPED)
     assert info.classes == tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
     assert info.image_size == 224 and info.config["data"] == "cifar10"
     tests = [entry for entry in info.history if entry["kind"] == "test"]
