@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from reproduce import load
+from reproduce import load_test_images
 
 from analysis.scores import confusion_counts
 from dataset import sources
@@ -97,7 +97,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     keep_freed_memory()
     with one_line_errors(sources.DataError, checkpoint.CheckpointError):
-        network, info, images, labels, preprocess = load(args)
+        network, info = checkpoint.load_network(args.ckpt)
+        images, labels, preprocess = load_test_images(args, info)
+        network.to(images.device, memory_format=torch.channels_last)
         print(*describe(logits_of(network, images, preprocess), labels.cpu(), info.classes), sep="\n")
         print("SHA-256", hashlib.sha256(Path(args.ckpt).read_bytes()).hexdigest())
 

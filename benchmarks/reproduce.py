@@ -16,7 +16,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from dataset import sources
 from dataset.preprocess import Preprocess
-from network import ResNet18
 from runtime import checkpoint
 from runtime.command_line import ArgumentParser, number, one_line_errors
 from runtime.device import keep_freed_memory, pick_device
@@ -41,27 +40,27 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def load(args) -> tuple[ResNet18, checkpoint.Metadata, Tensor, Tensor, Preprocess]:
-    """The network of --ckpt, its metadata, and the test images (uint8), labels and preprocessing, on the device.
+def load_test_images(args, info: checkpoint.Metadata) -> tuple[Tensor, Tensor, Preprocess]:
+    """The test images (uint8) and labels of --data, and the network's preprocessing, on the device.
 
-    Raises CheckpointError if the file holds no network, DataError if the classes of the data are not the network's.
+    Raises DataError if the classes of the data are not the network's.
     """
-    network, info = checkpoint.load_network(args.ckpt)
     images, labels, classes = sources.load(args.data, "test", args.root, info.image_size)
     if list(classes) != list(info.classes):
         raise sources.DataError(f"the classes of {args.data} are not those the network was trained on: pass its data")
     device = pick_device(args.device)
-    network.to(device, memory_format=torch.channels_last).eval()
-    return network, info, images.to(device), labels.to(device), Preprocess(info.image_size, info.mean, info.std, device)
+    return images.to(device), labels.to(device), Preprocess(info.image_size, info.mean, info.std, device)
 
 
 def measure(args) -> tuple[float, float]:
     """The accuracy (0..1) now, and the accuracy in the checkpoint. Raises CheckpointError if it holds none."""
-    network, info, images, labels, preprocess = load(args)
+    network, info = checkpoint.load_network(args.ckpt)
     if "test_accuracy" not in info.result:
         raise checkpoint.CheckpointError(f"{args.ckpt} does not say how accurate it is: pass a model.pt of train.py")
     if info.config.get("hold_out"):
         raise checkpoint.CheckpointError(f"{args.ckpt} was tested on training images (--hold-out): pass another")
+    images, labels, preprocess = load_test_images(args, info)
+    network.to(images.device, memory_format=torch.channels_last)
     started = time.monotonic()
     accuracy = evaluate(network, images, labels, preprocess, args.precision)[1]
     seconds = time.monotonic() - started
