@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 SIMILAR = 0.5  # correlation of peaks above which two channels count as similar
+FAINT = 0.01  # share of the strongest channel's highest activation up to which a channel is not shown for itself
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,12 @@ def dissimilar_channels(peaks: Tensor, count: int | None = None, correlations: T
     count         stop after this many channels; if there are fewer, the strongest similar ones follow
     correlations  `peak_correlations` of these peaks, if known
 
-    Channels without any activation are left out.
+    Channels without any activation, and those up to FAINT of the strongest one's, are left out.
     """
     correlations = peak_correlations(peaks) if correlations is None else correlations
     highest = peaks.amax(0)
     order = highest.sort(descending=True, stable=True).indices
-    order = [channel for channel in order.tolist() if highest[channel] > 0]
+    order = [channel for channel in order.tolist() if highest[channel] > FAINT * highest.max()]
     taken: list[int] = []
     for channel in order:
         if not taken or correlations[channel, taken].max() <= SIMILAR:

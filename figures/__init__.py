@@ -33,7 +33,8 @@ FIGURES = {
     "filters": FigureEntry(
         draw_filters,
         "Filters of the first layer",
-        "Each tile is one filter: smooth tiles are tuned to edges and colors, noisy ones have learned little.",
+        "Each tile is one filter: smooth tiles are tuned to edges and colors, noisy ones have learned little, "
+        "grey ones have hardly any weight.",
         needs="checkpoint",
         section="filters",
     ),

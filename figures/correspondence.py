@@ -24,7 +24,7 @@ STAGE = "conv4_x"  # its units see parts; those of conv5_x see most of the image
 CHANNELS, IMAGES, SHOWN = 12, 9, 4
 ROWS = ("parts", "random", "difference")
 # inches: left of and above the tiles, from tile to tile, from row to row, and of the table below
-LEFT, TOP, TILE, ROW, TABLE = 0.08, 0.5, 0.762, 0.95, 2.0
+LEFT, TOP, TILE, ROW, TABLE = 0.08, 0.5, 0.762, 0.95, 2.1
 
 
 @dataclass(frozen=True)
@@ -155,9 +155,10 @@ def correspondence_figure(content: ShownCorrespondence) -> Figure:
         "Numbers: share of the features whose changes differ in sign when the squares of two images are hidden, over "
         f"all pairs of {IMAGES} images,",
         f"without the channel itself: mean ± standard error over {len(content.found)} channels; {DRAWS} random squares "
-        "per image. The paper hides eyes and noses of five dogs, chosen by hand.",
+        "per image.",
+        "The paper hides eyes and noses of five dogs, chosen by hand.",
     )
-    text_at(figure, WIDTH_INCHES / 2, height - 0.28, "\n".join(lines))
+    text_at(figure, WIDTH_INCHES / 2, height - 0.33, "\n".join(lines))
     return figure
 
 

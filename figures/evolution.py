@@ -136,11 +136,12 @@ def evolution_figure(content: ShownEvolution) -> Figure:
             is_new = place > 0 and images[place] != images[place - 1]
             text_at(figure, x, top + tile + 0.04, f"{images[place]}", color=ERROR_COLOR if is_new else "black")
     draw_numbers(figure, TOP + len(content.tiles) * row_height + 0.28, content)
+    resized = " Dotted: the image size changes." if len({each.image_size for each in content.snapshots}) > 1 else ""
     lines = (
         f"Pictures: {content.note}, the strongest unit in {content.images:,} test images; own scale each, grey: zero.",
         "Numbers: its image, red where it has changed since the snapshot before.",
         f"Left: mean over all living channels. Right: the same units of the same images at each epoch, mean over "
-        f"up to {CHANNELS_COMPARED} channels. Dotted: the image size changes.",
+        f"up to {CHANNELS_COMPARED} channels.{resized}",
     )
     text_at(figure, WIDTH_INCHES / 2, height - 0.23, "\n".join(lines))
     return figure

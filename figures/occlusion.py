@@ -28,7 +28,7 @@ COLORS = [colormaps["tab10"](n) for n in (0, 1, 2, 3, 4, 5, 6, 8, 9)]
 OTHER_COLOR = colormaps["tab10"](7)  # grey, of the classes that these colours do not suffice for
 LABELS_SHOWN = 7
 # inches: left of and above the tiles, from column to column, a tile, from row to row, and of the notes
-LEFT, TOP, COLUMN, TILE, ROW, NOTES = 0.06, 0.86, 1.22, 1.16, 1.7, 0.28
+LEFT, TOP, COLUMN, TILE, ROW, NOTES = 0.06, 0.86, 1.19, 1.16, 1.7, 0.28
 
 
 @dataclass(frozen=True)

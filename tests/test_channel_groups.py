@@ -48,6 +48,14 @@ def test_similar_channels_fill_up_in_order_of_strength(peaks):
     assert len(dissimilar_channels(peaks, 20)) == 11 and dissimilar_channels(peaks, 2) == chosen[:2]
 
 
+def test_faint_channels_are_left_out_although_they_are_not_similar(peaks):
+    peaks[:, 7] = 0
+    peaks[3, 7] = 0.009 * peaks.max()
+    assert 7 not in dissimilar_channels(peaks, 12) and len(dissimilar_channels(peaks, 12)) == 10
+    peaks[3, 7] = 0.011 * peaks.max()
+    assert 7 in dissimilar_channels(peaks)
+
+
 def test_groups_are_a_partition_by_the_highest_correlation(peaks):
     groups = group_channels(peaks)
     assert sorted(channel for members in groups.members for channel in members) == list(range(12))

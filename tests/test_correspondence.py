@@ -213,3 +213,4 @@ def test_one_channel_has_no_error_and_no_text_leaves_the_figure():
     assert table([nothing], "pooled")["parts"].mean is None
     assert_inside(correspondence_figure(content))
     assert_inside(correspondence_figure(replace(content, found=(nothing,))))
+    assert_inside(correspondence_figure(replace(content, found=(found,) * 12)))

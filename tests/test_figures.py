@@ -79,11 +79,20 @@ def test_image_grid_sets_tiles_in_rows():
 
 def test_filters_are_drawn_once_each_on_its_own_scale():
     weights = RANDOM.randn(64, 3, 7, 7)
-    weights[5] *= 100
+    weights[5] *= 20
     (canvas,) = drawn(filters.filters_figure(weights))
     assert canvas.shape == (63, 63, 3)
     expected = 0.5 + 0.5 * weights[9].transpose(1, 2, 0) / np.abs(weights[9]).max()
     assert np.allclose(canvas[8:15, 8:15], expected)
+
+
+def test_filters_without_weight_are_left_grey_instead_of_their_noise():
+    weights = RANDOM.uniform(0.5, 1, (64, 3, 7, 7))
+    weights[9] *= 0.009
+    figure = filters.filters_figure(weights)
+    (canvas,) = drawn(figure)
+    assert (canvas[8:15, 8:15] == 0.5).all() and (canvas[8:15, 16:23] > 0.5).all()
+    assert "\n1 have less than 1 % of the largest weight" in figure.get_axes()[0].get_title()
 
 
 def test_a_filter_channel_has_one_scale_around_zero_and_a_color_bar():

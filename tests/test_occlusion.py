@@ -235,3 +235,5 @@ def test_no_text_leaves_the_figure():
         "a_long_file_name_" * 9, None, RANDOM.rand(24, 24, 3), found, RANDOM.rand(2, 24, 24, 3), (9,)
     )
     assert_inside(occlusion_figure([shown, shown], names, "guided, overwriting unpooling"))
+    same = replace(shown, found=replace(found, predicted=predicted * 0))
+    assert_inside(occlusion_figure([same], ["automobile", *names[1:]], "guided"))
