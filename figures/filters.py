@@ -32,7 +32,7 @@ def filters_figure(weights: np.ndarray) -> Figure:
     largest = np.abs(weights).max((1, 2, 3))
     faint = largest < FAINT * largest.max()
     tiles[faint] = GREY
-    note = f"\n{faint.sum()} have less than {100 * FAINT:g} % of the largest weight and are left grey" if faint.any() else ""
+    note = f"\n{faint.sum()} have less than {100 * FAINT:g} % of the largest weight: grey" if faint.any() else ""
     figure = Figure((WIDTH_INCHES * 0.55, WIDTH_INCHES * 0.55 + (0.5 if note else 0.35)), layout="compressed")
     axes = figure.subplots()
     draw_numbered_grid(axes, tiles, columns=math.ceil(math.sqrt(len(tiles))))
