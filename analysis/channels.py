@@ -19,6 +19,7 @@ from network import CHANNELS
 from reverse_network import ReverseResNet18
 
 SCALE_QUANTILE = 0.99
+ROUNDING = 1e-6  # share of a tile's maximum up to which its values count as zero
 GROUP_BYTES = 2**29  # of uncropped reconstructions at a time: at 224x224, 49 channels with 9 images and 2 rules
 
 
@@ -212,11 +213,13 @@ def tile_scales(reconstructions: dict[str, Tensor], scale: str) -> dict[str, lis
 def robust_limit(tiles: Tensor) -> list[float]:
     """The 99 % quantile, over the pixels of each tile (n, 3, s, s), of the largest absolute value of the three colors.
 
-    A single pixel cannot make the rest of a tile invisible. The maximum where the quantile is 0.
+    A single pixel cannot make the rest of a tile invisible. The maximum where the quantile is 0 or, as some GPU
+    convolutions leave it, a rounding error of it.
     """
     strongest = tiles.abs().amax(1).flatten(1)
     limits = strongest.quantile(SCALE_QUANTILE, dim=1)
-    return torch.where(limits > 0, limits, strongest.amax(1)).tolist()
+    maxima = strongest.amax(1)
+    return torch.where(limits > ROUNDING * maxima, limits, maxima).tolist()
 
 
 def _top_images(

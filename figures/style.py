@@ -2,6 +2,7 @@
 
 import textwrap
 import warnings
+from collections.abc import Iterable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -49,7 +50,12 @@ def save(figure: Figure, file, format: str = "png", dpi: int = DPI) -> None:
 
 def heading(figure: Figure, *lines: str, width: int = 105) -> None:
     """A title over the whole figure, wrapped at `width` letters."""
-    figure.suptitle("\n".join(textwrap.fill(line, width) for line in lines))
+    figure.suptitle("\n".join(wrapped(lines, width)))
+
+
+def wrapped(lines: Iterable[str], width: int = 105) -> list[str]:
+    """The lines that `heading` makes of these."""
+    return [part for line in lines for part in textwrap.wrap(line, width)]
 
 
 def text_at(figure: Figure, left: float, top: float, text: str, **how) -> None:

@@ -16,7 +16,16 @@ from analysis.unit_faithfulness import kept_by_tenth
 from figures.classes import format_percent
 from figures.entry import NotDrawn
 from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
-from figures.style import ERROR_COLOR, WIDTH_INCHES, format_two_digits, heading, styled, truncate, unpooling_note
+from figures.style import (
+    ERROR_COLOR,
+    WIDTH_INCHES,
+    format_two_digits,
+    heading,
+    styled,
+    truncate,
+    unpooling_note,
+    wrapped,
+)
 
 CHANNELS_PER_PAGE = 9  # of the overview
 BLOCK_GAP = 1 / 12  # between patches and reconstructions, relative to a block's width
@@ -116,7 +125,7 @@ def channel_figure(result: ChannelResult, title: list[str]) -> Figure:
     columns = min(3, count)
     rows = math.ceil(count / columns)
     parts = 1 + len(result.reconstructions)
-    heading_height = 0.6 + 0.13 * max(0, len(title) - 3)
+    heading_height = 0.6 + 0.13 * max(0, len(wrapped(title)) - 3)
     height = heading_height + rows * (WIDTH_INCHES / columns / parts + 0.3)
     figure = Figure((WIDTH_INCHES, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.02)

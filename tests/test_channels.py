@@ -10,7 +10,7 @@ from conftest import assert_same_pictures, write_folder
 from matplotlib.text import Text
 
 from analysis.activations import SearchResult, TopActivations
-from analysis.channels import chosen_channels, inspect_channel, inspect_channels, strongest_units
+from analysis.channels import chosen_channels, inspect_channel, inspect_channels, robust_limit, strongest_units
 from analysis.inspection import add_preprocessing, add_search, add_test_images, inspect, load_inspection, spread
 from analysis.settings import Settings
 from figures import FIGURES, top9
@@ -72,6 +72,14 @@ def test_one_scale_for_a_channel(inspection):
     result = inspect_channel(inspection, replace(SETTINGS, scale="channel"), "conv5_x", 7)
     for rule, tiles in result.reconstructions.items():
         assert {image.scale[rule] for image in result.images} == {tiles.abs().max().item()}
+
+
+def test_a_tile_of_one_dot_has_the_scale_of_the_dot_even_over_rounding_errors():
+    tiles = 1e-11 * torch.rand(2, 3, 20, 20)
+    tiles[0, 1, 7, 7], tiles[1, :, 4:6] = -0.02, 0.5  # a pixel of 400, and a tenth of the tile
+    assert robust_limit(tiles) == pytest.approx([0.02, 0.5])
+    tiles[0] = 0
+    assert robust_limit(tiles)[0] == 0
 
 
 def test_random_channels_follow_the_seed_and_are_alive(inspection):

@@ -170,6 +170,11 @@ class TestTop9:
         assert captions[8] == "9: dead"
         assert "±1 to 9, correlation 0.25" in figure.get_suptitle()
 
+    def test_a_heading_that_wraps_gets_its_line(self):
+        title = ["conv5_x, channel 3", "patch | guided", "grey: zero"]
+        heights = [top9.channel_figure(result(), [*title, text]).get_figheight() for text in ("kept", "kept " * 30)]
+        assert heights[1] == pytest.approx(heights[0] + 0.13)
+
     def test_the_overview_has_a_block_a_channel(self):
         channels = [result(n) for n in (3, 17, 40)]
         figure = top9.overview_figure(channels, "conv5_x")
