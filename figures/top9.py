@@ -83,9 +83,9 @@ def describe_rule(result: ChannelResult, rule: str) -> str:
 
 
 def describe_kept(kept: dict[str, float]) -> list[str]:
-    """What a tenth of the receptive field keeps of the activation: a line, or none."""
+    """What the most important tenth of the receptive field keeps of the activation: a line, or none."""
     shares = ", ".join(f"{name} {format_percent(share)}" for name, share in kept.items())
-    return [f"activation kept by the most important tenth of the receptive field: {shares}"] if kept else []
+    return [f"activation kept by a tenth of the receptive field: {shares}"] if kept else []
 
 
 def describe_count(inspection: Inspection, settings: Settings) -> str:
