@@ -41,7 +41,8 @@ def dissimilar_channels(peaks: Tensor, count: int | None = None, correlations: T
     correlations = peak_correlations(peaks) if correlations is None else correlations
     highest = peaks.amax(0)
     order = highest.sort(descending=True, stable=True).indices
-    order = [channel for channel in order.tolist() if highest[channel] > FAINT * highest.max()]
+    least = FAINT * highest.max()
+    order = [channel for channel in order.tolist() if highest[channel] > least]
     taken: list[int] = []
     for channel in order:
         if not taken or correlations[channel, taken].max() <= SIMILAR:

@@ -13,7 +13,6 @@ from figures.image_grid import color_limit, diverging_rgb, draw_numbered_grid
 from figures.style import WIDTH_INCHES, styled
 
 FAINT = 0.01  # share of the network's largest weight below which a filter is not drawn: only its noise would show
-GREY = 0.5
 
 
 def draw_filters(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
@@ -28,14 +27,14 @@ def draw_filters(inspection: Inspection, settings: Settings) -> Iterator[tuple[P
 @styled
 def filters_figure(weights: np.ndarray) -> Figure:
     """Filters of RGB input, (n, 3, h, w), in color around grey; each has its own scale. Faint ones stay grey."""
-    tiles = np.stack([diverging_rgb(tile, color_limit(tile)) for tile in weights.transpose(0, 2, 3, 1)])
     largest = np.abs(weights).max((1, 2, 3))
     faint = largest < FAINT * largest.max()
-    tiles[faint] = GREY
+    limits = np.where(faint, 0, largest)  # all grey for a limit of zero
+    tiles = [diverging_rgb(tile, limit) for tile, limit in zip(weights.transpose(0, 2, 3, 1), limits, strict=True)]
     note = f"\n{faint.sum()} have less than {100 * FAINT:g} % of the largest weight: grey" if faint.any() else ""
     figure = Figure((WIDTH_INCHES * 0.55, WIDTH_INCHES * 0.55 + (0.5 if note else 0.35)), layout="compressed")
     axes = figure.subplots()
-    draw_numbered_grid(axes, tiles, columns=math.ceil(math.sqrt(len(tiles))))
+    draw_numbered_grid(axes, np.stack(tiles), columns=math.ceil(math.sqrt(len(tiles))))
     shown = largest[~faint]
     axes.set_title(
         f"conv1: {len(weights)} filters of {weights.shape[2]}x{weights.shape[3]} in RGB; grey is 0\n"

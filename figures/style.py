@@ -55,7 +55,7 @@ def heading(figure: Figure, *lines: str, width: int = 105) -> None:
 
 def wrapped(lines: Iterable[str], width: int = 105) -> list[str]:
     """The lines that `heading` makes of these."""
-    return [part for line in lines for part in textwrap.wrap(line, width)]
+    return "\n".join(textwrap.fill(line, width) for line in lines).split("\n")
 
 
 def text_at(figure: Figure, left: float, top: float, text: str, **how) -> None:
