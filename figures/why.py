@@ -188,7 +188,7 @@ def write_answer(figure: Figure, content: ShownDecision) -> None:
     groups = sum(group.contribution for group in decision.groups)
     shown = sum(decision.groups[n].contribution for n in content.shown)
     lines = (
-        truncate(content.title, 96),
+        truncate(content.title, 92),
         f"Logit difference {signed(decision.difference)} = bias {signed(decision.bias)} plus {len(decision.groups)} "
         f"groups of similar channels {signed(groups)}.",
         f"The {len(content.shown)} largest groups, below, sum to {signed(shown)}.",
