@@ -97,7 +97,8 @@ def parse_args(argv=None):
         help="keep the images on the device, or on the host and copy a batch at a time; auto: on the device if they "
         "take less than half of its free memory")  # fmt: skip
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-        help="auto: bf16 on GPUs with native bf16, else fp32 (convolutions in TF32 on newer NVIDIA GPUs)")  # fmt: skip
+        help="auto: bf16 where it is native (NVIDIA Ampere or newer; CPUs with AVX512-BF16 or AMX), else fp32; fp32 "
+        "convolutions use TF32 on newer NVIDIA GPUs")  # fmt: skip
     add("--compile", action="store_true", help="compile the network with torch.compile")
     add("--cuda-graph", action="store_true", help="replay each iteration as one CUDA graph")
 

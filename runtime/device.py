@@ -36,9 +36,9 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """The precision "auto" stands for: bf16 on GPUs with native bf16 (NVIDIA Ampere or newer), fp32 elsewhere."""
+    """The precision "auto" stands for: bf16 on devices that multiply it natively, fp32 elsewhere."""
     if name == "auto":
-        return "bf16" if device.type == "cuda" and has_native_bf16(device) else "fp32"
+        return "bf16" if has_native_bf16(device) else "fp32"
     return name
 
 

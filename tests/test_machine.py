@@ -31,8 +31,13 @@ class TestPrecision:
     def test_what_is_asked_for_is_taken(self):
         assert [pick_precision(name, torch.device("cpu")) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
 
-    def test_auto_on_a_cpu(self):
-        assert pick_precision("auto", torch.device("cpu")) == "fp32"
+    @pytest.mark.parametrize(
+        "bf16, amx, expected", [(True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")]
+    )
+    def test_auto_on_a_cpu(self, monkeypatch, bf16, amx, expected):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        assert pick_precision("auto", torch.device("cpu")) == expected
 
     @pytest.mark.parametrize("capability, expected", [((9, 0), "bf16"), ((7, 5), "fp32")])
     def test_auto_on_a_gpu(self, monkeypatch, capability, expected):
