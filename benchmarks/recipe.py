@@ -92,7 +92,8 @@ def main(argv=None):
             result = results.setdefault(name, {})[seed] = run(folder, flags, script)
             print(f"{name}, seed {seed}: {result['test_accuracy']:.2%} in {result['seconds']:.0f} s", flush=True)
     if args.json:
-        Path(args.json).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
+        report = {"settings": settings, "emulate_bf16": args.emulate_bf16, "results": results}
+        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
 
     accuracies = {name: [result["test_accuracy"] for result in by_seed.values()] for name, by_seed in results.items()}
     first = args.trials[0]
