@@ -39,7 +39,7 @@ class TestContestants:
             raise OSError("no compiler here")
 
         monkeypatch.setattr(torch, "compile", no_compiler)
-        found = contestants.compete(contestant(folder, form="both"))
+        found = contestants.compete(contestant(folder, form="both", precision="fp32"))
         assert found.name.startswith("(b) this project, fp32, not compiled") and "no compiler here" in found.name
         assert found.name.endswith(", not captured: this needs a CUDA GPU")
 

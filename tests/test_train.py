@@ -12,7 +12,6 @@ import train
 from dataset import sources
 from dataset.preprocess import Preprocess
 from runtime import checkpoint
-from runtime.device import pick_precision
 from training.evaluation import evaluate
 from training.progress import format_duration
 
@@ -51,8 +50,7 @@ class TestRun:
         network, info = checkpoint.load_network(narrow_run / "model.pt")
         images, labels, _ = sources.load(str(narrow_run.parent / "pictures"), "test")
         preprocess = Preprocess(32, info.mean, info.std)
-        precision = pick_precision("auto", torch.device("cpu"))
-        loss, accuracy = evaluate(network, images, labels, preprocess, precision)
+        loss, accuracy = evaluate(network, images, labels, preprocess)
         assert loss == pytest.approx(result["test_loss"], rel=1e-5) and accuracy == result["test_accuracy"]
 
     @pytest.mark.slow
@@ -84,7 +82,7 @@ class TestRecipe:
         assert not torch.equal(network.fc.weight, state["model"]["fc.weight"])
         images, labels, _ = sources.load(str(folder), "test")
         preprocess = Preprocess(32, info.mean, info.std)
-        loss, accuracy = evaluate(network, images, labels, preprocess, pick_precision("auto", torch.device("cpu")))
+        loss, _ = evaluate(network, images, labels, preprocess)
         assert loss == pytest.approx(info.result["test_loss"], rel=1e-5)
 
     def test_held_out_images_stand_in_for_the_test_split(self, folder, tmp_path, capsys):

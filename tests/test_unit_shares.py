@@ -203,14 +203,17 @@ class TestChannels:
     def test_a_unit_that_rounding_turns_off_does_not_count(self, inspection):
         """The search found it on, the forward pass with removed blocks finds 0: its shares are not defined."""
         top = inspection.search.top["conv1"]
-        channel = int(top.scores[:, 1].argmax())
+
+        def second_map(channel):
+            image = inspection.images[inspection.top_images(top, channel)[1]][None]
+            with torch.inference_mode():
+                return inspection.network.trace(inspection.inputs(image), "conv1").features["conv1"][0, channel]
+
+        strongest_first = top.scores[:, 1].argsort(descending=True).tolist()
+        channel = next(channel for channel in strongest_first if second_map(channel).min() == 0)
+        off = second_map(channel).argmin()
         settings = replace(SETTINGS, border=True)
         expected = channel_shares(inspection, settings, "conv1", [channel], count=1).shares
-        image = inspection.top_images(top, channel)[1]
-        with torch.inference_mode():
-            features = inspection.network.trace(inspection.inputs(inspection.images[image][None]), "conv1").features
-        off = features["conv1"][0, channel].flatten().argmin()
-        assert features["conv1"][0, channel].flatten()[off] == 0
         positions = top.positions.clone()
         positions[channel, 1] = off
         search = replace(inspection.search, top={"conv1": replace(top, positions=positions)})
