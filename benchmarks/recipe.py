@@ -3,8 +3,9 @@
 python benchmarks/recipe.py --data FOLDER --image-size 64 --epochs 5 --lr-step-size 2
 python benchmarks/recipe.py --data FOLDER --trials fp32 bf16 --seeds 0 1 2 --sizes 64:3 96:2
 
-All other flags go to train.py. Every trial is a run in a folder of its own: a finished one is not repeated, an
-interrupted one is resumed. Differences are paired by seed and relative to the first trial.
+All other flags go to train.py. On a CPU without native bf16, add --emulate-bf16. Every trial is a run in a folder of
+its own: a finished one is not repeated, an interrupted one is resumed. Differences are paired by seed and relative to
+the first trial.
 """
 
 import argparse
