@@ -20,8 +20,8 @@ from children import start_command
 from gallery_page import CHANNELS, NAMES, Page
 from narrow import make_narrow
 from PIL import Image
+from run_checks import run_on
 
-import train
 import visualizer
 from dataset.shapes import CLASSES, draw_shapes
 from figures import style
@@ -111,10 +111,8 @@ def folder(folder_template, tmp_path) -> Path:
 
 def finished_run(path: Path) -> Path:
     """The folder `run` of two epochs in fp32 on the 48 images in the folder `pictures` beside it, at 32x32."""
-    data, out = write_folder(path / "pictures"), path / "run"
-    train.main(["--data", str(data), "--image-size", "32", "--epochs", "2", "--batch-size", "16", "--log-every", "2",
-                "--device", "cpu", "--precision", "fp32", "--out", str(out)])  # fmt: skip
-    return out
+    run_on(write_folder(path / "pictures"), path / "run", "--epochs", "2")
+    return path / "run"
 
 
 @pytest.fixture(scope="session")
