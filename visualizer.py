@@ -30,8 +30,8 @@ from analysis.settings import CHANNEL_CHOICES, SCALES, Settings
 from analysis.why import class_numbers
 from dataset import sources
 from figures import FIGURES, style
-from figures.entry import NotDrawn, Outcome
 from figures.gallery import write_gallery
+from figures.registry import NotDrawn, Outcome
 from figures.report import write_report
 from figures.scores import summary
 from figures.selection import SLOW, choose_figures, needs_of, searched_stages

@@ -11,12 +11,20 @@ from analysis.inspection import Inspection
 from analysis.reconstruction import mirrors_by_rule
 from analysis.settings import Settings
 from figures.image_grid import diverging_tiles, to_array
-from figures.style import WIDTH_INCHES, bare_axes_at, styled, truncate, unpooling_note
+from figures.registry import register
+from figures.style import WIDTH_INCHES, bare_axes_at, format_percent, styled, truncate, unpooling_note
 from reverse_network import RULES
 
 CLASSES_SHOWN = 3
 
 
+@register(
+    "classes",
+    "Evidence for a class",
+    "Each row is the evidence for one class; under the deconvnet rule, only the pooling switches depend on the "
+    "image, because the starting signal is the same for every image.",
+    needs="pictures",
+)
 def draw_classes(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """Each picture with the evidence for its three most probable classes."""
     mirrors = mirrors_by_rule(inspection.network, RULES, settings.unpool)
@@ -55,8 +63,3 @@ def classes_figure(image: np.ndarray, evidence: ClassEvidence, names: Sequence[s
     )
     figure.text(0.5, 0.2 / height, note, ha="center", va="center")
     return figure
-
-
-def format_percent(share: float) -> str:
-    """0.734 as 73 %."""
-    return "<1 %" if 0 < share < 0.005 else f"{share:.0%}".replace("%", " %")

@@ -12,8 +12,8 @@ from analysis.correlation import ratios
 from analysis.crops import crop_together
 from analysis.inspection import Inspection
 from analysis.settings import Settings
-from figures.entry import NotDrawn
 from figures.image_grid import diverging_tiles, to_array
+from figures.registry import NotDrawn
 from figures.style import WIDTH_INCHES, heading, styled
 from network import STAGES
 

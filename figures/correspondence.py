@@ -16,8 +16,8 @@ from analysis.correspondence import DRAWS, LAYERS, ChannelCorrespondence, Square
 from analysis.inspection import Inspection
 from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings
-from figures.entry import NotDrawn
 from figures.image_grid import to_array
+from figures.registry import NotDrawn, register
 from figures.style import ERROR_COLOR, WIDTH_INCHES, bare_axes_at, format_number, styled, text_at, unpooling_note
 
 STAGE = "conv4_x"  # its units see parts; those of conv5_x see most of the image
@@ -51,6 +51,28 @@ class ShownCorrespondence:
     note: str
 
 
+def table_in_words(content: dict) -> str:
+    """The main numbers of correspondence.json in a sentence, for the report."""
+    parts = [
+        f"{layer} {format_number(rows['parts']['mean'], '.3f')} against {format_number(rows['random']['mean'], '.3f')} "
+        f"(difference {format_number(rows['difference']['mean'], '.3f')} ± "
+        f"{format_number(rows['difference']['error'], '.3f')})"
+        for layer, rows in content["layers"].items()
+    ]
+    return (
+        f"Share of features that change with different signs, hidden parts against random squares, mean over "
+        f"{len(content['channels'])} channels: {', '.join(parts)}."
+    )
+
+
+@register(
+    "correspondence",
+    "Corresponding parts in several images",
+    "If the changes disagree less where the channel's parts are hidden than under random squares, the parts "
+    "correspond.",
+    stages=("conv4_x",),
+    words=table_in_words,
+)
 def draw_correspondence(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of correspondence.json."""
     content = measure(inspection, settings)
@@ -115,20 +137,6 @@ def json_content(content: ShownCorrespondence) -> dict:
         for each, images in zip(content.found, content.images, strict=True)
     ]
     return {"stage": STAGE, "draws": DRAWS, "layers": layers, "channels": channels}
-
-
-def table_in_words(content: dict) -> str:
-    """The main numbers of correspondence.json in a sentence, for the report."""
-    parts = [
-        f"{layer} {format_number(rows['parts']['mean'], '.3f')} against {format_number(rows['random']['mean'], '.3f')} "
-        f"(difference {format_number(rows['difference']['mean'], '.3f')} ± "
-        f"{format_number(rows['difference']['error'], '.3f')})"
-        for layer, rows in content["layers"].items()
-    ]
-    return (
-        f"Share of features that change with different signs, hidden parts against random squares, mean over "
-        f"{len(content['channels'])} channels: {', '.join(parts)}."
-    )
 
 
 @styled

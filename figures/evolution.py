@@ -16,8 +16,8 @@ from analysis.crops import corner_inside, crop, crop_boxes, energy_centers
 from analysis.evolution import IMAGES, Snapshot, evolution, snapshots_beside
 from analysis.inspection import Inspection
 from analysis.settings import Settings
-from figures.entry import NotDrawn
 from figures.image_grid import diverging_tiles, to_array
+from figures.registry import NotDrawn, register
 from figures.style import ERROR_COLOR, WIDTH_INCHES, bare_axes_at, styled, text_at, unpooling_note
 from network import STAGES
 from runtime.checkpoint import CheckpointError
@@ -49,6 +49,14 @@ class ShownEvolution:
     note: str
 
 
+@register(
+    "evolution",
+    "Channels during training",
+    "A channel has settled once its strongest image and its picture stop changing; the curves say how early each "
+    "stage does.",
+    stages=STAGES,
+    is_slow=True,
+)
 def draw_evolution(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of evolution.json."""
     if not (files := snapshots_beside(inspection.checkpoint)):

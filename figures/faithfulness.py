@@ -15,8 +15,8 @@ from analysis.inspection import Inspection
 from analysis.settings import Settings
 from analysis.unit_faithfulness import METHODS, TURNED, ChannelShares, channel_shares
 from analysis.unit_shares import CHANGES
-from figures.sanity import RULE_STYLE
-from figures.style import WIDTH_INCHES, axes_at, format_two_digits, styled, text_at, unpooling_note
+from figures.registry import register
+from figures.style import RULE_STYLE, WIDTH_INCHES, axes_at, format_two_digits, styled, text_at, unpooling_note
 from network import STAGES
 
 BASELINES = ("Sobel edges", "random")  # do not use the network
@@ -30,6 +30,24 @@ DOTS_TOP, DOTS_LEFT, DOTS_ROW, DOTS_GAP, TICKS = 1.2, 1.0, 0.14, 0.16, 0.38
 MOST_COLOR, LEAST_COLOR = "#b2182b", "#2166ac"
 
 
+def scores_in_words(content: dict) -> str:
+    """The scores of faithfulness.json, a sentence for the report."""
+    scores = (
+        f"{name} {format_estimate(Estimate(found['score'], found['low'], found['high']))}"
+        for name, found in content["methods"].items()
+    )
+    return f"Score by class, with its 95 % interval: {'; '.join(scores)}."
+
+
+@register(
+    "faithfulness",
+    "Do removed blocks matter as the picture says?",
+    "The wider the gap between the curves, the better a map tells the blocks that the network needs from those "
+    "that it does not; below, only what exceeds the square at the unit says more than where to look.",
+    stages=STAGES,
+    section="belief",
+    words=scores_in_words,
+)
 def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of faithfulness.json."""
     images = spread_images(inspection, settings.score_images)
@@ -44,15 +62,6 @@ def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tu
     title = f"What removing blocks does to the predicted class: {len(images):,} test images, {note}"
     yield Path("faithfulness"), faithfulness_figure(scores, title, stages)
     yield Path("faithfulness"), json_content(curves, scores, stages)
-
-
-def scores_in_words(content: dict) -> str:
-    """The scores of faithfulness.json, a sentence for the report."""
-    scores = (
-        f"{name} {format_estimate(Estimate(found['score'], found['low'], found['high']))}"
-        for name, found in content["methods"].items()
-    )
-    return f"Score by class, with its 95 % interval: {'; '.join(scores)}."
 
 
 def format_estimate(found: Estimate) -> str:

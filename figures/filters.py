@@ -10,11 +10,20 @@ from matplotlib.figure import Figure
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.image_grid import color_limit, diverging_rgb, draw_numbered_grid
+from figures.registry import register
 from figures.style import WIDTH_INCHES, styled
 
 FAINT = 0.01  # share of the network's largest weight below which a filter is not drawn: only its noise would show
 
 
+@register(
+    "filters",
+    "Filters of the first layer",
+    "Each tile is one filter: smooth tiles are tuned to edges and colors, noisy ones have learned little, "
+    "grey ones have hardly any weight.",
+    needs="checkpoint",
+    section="filters",
+)
 def draw_filters(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """conv1_filters, and conv1_filters_red, _green and _blue on one scale."""
     weights = inspection.network.conv1.weight.detach().cpu().contiguous().numpy()

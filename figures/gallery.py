@@ -26,8 +26,8 @@ from analysis.scores import score
 from analysis.settings import Settings
 from figures.gallery_card import Card, StagePage, article, group_options, section
 from figures.image_grid import image_grid, to_array
-from figures.style import unpooling_note
-from figures.top9 import describe_count, drawn_blocks
+from figures.style import describe_count, unpooling_note
+from figures.top9 import drawn_blocks
 from runtime.checkpoint import atomic_file
 
 TILE_PIXELS = 128  # a side, as crisp on a phone as on a desktop

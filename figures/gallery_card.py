@@ -6,8 +6,7 @@ from html import escape
 
 from analysis.atlas import ChannelProfile, StageProfile, StripImage
 from analysis.channels import ChannelResult, TopImage
-from figures.style import format_two_digits
-from figures.top9 import describe_rule
+from figures.style import describe_rule, format_two_digits
 
 CLASSES_SHOWN = 10  # as bars; of more classes, the highest
 DENSITY_HEIGHT = 10

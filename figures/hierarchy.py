@@ -13,8 +13,8 @@ from analysis.crops import corner_inside, crop, energy_centers
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
-from figures.style import WIDTH_INCHES, heading, styled, unpooling_note
-from figures.top9 import describe_count
+from figures.registry import register
+from figures.style import WIDTH_INCHES, describe_count, heading, styled, unpooling_note
 from network import STAGES
 
 CHANNELS_PER_STAGE = 4
@@ -22,6 +22,12 @@ CROP_PIXELS = dict(zip(STAGES, (16, 28, 56, 112, 168), strict=True))  # for inpu
 RULES_SHOWN = ("guided", "deconvnet")  # the first page is the figure, the second one has the rule of the paper
 
 
+@register(
+    "hierarchy",
+    "From edges to objects: all five stages",
+    "From row to row, units see more of the image and respond to more complex patterns: edges, textures, parts.",
+    stages=STAGES,
+)
 def draw_hierarchy(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """A page per rule, with the same channels and images."""
     settings = replace(settings, rules=RULES_SHOWN, units="peak")

@@ -19,6 +19,7 @@ from analysis.inspection import Inspection, spread
 from analysis.invariance import LAYERS, MEASURES, TRANSFORMATIONS, Sensitivity, sensitivity, shift_in_pixels
 from analysis.settings import Settings
 from figures.image_grid import to_array
+from figures.registry import register
 from figures.style import WIDTH_INCHES, bare_axes_at, styled, text_at, truncate
 
 EXAMPLES, IMAGES = 5, 200
@@ -50,6 +51,13 @@ class ShownInvariance:
     tiles: dict[str, np.ndarray]
 
 
+@register(
+    "invariance",
+    "Shifted, scaled and rotated images",
+    "The lower and flatter a curve, the less the layer notices the change; the probability says whether the "
+    "network still recognises the class.",
+    is_slow=True,
+)
 def draw_invariance(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of invariance.json."""
     content = measure(inspection, settings)

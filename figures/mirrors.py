@@ -15,6 +15,7 @@ from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.comparison import row_captions, select_units, select_units_above_pooling
 from figures.image_grid import diverging_tiles, to_array
+from figures.registry import register
 from figures.style import WIDTH_INCHES, bare_axes_at, format_number, format_two_digits, styled, text_at
 from network import STAGES
 
@@ -48,6 +49,14 @@ class MirrorsContent:
     deviations: dict[str, dict[str, Deviation]]
 
 
+@register(
+    "mirrors",
+    "The exact mirror beside faulty ones",
+    "Each column has one mistake found in public code; the numbers say how far its pictures are from the exact "
+    "ones, even where they look alike.",
+    stages=STAGES,
+    section="belief",
+)
 def draw_mirrors(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of mirrors.json."""
     shown = first_units(select_units_above_pooling(inspection, settings))

@@ -18,10 +18,19 @@ from analysis.inspection import Inspection, Picture
 from analysis.occlusion import STAGE, Occlusion, occlude, square_side
 from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings
-from figures.classes import format_percent
-from figures.entry import NotDrawn
 from figures.image_grid import diverging_tiles, to_array
-from figures.style import ERROR_COLOR, WIDTH_INCHES, bare_axes_at, styled, text_at, truncate, unpooling_note
+from figures.registry import NotDrawn, register
+from figures.style import (
+    ERROR_COLOR,
+    WIDTH_INCHES,
+    bare_axes_at,
+    format_percent,
+    styled,
+    text_at,
+    truncate,
+    unpooling_note,
+)
+from network import STAGES
 
 EXAMPLES = 3  # images by default, and other images that excite the map
 COLORS = [colormaps["tab10"](n) for n in (0, 1, 2, 3, 4, 5, 6, 8, 9)]
@@ -50,6 +59,15 @@ class ShownOcclusion:
     others: tuple[int, ...]
 
 
+@register(
+    "occlusion",
+    "Which part of an image matters",
+    "Where hiding a square lowers the map's sum, the map sees something there; where it lowers the probability or "
+    "changes the class, the decision depends on it.",
+    needs="both",
+    stages=STAGES[-1:],
+    is_slow=True,
+)
 def draw_occlusion(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
     """One figure for the test images, or one per picture of the user's; at last the content of occlusion.json."""
     if STAGE not in inspection.search.peaks:

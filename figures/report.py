@@ -14,7 +14,7 @@ from PIL import Image
 
 from analysis.inspection import Inspection
 from figures import FIGURES
-from figures.entry import SECTIONS, Outcome
+from figures.registry import SECTIONS, Outcome
 from figures.report_details import (
     accuracies,
     accuracy_by_class,

@@ -19,9 +19,17 @@ from figures.comparison import (
     select_units_above_pooling,
     tile_limits,
 )
+from figures.registry import register
 from figures.style import format_number, unpooling_note
 
 
+@register(
+    "rules",
+    "The same units under three ReLU rules",
+    "The columns differ only in how the backward signal passes a ReLU; where they agree, the picture does not "
+    "depend on that choice.",
+    section="belief",
+)
 def draw_rules(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """The same units under all three rules."""
     units = select_units_above_pooling(inspection, settings)
@@ -35,6 +43,12 @@ def draw_rules(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pat
     yield Path("rules"), comparison_figure(patches, columns, row_captions(units), scale_captions(limits), title, limits)
 
 
+@register(
+    "branches",
+    "Residual and shortcut branches",
+    "The norms say how much of a picture came through the convolutions alone and through the shortcuts alone.",
+    section="belief",
+)
 def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """The same units through both branches of every block, through the residual alone, through the shortcut alone."""
     units = select_units_above_pooling(inspection, settings)

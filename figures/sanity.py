@@ -18,7 +18,8 @@ from analysis.sanity import SanityCheck, Step, check_sanity
 from analysis.settings import Settings
 from figures.comparison import select_units_above_pooling
 from figures.image_grid import diverging_tiles, to_array
-from figures.style import WIDTH_INCHES, bare_axes_at, format_two_digits, styled, text_at, unpooling_note
+from figures.registry import register
+from figures.style import RULE_STYLE, WIDTH_INCHES, bare_axes_at, format_two_digits, styled, text_at, unpooling_note
 
 MOST_IMAGES = 50  # of the curves
 PIXELS_ON_CPU = MOST_IMAGES * 224**2  # of all these images: about a minute on a CPU
@@ -31,7 +32,6 @@ NOTE = (
     "Numbers: rank correlation (Spearman) of absolute values with the trained network's picture.\n"
     "Tiles: own scale each, grey is zero; – and all grey: the random network does not activate the channel."
 )
-RULE_STYLE = {"gradient": ("#1b7837", "o"), "guided": ("#b35806", "s"), "deconvnet": ("#542788", "^")}
 LEFT, TOP, GAP, TILE = 0.7, 0.62, 0.04, 0.5  # inches: left and above the tiles, between them, and a tile's side
 ROW, BLOCK_TOP, TICKS = 0.66, 0.63, 0.48  # inches: from row to row, of text above the rows, and below the curves
 
@@ -58,6 +58,13 @@ class SanityContent:
     note: str
 
 
+@register(
+    "sanity",
+    "Pictures from random weights",
+    "A picture that stays the same, with a correlation near 1, as weights become random does not explain what the "
+    "network learned.",
+    section="belief",
+)
 def draw_sanity(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """One channel under every rule, and curves over several images; at last the content of sanity.json."""
     example = select_units_above_pooling(inspection, settings)

@@ -11,8 +11,8 @@ from analysis.activations import split_dead_channels
 from analysis.inspection import Inspection
 from analysis.scores import Scores, score
 from analysis.settings import Settings
-from figures.entry import NotDrawn
 from figures.image_grid import to_array
+from figures.registry import NotDrawn, register
 from figures.style import WIDTH_INCHES, heading, styled, truncate
 from network import CHANNELS
 
@@ -20,6 +20,12 @@ MISTAKES_SHOWN = 24
 MAX_CLASSES = 50  # that a confusion matrix is legible for
 
 
+@register(
+    "confusion_matrix",
+    "Confusion matrix",
+    "Each row is a true class, in percent of its images; what lies off the diagonal is misclassified.",
+    section="results",
+)
 def draw_confusion_matrix(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """Which classes are predicted as which."""
     scores, classes = score(inspection), inspection.metadata.classes
@@ -29,6 +35,12 @@ def draw_confusion_matrix(inspection: Inspection, settings: Settings) -> Iterato
     yield Path("confusion_matrix"), confusion_figure(scores.counts, classes, title)
 
 
+@register(
+    "mistakes",
+    "Most confident mistakes",
+    "Each image is captioned with its class and the prediction: look for wrong labels and for classes that look alike.",
+    section="results",
+)
 def draw_mistakes(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """The misclassified images with the highest confidence."""
     if not (scores := score(inspection)):

@@ -15,9 +15,17 @@ from analysis.inspection import Inspection
 from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings
 from figures.image_grid import color_limit, diverging_rgb, draw_numbered_grid, hstack_images, to_array, upscale
+from figures.registry import register
 from figures.style import WIDTH_INCHES, heading, styled, truncate, unpooling_note
 
 
+@register(
+    "input",
+    "Input image and prediction",
+    "The bars are the predicted probabilities of the ten most probable classes; the true class is blue.",
+    needs="pictures",
+    section="maps",
+)
 def draw_input(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """Each picture with the network's prediction."""
     for picture in inspection.pictures:
@@ -29,6 +37,13 @@ def draw_input(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pat
         yield Path(picture.folder, "input"), figure
 
 
+@register(
+    "feature_maps",
+    "Feature maps of one image",
+    "Each tile is a channel's activation after the ReLU: bright where the channel found its pattern.",
+    needs="pictures",
+    section="maps",
+)
 def draw_feature_maps(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """All maps of the chosen stages, for each picture."""
     for picture in inspection.pictures:
@@ -38,6 +53,12 @@ def draw_feature_maps(inspection: Inspection, settings: Settings) -> Iterator[tu
             yield Path(picture.folder, f"{stage}_feature_maps"), figure
 
 
+@register(
+    "reconstructions",
+    "Strongest channels of one image",
+    "Beside each feature map is the image structure that caused it, projected back to the pixels by each rule.",
+    needs="pictures",
+)
 def draw_reconstructions(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """The strongest channels of each picture, or those asked for: map beside reconstructions."""
     mirrors = mirrors_by_rule(inspection.network, settings.rules, settings.unpool)

@@ -8,6 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.style import context
 
+from analysis.channels import ChannelResult
+from analysis.inspection import Inspection
+from analysis.settings import Settings
+
 WIDTH_INCHES = 7.0
 DPI = 300
 STYLE = {
@@ -27,6 +31,12 @@ STYLE = {
     "ytick.major.size": 2,
 }
 ERROR_COLOR = "#b2182b"
+# color and marker of each rule, in every figure
+RULE_STYLE = {
+    "gradient": ("#1b7837", "o"),
+    "guided": ("#b35806", "s"),
+    "deconvnet": ("#542788", "^"),
+}
 
 
 def styled(draw):
@@ -97,3 +107,22 @@ def format_two_digits(value: float | None) -> str:
 def unpooling_note(unpool: str) -> str:
     """What titles say of unpooling that is not exact."""
     return "" if unpool == "sum" else ", overwriting unpooling"
+
+
+def format_percent(share: float) -> str:
+    """0.734 as 73 %."""
+    return "<1 %" if 0 < share < 0.005 else f"{share:.0%}".replace("%", " %")
+
+
+def describe_count(inspection: Inspection, settings: Settings) -> str:
+    """How many images are shown of how many, for titles."""
+    searched = len(inspection.searched)
+    return f"top {min(settings.top, searched)} of {searched:,} test images"
+
+
+def describe_rule(result: ChannelResult, rule: str) -> str:
+    """The range of the tiles' scales, and the mean correlation of the nine."""
+    scales = [image.scale[rule] for image in result.images]
+    low, high = f"{min(scales):.2g}", f"{max(scales):.2g}"
+    span = f"±{low}" if low == high else f"±{low} to {high}"
+    return f"{span}, correlation {format_two_digits(result.correlation[rule])}"

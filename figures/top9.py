@@ -13,12 +13,14 @@ from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
 from analysis.settings import Settings
 from analysis.unit_faithfulness import kept_by_tenth
-from figures.classes import format_percent
-from figures.entry import NotDrawn
 from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
+from figures.registry import NotDrawn, register
 from figures.style import (
     ERROR_COLOR,
     WIDTH_INCHES,
+    describe_count,
+    describe_rule,
+    format_percent,
     format_two_digits,
     heading,
     styled,
@@ -31,6 +33,28 @@ CHANNELS_PER_PAGE = 9  # of the overview
 BLOCK_GAP = 1 / 12  # between patches and reconstructions, relative to a block's width
 
 
+def correlations_in_words(entries: list[dict]) -> str:
+    """The mean correlation of top9.json by stage and rule, over its channels; a sentence for the report."""
+    values: dict[str, dict[str, list[float]]] = {}
+    for entry in entries:
+        for rule, value in entry["correlation"].items() if entry["rank"] == 1 else ():
+            known = values.setdefault(entry["stage"], {}).setdefault(rule, [])
+            known.extend([] if value is None else [value])
+    stages = (
+        f"{stage} "
+        + ", ".join(f"{format_two_digits(np.mean(known) if known else None)} ({rule})" for rule, known in rules.items())
+        for stage, rules in values.items()
+    )
+    what = "Mean correlation between the reconstructions of a channel (1: copies of one picture)"
+    return f"{what}: {'; '.join(stages)}." if values else ""
+
+
+@register(
+    "top9",
+    "Images that excite a channel most",
+    "What a channel's patches have in common is what it responds to; the reconstructions show which part of them.",
+    words=correlations_in_words,
+)
 def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
     """Every channel large and pages of all, stage by stage; at last the content of top9.json.
 
@@ -74,40 +98,10 @@ def large_title(inspection: Inspection, settings: Settings, result: ChannelResul
     ]
 
 
-def describe_rule(result: ChannelResult, rule: str) -> str:
-    """The range of the tiles' scales, and the mean correlation of the nine."""
-    scales = [image.scale[rule] for image in result.images]
-    low, high = f"{min(scales):.2g}", f"{max(scales):.2g}"
-    span = f"±{low}" if low == high else f"±{low} to {high}"
-    return f"{span}, correlation {format_two_digits(result.correlation[rule])}"
-
-
 def describe_kept(kept: dict[str, float]) -> list[str]:
     """What the most important tenth of the receptive field keeps of the activation: a line, or none."""
     shares = ", ".join(f"{name} {format_percent(share)}" for name, share in kept.items())
     return [f"activation kept by a tenth of the receptive field: {shares}"] if kept else []
-
-
-def describe_count(inspection: Inspection, settings: Settings) -> str:
-    """How many images are shown of how many, for titles."""
-    searched = len(inspection.searched)
-    return f"top {min(settings.top, searched)} of {searched:,} test images"
-
-
-def correlations_in_words(entries: list[dict]) -> str:
-    """The mean correlation of top9.json by stage and rule, over its channels; a sentence for the report."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for entry in entries:
-        for rule, value in entry["correlation"].items() if entry["rank"] == 1 else ():
-            known = values.setdefault(entry["stage"], {}).setdefault(rule, [])
-            known.extend([] if value is None else [value])
-    stages = (
-        f"{stage} "
-        + ", ".join(f"{format_two_digits(np.mean(known) if known else None)} ({rule})" for rule, known in rules.items())
-        for stage, rules in values.items()
-    )
-    what = "Mean correlation between the reconstructions of a channel (1: copies of one picture)"
-    return f"{what}: {'; '.join(stages)}." if values else ""
 
 
 def tile_caption(image: TopImage) -> str:

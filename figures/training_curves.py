@@ -11,10 +11,17 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.inspection import Inspection
 from analysis.settings import Settings
-from figures.entry import NotDrawn
+from figures.registry import NotDrawn, register
 from figures.style import ERROR_COLOR, WIDTH_INCHES, styled
 
 
+@register(
+    "training_curves",
+    "Loss and accuracy during training",
+    "A growing gap between the training and the test curve is overfitting.",
+    needs="checkpoint",
+    section="curves",
+)
 def draw_training_curves(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """The history that a checkpoint of train.py holds."""
     metadata = inspection.metadata

@@ -16,10 +16,10 @@ from analysis.reconstruction import mirrors_by_rule
 from analysis.scores import score
 from analysis.settings import Settings
 from analysis.why import Decision, GroupShare, class_numbers, group_pictures, most_exciting, split_decision
-from figures.classes import format_percent
-from figures.entry import NotDrawn
 from figures.image_grid import diverging_tiles, to_array
-from figures.style import ERROR_COLOR, WIDTH_INCHES, bare_axes_at, styled, truncate, unpooling_note
+from figures.registry import NotDrawn, register
+from figures.style import ERROR_COLOR, WIDTH_INCHES, bare_axes_at, format_percent, styled, truncate, unpooling_note
+from network import STAGES
 
 GROUPS_SHOWN = 8
 EXAMPLES_SHOWN = 4
@@ -53,6 +53,29 @@ class ShownDecision:
     note: str
 
 
+def decisions_in_words(entries: list[dict], largest: int = 10) -> str:
+    """What why.json says of each image, a sentence each, for the report."""
+    sentences = []
+    for entry in entries:
+        image = f"Test image {entry['image']}" if isinstance(entry["image"], int) else entry["image"]
+        (first, second), shares = entry["classes"], [group["contribution"] for group in entry["groups"]]
+        sentences.append(
+            f"{image}, {first} against {second}: logit difference {signed(entry['logits'][0] - entry['logits'][1])} = "
+            f"bias {signed(entry['bias'])} plus {len(shares)} groups {signed(sum(shares))}, of which the "
+            f"{min(largest, len(shares))} largest sum to {signed(sum(shares[:largest]))}."
+        )
+    return " ".join(sentences)
+
+
+@register(
+    "why",
+    "Why this class and not that one",
+    "Each bar is what a group of similar channels adds to the difference of two logits; all groups and the bias "
+    "add up to it exactly.",
+    needs="both",
+    stages=STAGES[-1:],
+    words=decisions_in_words,
+)
 def draw_why(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
     """Each picture, then the most confident mistake among the searched images; at last the content of why.json."""
     groups = similar_channels(inspection)
@@ -134,20 +157,6 @@ def json_entry(content: ShownDecision, image: int | str) -> dict:
         "bias": decision.bias,
         "groups": [asdict(group) for group in decision.groups],
     }
-
-
-def decisions_in_words(entries: list[dict], largest: int = 10) -> str:
-    """What why.json says of each image, a sentence each, for the report."""
-    sentences = []
-    for entry in entries:
-        image = f"Test image {entry['image']}" if isinstance(entry["image"], int) else entry["image"]
-        (first, second), shares = entry["classes"], [group["contribution"] for group in entry["groups"]]
-        sentences.append(
-            f"{image}, {first} against {second}: logit difference {signed(entry['logits'][0] - entry['logits'][1])} = "
-            f"bias {signed(entry['bias'])} plus {len(shares)} groups {signed(sum(shares))}, of which the "
-            f"{min(largest, len(shares))} largest sum to {signed(sum(shares[:largest]))}."
-        )
-    return " ".join(sentences)
 
 
 @styled

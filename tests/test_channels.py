@@ -14,7 +14,7 @@ from analysis.channels import chosen_channels, inspect_channel, inspect_channels
 from analysis.inspection import add_preprocessing, add_search, add_test_images, inspect, load_inspection, spread
 from analysis.settings import Settings
 from figures import FIGURES, top9
-from figures.entry import NotDrawn
+from figures.registry import NotDrawn
 from network import ResNet18
 from reverse_network import ReverseResNet18, isolate
 from runtime import checkpoint

@@ -12,8 +12,9 @@ from analysis.inspection import inspect
 from analysis.reconstruction import mirrors_by_rule
 from analysis.settings import Settings
 from figures import FIGURES
-from figures.classes import classes_figure, format_percent
+from figures.classes import classes_figure
 from figures.image_grid import diverging_rgb, to_array
+from figures.style import format_percent
 from reverse_network import RULES, ReverseResNet18, class_signal
 
 RANDOM = np.random.RandomState(0)

@@ -13,7 +13,7 @@ from analysis.crops import crop, crop_boxes
 from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import FIGURES, comparison
-from figures.entry import NotDrawn
+from figures.registry import NotDrawn
 from figures.style import format_number
 from reverse_network import ReverseResNet18, isolate
 

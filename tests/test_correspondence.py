@@ -26,7 +26,7 @@ from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import FIGURES
 from figures.correspondence import ShownCorrespondence, correspondence_figure, table, table_in_words
-from figures.entry import NotDrawn
+from figures.registry import NotDrawn
 
 SETTINGS = Settings()
 RANDOM = np.random.RandomState(0)

@@ -18,9 +18,9 @@ from analysis.inspection import inspect
 from analysis.settings import Settings
 from dataset.preprocess import Preprocess
 from figures import FIGURES
-from figures.entry import NotDrawn
 from figures.evolution import ShownEvolution, channels_to_compare, columns_shown, epochs_of, evolution_figure
 from figures.image_grid import to_array
+from figures.registry import NotDrawn
 from network import STAGES, ResNet18
 from reverse_network import ReverseResNet18, isolate
 from runtime import checkpoint

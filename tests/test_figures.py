@@ -157,7 +157,7 @@ def test_reconstructions_stand_beside_their_maps():
 class TestTop9:
     def test_a_channel_large(self):
         one = result(dead=2)
-        figure = top9.channel_figure(one, ["conv5_x, channel 3", top9.describe_rule(one, "guided")])
+        figure = top9.channel_figure(one, ["conv5_x, channel 3", style.describe_rule(one, "guided")])
         shown = drawn(figure)
         assert len(shown) == 9 and shown[0].shape == (32, 3 * 32 + 2 * 2, 3)
         assert np.array_equal(shown[4][:, :32], to_array(one.patches)[4])
@@ -222,8 +222,8 @@ def test_long_class_names_stay_within_their_column():
 
 def test_an_undefined_correlation_is_a_dash():
     one = replace(result(), correlation={"deconvnet": None, "guided": -0.001})
-    assert top9.describe_rule(one, "deconvnet").endswith("correlation –")
-    assert top9.describe_rule(one, "guided").endswith("correlation 0.00")
+    assert style.describe_rule(one, "deconvnet").endswith("correlation –")
+    assert style.describe_rule(one, "guided").endswith("correlation 0.00")
 
 
 THREE_RULES = ("deconvnet", "guided", "gradient")

@@ -19,9 +19,9 @@ from analysis.occlusion import Occlusion, grid_centers, hide_squares, occlude, s
 from analysis.settings import Settings
 from dataset.shapes import draw_shapes
 from figures import FIGURES
-from figures.entry import NotDrawn
 from figures.image_grid import to_array
 from figures.occlusion import ShownOcclusion, occlusion_figure
+from figures.registry import NotDrawn
 from figures.selection import SLOW, choose_figures
 from network import ResNet18
 

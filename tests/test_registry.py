@@ -10,7 +10,7 @@ import visualizer
 from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import FIGURES
-from figures.entry import NotDrawn
+from figures.registry import NotDrawn
 from network import STAGES
 
 SETTINGS = Settings(score_images=2)

@@ -19,7 +19,7 @@ import visualizer
 from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import FIGURES
-from figures.entry import SECTIONS, Outcome
+from figures.registry import SECTIONS, Outcome
 from figures.report import PRINTED_INCHES, write_report
 from figures.report_details import accuracy_by_class, training_details
 from figures.top9 import correlations_in_words

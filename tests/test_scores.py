@@ -13,7 +13,7 @@ from analysis.inspection import inspect
 from analysis.scores import confusion_counts, score
 from analysis.settings import Settings
 from figures import scores
-from figures.entry import NotDrawn
+from figures.registry import NotDrawn
 
 LABELS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2])  # of the test images
 PREDICTED = torch.tensor([0, 1, 0, 2, 1, 1, 1, 1, 0, 2, 1, 0])

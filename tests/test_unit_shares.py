@@ -22,8 +22,8 @@ from analysis.unit_shares import (
     surviving_shares,
     turn_about_unit,
 )
-from figures.classes import format_percent
 from figures.faithfulness import faithfulness_figure
+from figures.style import format_percent
 from figures.top9 import draw_top9
 
 SIZE = (130, 110)

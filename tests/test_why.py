@@ -23,8 +23,8 @@ from analysis.why import (
     split_decision,
 )
 from figures import FIGURES
-from figures.entry import NotDrawn
 from figures.image_grid import diverging_rgb, to_array
+from figures.registry import NotDrawn
 from figures.why import ShownDecision, why_figure
 from reverse_network import ReverseResNet18, class_signal
 

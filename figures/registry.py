@@ -1,4 +1,4 @@
-"""What the registry knows of a figure, and how a figure says that it cannot be drawn."""
+"""The registry of figures: name -> how it is drawn, what it is, and how to read it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,6 +40,19 @@ class FigureEntry:
     section: str = "reconstructions"
     words: Callable[[Any], str] | None = None
     is_slow: bool = False
+
+
+FIGURES: dict[str, FigureEntry] = {}  # filled by `import figures`, in the order of its imports
+
+
+def register(name: str, title: str, reading: str, **fields: Any) -> Callable[[Callable], Callable]:
+    """A decorator that registers a drawing function under this name; fields: the others of `FigureEntry`."""
+
+    def add(draw: Callable) -> Callable:
+        FIGURES[name] = FigureEntry(draw, title, reading, **fields)
+        return draw
+
+    return add
 
 
 @dataclass(frozen=True)
