@@ -10,10 +10,10 @@ from torch import Tensor
 from analysis.activations import SearchResult, TopActivations, split_dead_channels, strongest_channels
 from analysis.channel_groups import dissimilar_channels
 from analysis.crops import crop, crop_boxes, mean_correlation
+from analysis.importance import saliency
 from analysis.inspection import Inspection
 from analysis.receptive_field import units_inside
 from analysis.reconstruction import mirrors_by_rule, reconstruct
-from analysis.sanity import saliency
 from analysis.settings import Settings
 from network import CHANNELS
 from reverse_network import ReverseResNet18

@@ -14,14 +14,14 @@ from tqdm import tqdm
 
 from analysis.activations import check_finite
 from analysis.blocks import block_means, block_side, importance_ranks, remove_blocks
-from analysis.class_evidence import STAGE
+from analysis.importance import random_maps, saliency, sobel_edges
 from analysis.inspection import Inspection, spread
 from analysis.reconstruction import ALL_RULES, mirrors_by_rule
-from analysis.sanity import saliency, sobel_edges
-from network import ResNet18
+from network import STAGES, ResNet18
 from reverse_network import ReverseResNet18, class_signal
 from runtime.device import bf16_if_native
 
+STAGE = STAGES[-1]  # the logits are linear in it
 STEPS = 10
 METHODS = (
     "class activation map",
@@ -138,11 +138,6 @@ def class_maps(
         picture = check_finite(mirror(signal, STAGE, trace), f"reconstructions by {rule}")
         maps[rule], maps[f"{rule} x input"] = saliency(picture), (picture * inputs).sum(1)
     return classes, maps
-
-
-def random_maps(seeds: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, H, W) in 0..1: noise that depends on each seed, (N,) int64, alone."""
-    return torch.stack([torch.rand(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()])
 
 
 def remaining_probability(

@@ -17,6 +17,8 @@ from network import ResNet18
 from runtime.checkpoint import Metadata, load_network
 from runtime.device import pick_device
 
+CONFIDENT = 0.5  # probability
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -218,3 +220,26 @@ def spread(count: int, total: int) -> Tensor:
     edges = torch.arange(count + 1) * total // count
     places = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return edges[:-1] + (places * edges.diff()).long()
+
+
+def one_per_class(inspection: Inspection, count: int) -> list[Picture]:
+    """Up to `count` searched images of different classes: of each class, the first that is recognised confidently.
+
+    That is, classified correctly with a probability of at least CONFIDENT. If these are too few, classes without one
+    add their first correctly classified image, then their first image. If the test images' classes are not the
+    network's, the predicted classes take their place.
+    """
+    confidence, predicted = inspection.search.logits.softmax(1).max(1)
+    labels = inspection.labels[inspection.searched] if inspection.knows_labels else predicted
+    right = predicted == labels
+    first: dict[int, int] = {}  # class -> index in the test split
+    for candidates in (right & (confidence >= CONFIDENT), right, ~right):
+        for place in candidates.nonzero().flatten().tolist():
+            first.setdefault(labels[place].item(), inspection.searched[place].item())
+    return [picture_of(inspection, index) for index in list(first.values())[:count]]
+
+
+def class_to_explain(inspection: Inspection, picture: Picture, predicted: int) -> int:
+    """The number of the picture's class; of the predicted one if its class is unknown, or not the network's."""
+    classes = inspection.metadata.classes
+    return classes.index(picture.label) if picture.label in classes else predicted

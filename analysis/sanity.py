@@ -9,11 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from analysis.correlation import correlations, ranks
+from analysis.importance import saliency, sobel_edges
 from analysis.reconstruction import ALL_RULES, mirrors_by_rule, reconstruct
 from network import STAGES, ResNet18
 
@@ -101,16 +101,3 @@ def check_sanity(
                 directions[direction].append(compare(name, draw(random)))
                 progress.update()
     return SanityCheck(directions, compare("edges", dict.fromkeys(ALL_RULES, sobel_edges(images))))
-
-
-def saliency(pictures: Tensor) -> Tensor:
-    """(n, 3, H, W) -> (n, H, W): the sum of absolute values over the colors."""
-    return pictures.abs().sum(1)
-
-
-def sobel_edges(images: Tensor) -> Tensor:
-    """Sobel edges of the grey image: (N, 3, H, W) in 0..1 -> the same shape, three equal channels."""
-    across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 4
-    kernels = torch.stack([across, across.T])[:, None]
-    grey = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
-    return F.conv2d(grey, kernels).norm(dim=1, keepdim=True).expand(-1, 3, -1, -1)

@@ -11,11 +11,10 @@ from tqdm import tqdm
 
 from analysis.blocks import block_means
 from analysis.channels import ChannelResult, reconstruct_top_images
-from analysis.faithfulness import random_maps
+from analysis.importance import random_maps, saliency, sobel_edges
 from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
 from analysis.reconstruction import ALL_RULES
-from analysis.sanity import saliency, sobel_edges
 from analysis.settings import Settings
 from analysis.unit_shares import (
     CHANGES,

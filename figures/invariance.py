@@ -14,8 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 from torch import Tensor
 
-from analysis.examples import class_to_explain, one_per_class
-from analysis.inspection import Inspection, spread
+from analysis.inspection import Inspection, class_to_explain, one_per_class, spread
 from analysis.invariance import LAYERS, MEASURES, TRANSFORMATIONS, Sensitivity, sensitivity, shift_in_pixels
 from analysis.settings import Settings
 from figures.image_grid import to_array

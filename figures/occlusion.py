@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from analysis.examples import class_to_explain, one_per_class
-from analysis.inspection import Inspection, Picture
+from analysis.inspection import Inspection, Picture, class_to_explain, one_per_class
 from analysis.occlusion import STAGE, Occlusion, occlude, square_side
 from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings

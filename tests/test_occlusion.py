@@ -13,8 +13,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import visualizer
 from analysis import occlusion
-from analysis.examples import class_to_explain, one_per_class
-from analysis.inspection import Picture, inspect
+from analysis.inspection import Picture, class_to_explain, inspect, one_per_class
 from analysis.occlusion import Occlusion, grid_centers, hide_squares, occlude, square_side
 from analysis.settings import Settings
 from dataset.shapes import draw_shapes

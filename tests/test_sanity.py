@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 from analysis.channels import robust_limit
 from analysis.correlation import correlations, ranks
 from analysis.crops import crop, crop_boxes
+from analysis.importance import saliency, sobel_edges
 from analysis.inspection import inspect
 from analysis.reconstruction import ALL_RULES
-from analysis.sanity import DIRECTIONS, MODULES, randomized_networks, saliency, sobel_edges
+from analysis.sanity import DIRECTIONS, MODULES, randomized_networks
 from analysis.settings import Settings
 from figures.comparison import select_units
 from figures.image_grid import diverging_rgb, to_array
