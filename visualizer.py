@@ -27,7 +27,6 @@ from analysis.inspection import (
     load_inspection,
 )
 from analysis.settings import CHANNEL_CHOICES, SCALES, Settings
-from analysis.why import class_numbers
 from dataset import sources
 from figures import FIGURES, style
 from figures.gallery import write_gallery
@@ -35,6 +34,7 @@ from figures.registry import NotDrawn, Outcome
 from figures.report import write_report
 from figures.scores import summary
 from figures.selection import SLOW, choose_figures, needs_of, searched_stages
+from figures.why import class_numbers
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
 from runtime.checkpoint import CheckpointError, atomic_file, default_checkpoint

@@ -1,4 +1,4 @@
-"""Where a reconstruction's energy lies, and square crops around it."""
+"""Where a reconstruction's energy lies, square crops around it, and how alike pictures are."""
 
 import numpy as np
 import torch
@@ -87,3 +87,20 @@ def mean_correlation(pictures: np.ndarray | Tensor) -> float | None:
     if len(flat) < 2:
         return None
     return float((flat @ flat.T)[np.triu_indices(len(flat), 1)].mean())
+
+
+def correlations(first: Tensor, second: Tensor) -> list[float | None]:
+    """Pearson's correlation of first[n] and second[n], over all values of (n, ...); None where one is constant."""
+    centered = []
+    for pictures in (first, second):
+        flat = pictures.double().flatten(1)
+        is_constant = flat.amax(1, keepdim=True) == flat.amin(1, keepdim=True)
+        centered.append(torch.where(is_constant, 0, flat - flat.mean(1, keepdim=True)))
+    norms = centered[0].norm(dim=1) * centered[1].norm(dim=1)
+    return ratios((centered[0] * centered[1]).sum(1), norms)
+
+
+def ratios(values: Tensor, divisors: Tensor) -> list[float | None]:
+    """values / divisors, (n,) each; None where the divisor is zero."""
+    pairs = zip(values.tolist(), divisors.tolist(), strict=True)
+    return [value / divisor if divisor else None for value, divisor in pairs]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from analysis.activations import SearchResult, search
 from analysis.channels import StrongestUnits, reconstruct_units, strongest_units
-from analysis.correlation import correlations
+from analysis.crops import correlations
 from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
 from analysis.reconstruction import mirrors_by_rule

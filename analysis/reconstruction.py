@@ -63,6 +63,16 @@ def reconstruct(
     return {name: check_finite(each, f"reconstructions by {name}") for name, each in pictures.items()}
 
 
+@torch.inference_mode()
+def project(mirror: ReverseResNet18, signals: Tensor, stage: str, trace: Trace) -> Tensor:
+    """Signals (n, C, h, w) at a stage of one image, sent through the mirror: (n, 3, H, W) on the CPU.
+
+    trace: of this image alone. Raises CheckpointError when a picture is not finite.
+    """
+    pictures = torch.cat([mirror(signal[None], stage, trace).cpu() for signal in signals])
+    return check_finite(pictures, f"reconstructions by {mirror.rule}")
+
+
 def select(trace: Trace, images: Tensor, count: int) -> Trace:
     """The trace of these of its `count` images; itself, not a copy, if these are all images in order."""
     return trace if torch.equal(images, torch.arange(count)) else trace.select(images)

@@ -1,14 +1,15 @@
 """Figures that compare: one row per unit, one column per way to draw it."""
 
+import textwrap
 from collections.abc import Iterable
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis.activations import split_dead_channels
 from analysis.channels import StrongestUnits, chosen_channels, robust_limit, strongest_units
-from analysis.correlation import ratios
 from analysis.crops import crop_together
 from analysis.inspection import Inspection
 from analysis.settings import Settings
@@ -21,8 +22,8 @@ ROWS = 6
 GREY = "grey: zero"
 
 
-def select_units(inspection: Inspection, settings: Settings) -> StrongestUnits:
-    """The strongest units of the first ROWS living channels that were chosen, at the deepest stage.
+def select_units(inspection: Inspection, settings: Settings, count: int = ROWS) -> StrongestUnits:
+    """The strongest units of the first `count` living channels that were chosen, at the deepest stage.
 
     Raises NotDrawn when there are none.
     """
@@ -31,14 +32,14 @@ def select_units(inspection: Inspection, settings: Settings) -> StrongestUnits:
     alive, _ = split_dead_channels(top, chosen_channels(settings, inspection.search, stage))
     if not alive:
         raise NotDrawn("no image excites the channels asked for")
-    return strongest_units(inspection, stage, alive[:ROWS], top)
+    return strongest_units(inspection, stage, alive[:count], top)
 
 
-def select_units_above_pooling(inspection: Inspection, settings: Settings) -> StrongestUnits:
+def select_units_above_pooling(inspection: Inspection, settings: Settings, count: int = ROWS) -> StrongestUnits:
     """`select_units`; raises NotDrawn at conv1, too, where there is nothing to compare."""
     if settings.deepest_stage == STAGES[0]:
         raise NotDrawn(f"it needs one of the --stages {' '.join(STAGES[1:])}")
-    return select_units(inspection, settings)
+    return select_units(inspection, settings, count)
 
 
 def crop_rows(
@@ -55,19 +56,9 @@ def row_captions(units: StrongestUnits) -> list[str]:
     return [f"channel {channel}\nimage {image}\nactivation {score:.2f}" for channel, image, score in rows]
 
 
-def tile_limits(columns: dict[str, Tensor]) -> dict[str, list[float]]:
-    """`robust_limit` of every tile: column (n, 3, s, s) -> n half-widths of color scales."""
-    return {name: robust_limit(each) for name, each in columns.items()}
-
-
-def scale_captions(limits: dict[str, list[float]]) -> dict[str, list[str]]:
-    """The half-width of each tile's own scale."""
-    return {name: [f"±{limit:.2g}" for limit in each] for name, each in limits.items()}
-
-
-def relative_norms(pictures: Tensor, references: Tensor) -> list[float | None]:
-    """Each picture's Euclidean norm divided by its reference's; None where that is zero. (n, ...) each."""
-    return ratios(*(each.flatten(1).norm(dim=1) for each in (pictures, references)))
+def scale_captions(columns: dict[str, Tensor]) -> dict[str, list[str]]:
+    """The half-width of each tile's own scale: column (n, 3, s, s) -> n texts."""
+    return {name: [f"±{limit:.2g}" for limit in robust_limit(tiles)] for name, tiles in columns.items()}
 
 
 @styled
@@ -77,31 +68,48 @@ def comparison_figure(
     row_captions: list[str],
     tile_captions: dict[str, list[str]],
     title: Iterable[str],
-    limits: dict[str, list[float]],
 ) -> Figure:
-    """Rows of pictures: a patch (n, s, s, 3) in 0..1, then one tile per column, (n, 3, s, s) around grey.
-
-    tile_captions  column -> n texts below its tiles
-    title          lines of text above all
-    limits         column -> n half-widths of its tiles' color scales
-    """
+    """`draw_rows` as a figure of its own; title: lines of text above all."""
     count, across = len(patches), 1 + len(columns)
     tile = min((WIDTH_INCHES - 0.8) / across, 1.2)
     lines = 1 + max(text.count("\n") for texts in tile_captions.values() for text in texts)
     figure = Figure((0.8 + across * tile, 0.6 + count * (tile + 0.06 + 0.1 * lines)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     heading(figure, *title, width=int(15 * (0.8 + across * tile)))
-    grid = figure.subplots(count, across, squeeze=False)
-    shown = [patches, *(diverging_tiles(each, limits[name]) for name, each in columns.items())]
-    for row, axes in enumerate(grid):
-        for column, tiles in zip(axes, shown, strict=True):
-            column.imshow(tiles[row], interpolation="antialiased")
-            column.set_xticks([])
-            column.set_yticks([])
-            column.spines[:].set_visible(False)
-        axes[0].set_ylabel(row_captions[row], rotation=0, ha="right", va="center")
-        for column, name in zip(axes[1:], columns, strict=True):
-            column.set_xlabel(tile_captions[name][row], labelpad=2, fontsize=6)
-    for column, name in zip(grid[0], ["image", *columns], strict=True):
-        column.set_title(name)
+    draw_rows(figure.subplots(count, across, squeeze=False), patches, columns, row_captions, tile_captions)
     return figure
+
+
+def draw_rows(
+    grid: np.ndarray,
+    patches: np.ndarray,
+    columns: dict[str, Tensor],
+    row_captions: list[str],
+    tile_captions: dict[str, list[str]],
+) -> None:
+    """Rows of pictures: a patch (n, s, s, 3) in 0..1, then a tile per column, (n, 3, s, s), each on its own scale.
+
+    grid           (n, 1 + columns) Axes
+    tile_captions  column -> n texts below its tiles; none for a column that is left out
+    """
+    headings = ["image", *(textwrap.fill(name, 12) for name in columns)]
+    for column, (text, tiles) in enumerate(
+        zip(headings, [patches, *map(diverging_tiles, columns.values())], strict=True)
+    ):
+        grid[0, column].set_title(text)
+        for axes, tile in zip(grid[:, column], tiles, strict=True):
+            show_tile(axes, tile)
+    for axes, caption in zip(grid[:, 0], row_captions, strict=True):
+        axes.set_ylabel(caption, rotation=0, ha="right", va="center")
+    for column, name in enumerate(columns, 1):
+        for axes, caption in zip(grid[:, column], tile_captions.get(name, ()), strict=False):
+            axes.set_xlabel(caption, labelpad=2, fontsize=6)
+
+
+def show_tile(axes: Axes, tile: np.ndarray | None = None) -> None:
+    """Draw a picture (s, s, 3) without ticks and frame; None: neither, nor a picture."""
+    if tile is not None:
+        axes.imshow(tile, interpolation="antialiased")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)

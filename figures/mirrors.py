@@ -1,52 +1,176 @@
-"""The exact mirror beside mirrors with one mistake each, and by stage how far they are off."""
+"""The exact mirror beside mirrors with one mistake each, as found in public code, and by stage how far they are off."""
 
-import textwrap
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from analysis.channels import StrongestUnits, reconstruct_units
-from analysis.crops import crop, crop_boxes
-from analysis.faulty_mirrors import EXACT, MISTAKES, Deviation, deviations, mirrors_by_mistake
+from analysis.crops import correlations, crop, crop_boxes, ratios
 from analysis.inspection import Inspection
 from analysis.settings import Settings
-from figures.comparison import row_captions, select_units, select_units_above_pooling
-from figures.image_grid import diverging_tiles, to_array
+from figures.comparison import draw_rows, row_captions, select_units, select_units_above_pooling, show_tile
+from figures.image_grid import to_array
 from figures.registry import register
-from figures.style import WIDTH_INCHES, bare_axes_at, format_number, format_two_digits, styled, text_at
-from network import STAGES
+from figures.style import WIDTH_INCHES, format_number, format_two_digits, heading, styled
+from network import STAGES, BasicBlock, ResNet18
+from reverse_network import ReverseBlock, ReverseConv2d, ReverseResNet18, rectify
 
 UNITS_SHOWN = 4  # and compared at every stage
-# In inches: left of and above the tiles; columns; a tile; rows of tiles, of the table and of the notes
-LEFT, TOP = 0.8, 0.9
-COLUMN = (WIDTH_INCHES - LEFT - 0.02) / (2 + len(MISTAKES))
-TILE = COLUMN - 0.05
-TILE_ROW, TABLE_ROW, NOTE_ROW = TILE + 0.3, 0.14, 0.25
-CENTERS = {name: LEFT + column * COLUMN + TILE / 2 for column, name in enumerate(MISTAKES, 2)}  # of the columns
-NOTE = (
-    "error: norm of the difference to the exact picture, relative to its norm; corr.: correlation with it\n"
-    "own scale per tile, grey: zero"
+NOTES = (
+    "error: norm of the difference to the exact picture, relative to its norm; corr.: correlation with it",
+    "own scale per tile, grey: zero",
 )
 
 
-@dataclass(frozen=True)
-class MirrorsContent:
-    """What the figure shows.
+class BatchNormDropped(ReverseConv2d):
+    """The convolution's own weights, without the scale of batch norm."""
 
-    units       of the deepest stage
-    patches     (n, s, s, 3) in 0..1: their images
-    columns     name of the mirror -> (n, s, s, 3) in 0..1, around grey
-    deviations  stage -> name of the mirror -> deviation from the exact one, for units of this stage
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d):
+        super().__init__(conv, nn.BatchNorm2d(bn.num_features, eps=0).to(conv.weight).eval())
+
+
+class BatchNormForwards(BatchNormDropped):
+    """Batch norm as in the forward pass, mean and beta included, before the transposed convolution."""
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d):
+        super().__init__(conv, bn)
+        self.forwards = bn
+
+    def forward(self, signal: Tensor, size: tuple[int, int]) -> Tensor:
+        return super().forward(self.forwards(signal), size)
+
+
+class BiasAdded(ReverseConv2d):
+    """The bias that a new `nn.ConvTranspose2d` has by default, left at its random initialisation."""
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d):
+        super().__init__(conv, bn)
+        bound = conv.weight[0].numel() ** -0.5
+        self.register_buffer("bias", torch.empty(conv.in_channels).uniform_(-bound, bound).to(conv.weight))
+
+    def forward(self, signal: Tensor, size: tuple[int, int]) -> Tensor:
+        return super().forward(signal, size) + self.bias[:, None, None]
+
+
+class ShortcutTwice(ReverseBlock):
+    """Residual plus shortcut, plus the shortcut once more."""
+
+    def forward(self, signal: Tensor, inner: Tensor, output: Tensor, size: tuple[int, int]) -> Tensor:
+        total = super().forward(signal, inner, output, size)
+        signal = rectify(signal, output, self.rule)
+        return total + (signal if self.downsample is None else self.downsample(signal, size))
+
+
+class StrideOnConv2(ReverseBlock):
+    """conv2 is mirrored with the stride of conv1, and conv1 without; masks are enlarged to fit."""
+
+    def __init__(self, block: BasicBlock, rule: str):
+        super().__init__(block, rule)
+        self.conv1.conv, self.conv2.conv = copy.copy(block.conv1), copy.copy(block.conv2)  # they share the weights
+        self.conv1.conv.stride, self.conv2.conv.stride = block.conv2.stride, block.conv1.stride
+
+    def forward(self, signal: Tensor, inner: Tensor, output: Tensor, size: tuple[int, int]) -> Tensor:
+        return super().forward(signal, F.interpolate(inner, size), output, size)
+
+
+def build(
+    network: ResNet18, rule: str, conv: type[ReverseConv2d] = ReverseConv2d, block: type[ReverseBlock] = ReverseBlock
+) -> ReverseResNet18:
+    """The network's mirror, made of other convolutions or blocks. Random biases are the same every time."""
+    mirror = ReverseResNet18(network, rule)
+    mirror.blocks = nn.ModuleList(block(forward, rule) for layer in network.layers for forward in layer)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        for part in (mirror, *mirror.blocks):
+            for name, child in list(part.named_children()):
+                if conv is not ReverseConv2d and isinstance(child, ReverseConv2d):
+                    setattr(part, name, conv(child.conv, child.bn))
+    return mirror
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One thing wrong with a mirror.
+
+    wrong    what the code does
+    visible  what becomes of the picture
+    build    (network, rule) -> the mirror with this mistake, exact apart from it
     """
 
-    rule: str
-    units: StrongestUnits
-    patches: np.ndarray
-    columns: dict[str, np.ndarray]
-    deviations: dict[str, dict[str, Deviation]]
+    wrong: str
+    visible: str
+    build: Callable[[ResNet18, str], ReverseResNet18]
+
+
+MISTAKES = {
+    "batch norm dropped": Mistake(
+        "The transposed convolutions have the network's weights, without the scales of batch norm.",
+        "The outline stays; size, contrast and colors are wrong.",
+        partial(build, conv=BatchNormDropped),
+    ),
+    "batch norm forwards": Mistake(
+        "Batch norm is applied as in the forward pass: it subtracts means and adds shifts to a signal on its way back.",
+        "The shifts make a picture of their own, nearly the same for every unit, even for none.",
+        partial(build, conv=BatchNormForwards),
+    ),
+    "branches summed twice": Mistake(
+        "The shortcut's signal is added within the block, and once more after it.",
+        "It looks right on its own scale, but is too strong, and most so what came through many shortcuts.",
+        partial(build, block=ShortcutTwice),
+    ),
+    "shortcut dropped": Mistake(
+        "A block is mirrored as two convolutions in a row.",
+        "Nearly all of the signal is lost; the color scale makes what is left look like a picture.",
+        partial(ReverseResNet18, branches="residual"),
+    ),
+    "unpooling overwrites": Mistake(
+        "F.max_unpool2d keeps one of the values that share a switch, and drops the others.",
+        "It looks right, but is too weak where pooling windows share their maximum: at edges and corners.",
+        partial(ReverseResNet18, unpool="overwrite"),
+    ),
+    "stride on the wrong convolution": Mistake(
+        "The layers of a block are reversed, but not their strides: conv2 gets the stride of conv1.",
+        "It looks right, but conv2's patterns are half as large, and masks of ReLUs do not fit.",
+        partial(build, block=StrideOnConv2),
+    ),
+    "bias added": Mistake(
+        "The transposed convolutions keep the random bias that new layers have.",
+        "A texture of the biases covers the picture, nearly the same for every unit, even for none.",
+        partial(build, conv=BiasAdded),
+    ),
+}
+EXACT = "exact"
+
+
+def mirrors_by_mistake(network: ResNet18, rule: str) -> dict[str, ReverseResNet18]:
+    """ "exact" and the names of MISTAKES -> the network's mirror with this mistake."""
+    exact = {EXACT: ReverseResNet18(network, rule)}
+    return exact | {name: mistake.build(network, rule) for name, mistake in MISTAKES.items()}
+
+
+def deviation(pictures: Tensor, exact: Tensor) -> dict[str, list[float | None]]:
+    """How far pictures (n, 3, H, W) are from the exact ones.
+
+    "error": norm of the difference, divided by the exact picture's norm; "correlation": Pearson's, over all pixels and
+    colors. One value per picture; None where the exact picture is zero, or one of the two is constant.
+    """
+    pictures, exact = pictures.double().flatten(1), exact.double().flatten(1)  # squares of large values stay finite
+    error = ratios((pictures - exact).norm(dim=1), exact.norm(dim=1))
+    return {"error": error, "correlation": correlations(exact, pictures)}
+
+
+def medians(deviation: dict[str, list[float | None]]) -> dict[str, float | None]:
+    """ "error" and "correlation" -> the median of the values that are not None, if any."""
+    known = {key: [value for value in values if value is not None] for key, values in deviation.items()}
+    return {key: float(np.median(values)) if values else None for key, values in known.items()}
 
 
 @register(
@@ -59,105 +183,89 @@ class MirrorsContent:
 )
 def draw_mirrors(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of mirrors.json."""
-    shown = first_units(select_units_above_pooling(inspection, settings))
-    rule = settings.main_rule
-    mirrors = mirrors_by_mistake(inspection.network, rule)
-    found, entries = {}, []
+    shown = select_units_above_pooling(inspection, settings, UNITS_SHOWN)
+    mirrors = mirrors_by_mistake(inspection.network, settings.main_rule)
+    deviations, entries = {}, []
     for stage in (stage for stage in STAGES if stage in inspection.search.top):
         at_stage = replace(settings, stages=(stage,), channels="different")
-        units = shown if stage == shown.stage else first_units(select_units(inspection, at_stage))
+        units = shown if stage == shown.stage else select_units(inspection, at_stage, UNITS_SHOWN)
         pictures = reconstruct_units(inspection, mirrors, units)
-        found[stage] = deviations(pictures)
-        entries += unit_entries(units, found[stage])
+        deviations[stage] = {name: deviation(pictures[name], pictures[EXACT]) for name in MISTAKES}
+        entries += unit_entries(units, deviations[stage])
         if stage == shown.stage:
-            side, corners = crop_boxes([pictures[EXACT]])
-            patches = to_array(crop(inspection.resized(inspection.images[shown.images]), side, corners))
-            columns = {name: diverging_tiles(crop(each, side, corners)) for name, each in pictures.items()}
-    yield Path("mirrors"), mirrors_figure(MirrorsContent(rule, shown, patches, columns, found))
-    yield Path("mirrors"), json_content(rule, found, entries)
-
-
-def first_units(units: StrongestUnits) -> StrongestUnits:
-    """The first UNITS_SHOWN."""
-    count = slice(UNITS_SHOWN)
-    return StrongestUnits(
-        units.stage, units.channels[count], units.images[count], units.positions[count], units.scores[count]
-    )
-
-
-def unit_entries(units: StrongestUnits, found: dict[str, Deviation]) -> list[dict]:
-    """The units' part of mirrors.json."""
-    return [
-        {
-            "stage": units.stage,
-            "channel": channel,
-            "image": image,
-            "error": {name: each.error[n] for name, each in found.items()},
-            "correlation": {name: each.correlation[n] for name, each in found.items()},
-        }
-        for n, (channel, image) in enumerate(zip(units.channels, units.images.tolist(), strict=True))
-    ]
-
-
-def json_content(rule: str, found: dict[str, dict[str, Deviation]], entries: list[dict]) -> dict:
-    """The content of mirrors.json."""
+            box = crop_boxes([pictures[EXACT]])
+            columns = {name: crop(by_mirror, *box) for name, by_mirror in pictures.items()}
+    patches = to_array(crop(inspection.resized(inspection.images[shown.images]), *box))
+    title = f"The same units of {shown.stage} by the exact mirror, and by mirrors with one mistake each"
+    figure = mirrors_figure(f"{title} ({settings.main_rule})", shown, patches, columns, deviations)
+    yield Path("mirrors"), figure
     mistakes = {
         name: {
             "wrong": mistake.wrong,
             "visible": mistake.visible,
-            "stages": {stage: by_name[name].medians() for stage, by_name in found.items()},
+            "stages": {stage: medians(by_name[name]) for stage, by_name in deviations.items()},
         }
         for name, mistake in MISTAKES.items()
     }
-    return {"rule": rule, "mistakes": mistakes, "units": entries}
+    yield Path("mirrors"), {"rule": settings.main_rule, "mistakes": mistakes, "units": entries}
+
+
+def unit_entries(units: StrongestUnits, deviations: dict[str, dict[str, list[float | None]]]) -> list[dict]:
+    """The units' part of mirrors.json; deviations: name of the mistake -> `deviation`."""
+    return [
+        {"stage": units.stage, "channel": channel, "image": image}
+        | {key: {name: values[key][n] for name, values in deviations.items()} for key in ("error", "correlation")}
+        for n, (channel, image) in enumerate(zip(units.channels, units.images.tolist(), strict=True))
+    ]
 
 
 @styled
-def mirrors_figure(content: MirrorsContent) -> Figure:
-    """A row per unit, a column per mirror; below, each mirror's medians by stage; at last, what is wrong with each."""
-    table = TOP + len(content.patches) * TILE_ROW + 0.08
-    notes = table + (len(content.deviations) + 1) * TABLE_ROW + 0.08
-    figure = Figure((WIDTH_INCHES, notes + len(MISTAKES) * NOTE_ROW + 0.02))
-    stage = content.units.stage
-    title = f"The same units of {stage} by the exact mirror, and by mirrors with one mistake each ({content.rule})"
-    text_at(figure, WIDTH_INCHES / 2, 0.13, title, fontsize=8)
-    text_at(figure, WIDTH_INCHES / 2, 0.33, NOTE, fontsize=7)
-    draw_tiles(figure, content)
-    draw_table(figure, table, content)
-    for number, (name, mistake) in enumerate(MISTAKES.items()):
-        y = notes + number * NOTE_ROW
-        text_at(figure, 1.62, y, name, ha="right", va="top", weight="bold")
-        text_at(figure, 1.7, y, f"{mistake.wrong}\n{mistake.visible}", ha="left", va="top", linespacing=1.1)
+def mirrors_figure(
+    title: str,
+    units: StrongestUnits,
+    patches: np.ndarray,
+    columns: dict[str, Tensor],
+    deviations: dict[str, dict[str, dict[str, list[float | None]]]],
+) -> Figure:
+    """A row per unit, a column per mirror; below, each mirror's medians by stage; at last, what is wrong with each.
+
+    patches     (n, s, s, 3) in 0..1: the units' images
+    columns     name of the mirror -> (n, 3, s, s)
+    deviations  stage -> name of the mistake -> `deviation`, for units of this stage
+    """
+    count, table, notes = len(patches), 0.14 * len(deviations), 0.25 * len(MISTAKES)  # inches
+    figure = Figure((WIDTH_INCHES, 0.95 + 0.95 * count + table + notes), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    heading(figure, title, *NOTES)
+    above, below = figure.subfigures(2, height_ratios=(0.5 + 0.95 * count + table, notes))
+    grid = above.subplots(count + 1, 1 + len(columns), height_ratios=[*[0.65] * count, table])
+    numbers = [deviations[units.stage][name] for name in MISTAKES]
+    captions = {
+        name: [
+            f"error {format_error(error)}\ncorr. {format_two_digits(correlation)}"
+            for error, correlation in zip(number["error"], number["correlation"], strict=True)
+        ]
+        for name, number in zip(MISTAKES, numbers, strict=True)
+    }
+    draw_rows(grid[:count], patches, columns, row_captions(units), captions)
+    draw_medians(grid[count], deviations)
+    for n, (name, mistake) in enumerate(MISTAKES.items()):
+        y = 1 - n / len(MISTAKES)
+        below.text(0.235, y, name, ha="right", va="top", fontsize=6, weight="bold")
+        below.text(0.245, y, f"{mistake.wrong}\n{mistake.visible}", va="top", fontsize=6, linespacing=1.1)
     return figure
 
 
-def draw_tiles(figure: Figure, content: MirrorsContent) -> None:
-    """The images, and the pictures by each mirror, with two numbers below each."""
-    for column, name in enumerate(["image", *content.columns]):
-        heading = textwrap.fill(name, 12)
-        text_at(figure, LEFT + column * COLUMN + TILE / 2, TOP - 0.05, heading, va="bottom", fontsize=7)
-    for row, caption in enumerate(row_captions(content.units)):
-        top = TOP + row * TILE_ROW
-        text_at(figure, LEFT - 0.05, top + TILE / 2, caption, ha="right")
-        for column, tiles in enumerate((content.patches, *content.columns.values())):
-            axes = bare_axes_at(figure, LEFT + column * COLUMN, top, TILE, TILE)
-            axes.imshow(tiles[row], interpolation="antialiased")
-        for name, x in CENTERS.items():
-            deviation = content.deviations[content.units.stage][name]
-            error, correlation = format_error(deviation.error[row]), format_two_digits(deviation.correlation[row])
-            text_at(figure, x, top + TILE + 0.02, f"error {error}\ncorr. {correlation}", va="top")
-
-
-def draw_table(figure: Figure, top: float, content: MirrorsContent) -> None:
-    """Below each mirror's column, its medians by stage."""
-    title = f"By stage, median over up to {UNITS_SHOWN} units: error / correlation"
-    text_at(figure, LEFT, top, title, ha="left", fontsize=7, weight="bold")
-    for row, (stage, by_name) in enumerate(content.deviations.items(), 1):
-        text_at(figure, LEFT + COLUMN + TILE, top + row * TABLE_ROW, stage, ha="right")
-        for name, x in CENTERS.items():
-            medians = by_name[name].medians()
-            text = f"{format_error(medians['error'])} / {format_two_digits(medians['correlation'])}"
-            text_at(figure, x, top + row * TABLE_ROW, text)
+def draw_medians(row: np.ndarray, deviations: dict[str, dict[str, dict[str, list[float | None]]]]) -> None:
+    """Below each mirror's column, its medians by stage. row: the Axes below the columns, the image's first."""
+    row[0].set_ylabel(f"median over\nup to {UNITS_SHOWN} units:\nerror / corr.", rotation=0, ha="right", va="center")
+    texts = [[], list(deviations)]
+    for name in MISTAKES:
+        values = [medians(by_name[name]) for by_name in deviations.values()]
+        texts.append([f"{format_error(v['error'])} / {format_two_digits(v['correlation'])}" for v in values])
+    for axes, lines in zip(row, texts, strict=True):
+        show_tile(axes)
+        axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=6, linespacing=1.6)
 
 
 def format_error(error: float | None) -> str:

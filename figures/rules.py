@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from analysis.channels import reconstruct_units
+from analysis.crops import ratios
 from analysis.inspection import Inspection
 from analysis.reconstruction import ALL_RULES, mirrors_by_branches, mirrors_by_rule
 from analysis.settings import Settings
@@ -13,11 +14,9 @@ from figures.comparison import (
     GREY,
     comparison_figure,
     crop_rows,
-    relative_norms,
     row_captions,
     scale_captions,
     select_units_above_pooling,
-    tile_limits,
 )
 from figures.registry import register
 from figures.style import format_number, unpooling_note
@@ -39,8 +38,7 @@ def draw_rules(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pat
         f"{units.stage}: the same unit under three ReLU rules{unpooling_note(settings.unpool)}",
         f"below: scale of each tile; {GREY}",
     )
-    limits = tile_limits(columns)
-    yield Path("rules"), comparison_figure(patches, columns, row_captions(units), scale_captions(limits), title, limits)
+    yield Path("rules"), comparison_figure(patches, columns, row_captions(units), scale_captions(columns), title)
 
 
 @register(
@@ -56,12 +54,12 @@ def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[
     mirrors = mirrors_by_branches(inspection.network, rule, settings.unpool)
     pictures = reconstruct_units(inspection, mirrors, units)
     patches, columns = crop_rows(inspection, units, pictures)
-    limits = tile_limits(columns)
-    captions = scale_captions(limits)
+    captions = scale_captions(columns)
+    norms = {name: whole.flatten(1).norm(dim=1) for name, whole in pictures.items()}
     for name in ("residual", "shortcut"):
-        norms = relative_norms(pictures[name], pictures["both"])
         captions[name] = [
-            f"{scale}, norm {format_number(norm, '.2g')}" for scale, norm in zip(captions[name], norms, strict=True)
+            f"{scale}, norm {format_number(relative, '.2g')}"
+            for scale, relative in zip(captions[name], ratios(norms[name], norms["both"]), strict=True)
         ]
     note = unpooling_note(settings.unpool)
     title = (
@@ -69,4 +67,4 @@ def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[
         "below: scale of each tile; norm relative to both, which includes mixed paths",
         GREY,
     )
-    yield Path("branches"), comparison_figure(patches, columns, row_captions(units), captions, title, limits)
+    yield Path("branches"), comparison_figure(patches, columns, row_captions(units), captions, title)
