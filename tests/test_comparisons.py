@@ -14,7 +14,6 @@ from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import FIGURES, comparison
 from figures.registry import NotDrawn
-from figures.style import format_number
 from reverse_network import ReverseResNet18, isolate
 
 SETTINGS = Settings()
@@ -74,11 +73,6 @@ def test_rows_are_the_strongest_units_of_living_channels(inspection):
     assert comparison.select_units(crafted, asked).channels == [40, 70]
     with pytest.raises(NotDrawn, match="no image excites"):
         comparison.select_units(crafted, Settings(stages=("conv5_x",), channels=(5, 6)))
-
-
-def test_relative_norms():
-    norms = comparison.relative_norms(torch.tensor([[3.0, 4], [0, 0]]), torch.tensor([[0, 20.0], [0, 0]]))
-    assert norms == [0.25, None] and [format_number(norm, ".2g") for norm in norms] == ["0.25", "–"]
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,21 @@ from matplotlib.figure import Figure
 
 from analysis.channels import robust_limit
 from analysis.crops import crop, crop_boxes
-from analysis.faulty_mirrors import EXACT, MISTAKES, deviations, mirrors_by_mistake
 from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures.comparison import select_units
 from figures.image_grid import diverging_rgb, to_array
-from figures.mirrors import UNITS_SHOWN, draw_mirrors, format_error
+from figures.mirrors import (
+    EXACT,
+    MISTAKES,
+    UNITS_SHOWN,
+    deviation,
+    draw_mirrors,
+    format_error,
+    medians,
+    mirrors_by_mistake,
+)
+from figures.style import format_two_digits
 from network import STAGES
 from reverse_network import RULES, ReverseResNet18, isolate
 
@@ -86,21 +95,20 @@ def test_the_bias_is_that_of_a_new_layer(random_network):
     assert bias.abs().max() <= fresh.abs().max() * 1.2
 
 
-def test_deviations_by_definition():
+def test_deviation_by_definition():
     exact = torch.rand(4, 3, 5, 6)
     exact[3] = 0
     other = torch.rand(4, 3, 5, 6) * 1e25  # its squares are beyond single precision
     other[2] = 7
-    found = deviations({EXACT: exact, "other": other})["other"]
+    found = deviation(other, exact)
     a, b = exact.double().flatten(1).numpy(), other.double().flatten(1).numpy()
     errors = np.linalg.norm(b - a, axis=1)[:3] / np.linalg.norm(a, axis=1)[:3]
-    assert found.error[:3] == pytest.approx(errors) and found.error[3] is None
-    assert found.correlation[:2] == pytest.approx([np.corrcoef(a[n], b[n])[0, 1] for n in range(2)])
-    assert found.correlation[2:] == [None, None]
-    correlation = sum(found.correlation[:2]) / 2
-    assert found.medians() == pytest.approx({"error": np.median(errors), "correlation": correlation})
-    nothing = deviations({EXACT: torch.zeros(1, 3, 2, 2), "other": torch.ones(1, 3, 2, 2)})["other"]
-    assert nothing.medians() == {"error": None, "correlation": None}
+    assert found["error"][:3] == pytest.approx(errors) and found["error"][3] is None
+    assert found["correlation"][:2] == pytest.approx([np.corrcoef(a[n], b[n])[0, 1] for n in range(2)])
+    assert found["correlation"][2:] == [None, None]
+    correlation = sum(found["correlation"][:2]) / 2
+    assert medians(found) == pytest.approx({"error": np.median(errors), "correlation": correlation})
+    assert medians({"error": [None], "correlation": []}) == {"error": None, "correlation": None}
 
 
 def test_format_error():
@@ -127,10 +135,10 @@ class TestFigure:
         assert content["rule"] == "guided" and content["mistakes"].keys() == MISTAKES.keys()
         for name, mistake in content["mistakes"].items():
             assert mistake["stages"].keys() == {"conv1", "conv2_x", "conv5_x"}
-            for stage, medians in mistake["stages"].items():
+            for stage, numbers in mistake["stages"].items():
                 units = [unit for unit in content["units"] if unit["stage"] == stage]
                 assert 1 <= len(units) <= UNITS_SHOWN
-                for key, value in medians.items():
+                for key, value in numbers.items():
                     known = [unit[key][name] for unit in units if unit[key][name] is not None]
                     assert value == (pytest.approx(np.median(known)) if known else None)
 
@@ -146,25 +154,27 @@ class TestFigure:
             dropped = ReverseResNet18(inspection.network, "guided", branches="residual")(signal, "conv5_x", trace)
         axes = figure.get_axes()
         across = 2 + len(MISTAKES)
-        assert len(axes) == rows * across
+        assert len(axes) == (rows + 1) * across
         box = crop_boxes([exact])  # every column is cropped alike
         for column, pictures in ((1, exact), (2 + list(MISTAKES).index("shortcut dropped"), dropped)):
             tiles = crop(pictures, *box)
             for row, (tile, limit) in enumerate(zip(to_array(tiles), robust_limit(tiles), strict=True)):
                 shown = axes[row * across + column].get_images()[0].get_array()
                 assert_same_pictures(shown - 0.5, diverging_rgb(tile, limit) - 0.5)
-        texts = {text.get_text() for text in figure.texts}
         errors = (dropped - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
-        for unit, error in zip(content["units"][-rows:], errors.tolist(), strict=True):
-            name = "shortcut dropped"
-            assert unit["error"][name] == pytest.approx(error, rel=0.02)
-            numbers = format_error(unit["error"][name]), round(unit["correlation"][name], 2) + 0.0
-            assert "error {}\ncorr. {:.2f}".format(*numbers) in texts
-        medians = content["mistakes"]["bias added"]["stages"]["conv2_x"]
-        error, correlation = format_error(medians["error"]), round(medians["correlation"], 2) + 0.0
-        assert f"{error} / {correlation:.2f}" in texts
-        for mistake in MISTAKES.values():
-            assert f"{mistake.wrong}\n{mistake.visible}" in texts
+        column = 2 + list(MISTAKES).index("shortcut dropped")
+        for row, (unit, error) in enumerate(zip(content["units"][-rows:], errors.tolist(), strict=True)):
+            assert unit["error"]["shortcut dropped"] == pytest.approx(error, rel=0.02)
+            error, correlation = (unit[key]["shortcut dropped"] for key in ("error", "correlation"))
+            label = f"error {format_error(error)}\ncorr. {round(correlation, 2) + 0.0:.2f}"
+            assert axes[row * across + column].get_xlabel() == label
+        table = [axes[rows * across + n].texts[0].get_text().split("\n") for n in range(1, across)]
+        assert table[0] == ["conv1", "conv2_x", "conv5_x"]
+        for lines, mistake in zip(table[1:], content["mistakes"].values(), strict=True):
+            numbers = mistake["stages"].values()
+            assert lines == [f"{format_error(n['error'])} / {format_two_digits(n['correlation'])}" for n in numbers]
+        texts = {text.get_text() for text in figure.subfigs[1].texts}
+        assert all(f"{mistake.wrong}\n{mistake.visible}" in texts for mistake in MISTAKES.values())
 
     def test_no_text_leaves_the_figure(self, drawn):
         assert_inside(drawn[0])
@@ -172,6 +182,6 @@ class TestFigure:
     def test_the_rule_follows_the_settings(self, inspection):
         only = replace(SETTINGS, stages=("conv2_x",), rules=("gradient",), channels=(3, 5, 9))
         (_, figure), (_, content) = draw_mirrors(inspection, only)
-        assert content["rule"] == "gradient" and "conv2_x" in figure.texts[0].get_text()
+        assert content["rule"] == "gradient" and "conv2_x" in figure.get_suptitle()
         channels = {unit["channel"] for unit in content["units"] if unit["stage"] == "conv2_x"}
         assert channels and channels <= {3, 5, 9}

@@ -9,33 +9,29 @@ from conftest import assert_inside, assert_same_pictures
 from matplotlib.figure import Figure
 
 from analysis.channels import robust_limit
-from analysis.correlation import correlations, ranks
-from analysis.crops import crop, crop_boxes
-from analysis.importance import saliency, sobel_edges
+from analysis.crops import correlations, crop, crop_boxes
+from analysis.importance import sobel_edges
 from analysis.inspection import inspect
 from analysis.reconstruction import ALL_RULES
-from analysis.sanity import DIRECTIONS, MODULES, randomized_networks
 from analysis.settings import Settings
 from figures.comparison import select_units
 from figures.image_grid import diverging_rgb, to_array
-from figures.sanity import draw_sanity, strongest_channels_of_images
+from figures.sanity import DIRECTIONS, MODULES, draw_sanity, randomized_networks, ranks, strongest_channels_of_images
 from network import STAGES, ResNet18
 from reverse_network import ReverseResNet18, isolate
 
 
 def ranks_by_definition(values):
     """How many are smaller, and half of those that are equal."""
-    return [
-        (sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2) for value in values
-    ]
+    smaller, equal = values < values[:, None], values == values[:, None]
+    return smaller.sum(1) + (equal.sum(1) + 1) / 2
 
 
 class TestRankCorrelation:
     def test_ranks_by_definition(self):
         values = torch.from_numpy(np.random.RandomState(0).randint(0, 9, (3, 5, 8)))  # with many equals
         values[2] = 4
-        expected = [ranks_by_definition(row.flatten().tolist()) for row in values]
-        assert ranks(values).tolist() == expected
+        assert torch.equal(ranks(values), torch.stack([ranks_by_definition(row.flatten()) for row in values]).double())
 
     def test_correlation_by_definition(self):
         a, b = torch.randn(2, 4, 5, 8)
@@ -55,10 +51,10 @@ class TestRankCorrelation:
 def test_edges_are_where_grey_changes():
     images = torch.zeros(1, 3, 8, 10)
     images[..., 5:] = 1
-    found = sobel_edges(images)
-    assert found.shape == images.shape and torch.equal(found[0, 0], found[0, 2])
-    assert set(found[0, 0].amax(0).nonzero().flatten().tolist()) == {4, 5}
-    assert torch.allclose(found[0, 0, :, 4], torch.ones(8))  # a step of 1
+    edges = sobel_edges(images)
+    assert edges.shape == images.shape and torch.equal(edges[0, 0], edges[0, 2])
+    assert set(edges[0, 0].amax(0).nonzero().flatten().tolist()) == {4, 5}
+    assert torch.allclose(edges[0, 0, :, 4], torch.ones(8))  # a step of 1
     assert not sobel_edges(torch.full((1, 3, 8, 8), 0.7)).abs().gt(1e-6).any()
 
 
@@ -76,12 +72,11 @@ def test_weights_become_random_stage_by_stage(direction, names):
         torch.nn.init.normal_(value)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     stages = [name.removeprefix("+ ").removesuffix(" random") for name in names]
-    for count, (name, found) in enumerate(randomized_networks(network, "conv4_x", direction), 1):
-        assert name == names[count - 1]
-        changed = {
-            name.split(".")[0] for name, value in found.state_dict().items() if not torch.equal(value, before[name])
-        }
-        assert changed == {part for stage in stages[:count] for part in MODULES[stage]} and not found.training
+    for count, (name, random) in enumerate(randomized_networks(network, "conv4_x", direction), 1):
+        assert name == names[count - 1] and not random.training
+        after = random.state_dict()
+        changed = {key.split(".")[0] for key in after if not torch.equal(after[key], before[key])}
+        assert changed == {part for stage in stages[:count] for part in MODULES[stage]}
     assert count == 4
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
@@ -96,13 +91,12 @@ def test_both_directions_end_at_the_same_network():
 def test_the_random_weights_are_always_the_same():
     torch.manual_seed(3)
     network = ResNet18(4).eval()
-    for name in ("conv1.weight", "layer2.0.conv1.weight"):
-        weights = []
-        for seed in (1, 2):
-            torch.manual_seed(seed)
-            *_, (_, found) = randomized_networks(network, "conv3_x")
-            weights.append(found.get_parameter(name))
-        assert torch.equal(*weights) and not torch.equal(weights[0], network.get_parameter(name))
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        *_, (_, random) = randomized_networks(network, "conv1")
+        weights.append(random.conv1.weight)
+    assert torch.equal(*weights) and not torch.equal(weights[0], network.conv1.weight)
 
 
 def test_stages_are_those_of_the_network():
@@ -149,48 +143,55 @@ def expected(inspection, drawn):
 
 
 class TestFigure:
-    def test_every_network_under_every_rule(self, drawn, expected):
+    def test_every_network_under_every_rule(self, inspection, drawn, expected):
         """Own scale per tile; all cropped like the trained network's."""
-        figure, _ = drawn
+        figure, content = drawn
         axes = iter(figure.get_axes())
+        image = inspection.resized(inspection.images[select_units(inspection, SETTINGS).images[:1]])
         for steps in expected.values():
-            trained = [steps["trained"][rule][:1] for rule in ALL_RULES]
-            assert next(axes).get_title() == "image"
-            for rule in ALL_RULES:
+            box = crop_boxes([steps["trained"][rule][:1] for rule in ALL_RULES])
+            for n, rule in enumerate(ALL_RULES):
+                left = next(axes)
+                assert left.get_ylabel() == rule and len(left.get_images()) == (n == 0)
+                if n == 0:
+                    assert np.allclose(left.get_images()[0].get_array(), to_array(crop(image, *box))[0], atol=1e-6)
                 for pictures in steps.values():
-                    tile = crop(pictures[rule][:1], *crop_boxes(trained))
-                    found = next(axes)
+                    tile, shown = crop(pictures[rule][:1], *box), next(axes)
                     (limit,) = robust_limit(tile)
-                    shown = found.get_images()[0].get_array()
-                    assert_same_pictures(shown - 0.5, diverging_rgb(to_array(tile)[0], limit) - 0.5)
-                    (value,) = correlations(*(ranks(saliency(each[rule][:1])) for each in (steps["trained"], pictures)))
-                    label = found.get_xlabel()
+                    colors = shown.get_images()[0].get_array()
+                    assert_same_pictures(colors - 0.5, diverging_rgb(to_array(tile)[0], limit) - 0.5)
+                    value = spearman(steps["trained"][rule][0], pictures[rule][0])
+                    label = shown.get_xlabel()
                     assert label == "–" if value is None else float(label) == pytest.approx(value, abs=0.02)
-                next(axes)  # edges
-            lines = {line.get_label(): line for line in next(axes).get_lines()}
-            assert set(ALL_RULES) <= lines.keys()
+                assert next(axes).get_title() == ("edges" if n == 0 else "")
+            assert next(axes).get_legend()
 
     def test_curves_are_medians_and_quartiles_over_the_images(self, drawn, expected):
         figure, content = drawn
-        assert content["stage"] == "conv4_x" and len(content["images"]) == 12 and content["images"] == list(range(12))
+        assert content["stage"] == "conv4_x" and content["images"] == list(range(12))
         curves = [axes for axes in figure.get_axes() if axes.get_legend()]
         for axes, (direction, steps) in zip(curves, expected.items(), strict=True):
             lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
             assert content["directions"][direction].keys() == steps.keys()
-            for place, (name, pictures) in enumerate(steps.items()):
+            for column, (name, pictures) in enumerate(steps.items()):
                 for rule in ALL_RULES:
                     entry = content["directions"][direction][name][rule]
-                    values = [
-                        spearman(*(each[rule][n].abs().sum(0).numpy() for each in (steps["trained"], pictures)))
-                        for n in range(1, 13)
-                    ]
+                    values = [spearman(steps["trained"][rule][n], pictures[rule][n]) for n in range(1, 13)]
                     assert [value is None for value in entry["values"]] == [value is None for value in values]
-                    known = [value for value in values if value is not None]
-                    if known:
-                        expected_numbers = np.quantile(known, [0.25, 0.5, 0.75])
+                    if known := [value for value in values if value is not None]:
                         numbers = [entry["low"], entry["median"], entry["high"]]
-                        assert numbers == pytest.approx(expected_numbers.tolist(), abs=0.02)
-                        assert lines[rule][place] == pytest.approx(entry["median"])
+                        assert numbers == pytest.approx(np.quantile(known, [0.25, 0.5, 0.75]).tolist(), abs=0.02)
+                        assert lines[rule][column] == pytest.approx(entry["median"])
+
+    def test_the_edges_are_compared_with_the_trained_pictures(self, inspection, drawn, expected):
+        _, content = drawn
+        edges = sobel_edges(inspection.resized(inspection.images[content["images"]]))
+        trained = expected["top-down"]["trained"]
+        for rule in ALL_RULES:
+            values = [spearman(picture, edge) for picture, edge in zip(trained[rule][1:], edges, strict=True)]
+            known = [n for n, value in enumerate(values) if value is not None]
+            found = content["edges"][rule]["values"]
+            assert [found[n] for n in known] == pytest.approx([values[n] for n in known], abs=0.02)
 
     def test_no_text_leaves_the_figure(self, drawn):
         assert_inside(drawn[0])
@@ -210,11 +211,8 @@ class TestFigure:
 
 
 def spearman(a, b):
-    """None where one is constant."""
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
+    """Of the saliency of two pictures (3, H, W); None where one is constant."""
+    a, b = (picture.abs().sum(0).flatten() for picture in (a, b))
+    if a.min() == a.max() or b.min() == b.max():
         return None
-    found = []
-    for values in (a, b):
-        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        found.append((counts.cumsum() - (counts - 1) / 2)[place.reshape(-1)])
-    return np.corrcoef(found)[0, 1]
+    return np.corrcoef([ranks(values[None])[0].numpy() for values in (a, b)])[0, 1]

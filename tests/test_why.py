@@ -1,5 +1,6 @@
-"""Why one class and not another: sums against torchvision's network, seeds by hand, the figure against both."""
+"""Why one class and not another: sums against torchvision's network, signals by hand, the figure, and its flags."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,26 +8,29 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import assert_inside
+from conftest import assert_inside, ends, visualize
+from torch.overrides import TorchFunctionMode
 
+import visualizer
 from analysis.channel_groups import ChannelGroups, group_channels
 from analysis.channels import robust_limit
-from analysis.inspection import inspect
+from analysis.inspection import Picture, inspect
+from analysis.reconstruction import project
 from analysis.settings import Settings
-from analysis.why import (
-    Decision,
-    GroupShare,
-    class_numbers,
-    group_pictures,
-    group_signals,
-    most_exciting,
-    split_decision,
-)
 from figures import FIGURES
 from figures.image_grid import diverging_rgb, to_array
 from figures.registry import NotDrawn
-from figures.why import ShownDecision, why_figure
+from figures.why import (
+    Decision,
+    Group,
+    class_numbers,
+    group_signals,
+    most_exciting,
+    split_decision,
+    why_figure,
+)
 from reverse_network import ReverseResNet18, class_signal
+from runtime import checkpoint
 
 RANDOM = np.random.RandomState(0)
 SETTINGS = Settings()
@@ -75,39 +79,55 @@ def test_contributions_by_hand(small_network):
     # logits: 1 + 0 + 6 + 12 + 0.5 = 19.5 and 0 + 0 + 10 + 3 + 2 = 15; channels add 1, 0, -4, 9 to their difference
     decision = split_decision(network, features, GROUPS)
     assert decision.classes == (0, 1) and decision.logits == (19.5, 15.0) and decision.bias == -1.5
-    assert decision.difference == 4.5
-    assert decision.groups == (GroupShare(0, (0, 3), 10.0), GroupShare(2, (1, 2), -4.0))
+    assert decision.groups == (Group(0, (0, 3), 10.0), Group(2, (1, 2), -4.0))
     assert decision.probabilities == pytest.approx((1 / (1 + np.exp(-4.5)), 1 / (1 + np.exp(4.5))))
     reverse = split_decision(network, features, GROUPS, (1, 0))
-    assert reverse.difference == -4.5 and [group.contribution for group in reverse.groups] == [-10.0, 4.0]
+    assert reverse.logits == (15.0, 19.5) and [group.contribution for group in reverse.groups] == [-10.0, 4.0]
 
 
-def test_seeds_by_hand(small_network):
+def test_signals_by_hand(small_network):
     network, features = small_network
     decision = split_decision(network, features, GROUPS)
     with torch.no_grad():
-        seeds = group_signals(network, features, decision.classes, decision.groups)
+        signals = group_signals(network, features, decision.classes, decision.groups)
     maps = features[0] / 4
     zero = torch.zeros(2, 2)
-    assert torch.equal(seeds[0], torch.stack([maps[0], zero, zero, 3 * maps[3]]))
-    assert torch.equal(seeds[1], torch.stack([zero, -maps[1], 2 * maps[2], zero]))  # for the other side: negated
-    assert seeds.sum((1, 2, 3)).tolist() == [10, 4]
+    assert torch.equal(signals[0], torch.stack([maps[0], zero, zero, 3 * maps[3]]))
+    assert torch.equal(signals[1], torch.stack([zero, -maps[1], 2 * maps[2], zero]))  # for the other side: negated
+    assert signals.sum((1, 2, 3)).tolist() == [10, 4]
 
 
 @pytest.mark.parametrize("classes", [(7, 2), (2, 7)])
 def test_one_group_of_all_channels_is_the_mirror_of_the_weighted_signals(random_network, classes):
     images = torch.randn(1, 3, 48, 64, dtype=torch.float64)
+    mirror = ReverseResNet18(random_network, "guided")
     with torch.no_grad():
         trace = random_network.trace(images)
         features = trace.features["conv5_x"]
         decision = split_decision(random_network, features, ChannelGroups((0,), (tuple(range(512)),)), classes)
-        signal = class_signal(random_network, features, classes[0], True)
-        signal = signal - class_signal(random_network, features, classes[1], True)
-        signal = signal * (1 if signal.sum() > 0 else -1)
-        mirror = ReverseResNet18(random_network, "guided")
+        first, second = (class_signal(random_network, features, number, True) for number in classes)
+        signal = (first - second) * (1 if (first - second).sum() > 0 else -1)
         expected = mirror(signal, "conv5_x", trace)
-    picture = group_pictures(random_network, mirror, images, classes, decision.groups)
+    picture = project(mirror, group_signals(random_network, features, classes, decision.groups), "conv5_x", trace)
     assert expected.norm() > 0 and (picture - expected).norm() < 1e-12 * expected.norm()
+
+
+class OnMps(TorchFunctionMode):
+    """Float64 exists on the host alone: what has not been brought there raises, as on MPS."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **kwargs or {})
+        if function is torch.Tensor.cpu:
+            result.is_on_host = True
+        if function in (torch.Tensor.double, torch.Tensor.to) and result.dtype == torch.float64:
+            assert hasattr(args[0], "is_on_host"), "MPS has no float64"
+        return result
+
+
+def test_a_decision_needs_no_float64_on_the_device(small_network):
+    network, features = small_network
+    with OnMps():
+        split_decision(network, features, GROUPS)
 
 
 def test_groups_and_bias_are_torchvisions_difference(inspection, drawn):
@@ -124,18 +144,13 @@ def test_groups_and_bias_are_torchvisions_difference(inspection, drawn):
         scale = max(1, logits.abs().max().item())
         assert abs(total - (logits[a] - logits[b]).item()) < 1e-5 * scale
         assert total == pytest.approx(entry["logits"][0] - entry["logits"][1], abs=1e-12 * scale)
-        assert entry["logits"] == pytest.approx([logits[a].item(), logits[b].item()], abs=1e-5 * scale)
-    assert entries[0]["logits"][0] >= entries[0]["logits"][1]
-
-
-def test_every_channel_is_in_one_group_and_the_largest_come_first(drawn):
-    for entry in drawn[1]:
-        assert len(entry["groups"]) == 10
+        assert list(entry["logits"]) == pytest.approx([logits[a].item(), logits[b].item()], abs=1e-5 * scale)
         channels = [channel for group in entry["groups"] for channel in group["channels"]]
-        assert sorted(channels) == list(range(512))
+        assert len(entry["groups"]) == 10 and sorted(channels) == list(range(512))
         assert all(group["representative"] in group["channels"] for group in entry["groups"])
         sizes = [abs(group["contribution"]) for group in entry["groups"]]
         assert sizes == sorted(sizes, reverse=True)
+    assert entries[0]["logits"][0] >= entries[0]["logits"][1]
 
 
 def test_the_mistake_is_the_most_confident_one(inspection, drawn):
@@ -149,9 +164,9 @@ def test_the_mistake_is_the_most_confident_one(inspection, drawn):
     assert len(title) == 1 and title[0].endswith("the true class)?")
 
 
-@pytest.mark.parametrize("place, name", [(0, "why"), (1, "why_mistake")])
-def test_the_figure_shows_the_largest_groups(inspection, drawn, place, name):
-    figure, entry = drawn[0][name], drawn[1][place]
+@pytest.mark.parametrize("number, name", [(0, "why"), (1, "why_mistake")])
+def test_the_figure_shows_the_largest_groups(inspection, drawn, number, name):
+    figure, entry = drawn[0][name], drawn[1][number]
     shown = sorted(entry["groups"][:8], key=lambda group: -group["contribution"])
     image, bars, *tiles = figure.get_axes()
     picture = inspection.images[entry["image"]]
@@ -162,34 +177,24 @@ def test_the_figure_shows_the_largest_groups(inspection, drawn, place, name):
     assert sum(expected) == pytest.approx(entry["logits"][0] - entry["logits"][1])
     labels = [text.get_text() for text in bars.get_yticklabels()]
     others = len(entry["groups"]) - len(shown)
-    groups = [
-        f"{len(group['channels'])} channels\nlike {group['representative']}"
-        if len(group["channels"]) > 1
-        else f"channel {group['representative']}"
-        for group in shown
-    ]
+    sizes = [(len(group["channels"]), group["representative"]) for group in shown]
+    groups = [f"{size} channels\nlike {name}" if size > 1 else f"channel {name}" for size, name in sizes]
     assert labels == [*groups, f"{others} other groups", "bias"]
     assert len(tiles) == 5 * len(shown)
-    shares = [GroupShare(group["representative"], tuple(group["channels"]), group["contribution"]) for group in shown]
-    classes = tuple(inspection.metadata.classes.index(each) for each in entry["classes"])
-    mirror = ReverseResNet18(inspection.network, "guided")
-    seen = group_pictures(inspection.network, mirror, inspection.inputs(picture[None]), classes, shares)
+    classes = [inspection.metadata.classes.index(name) for name in entry["classes"]]
+    with torch.no_grad():
+        trace = inspection.network.trace(inspection.inputs(picture[None]))
+        signals = group_signals(inspection.network, trace.features["conv5_x"], classes, [Group(**g) for g in shown])
+    seen = project(ReverseResNet18(inspection.network, "guided"), signals, "conv5_x", trace)
     for row, group in enumerate(shown):
         first, *examples = [axes.get_images()[0].get_array() for axes in tiles[5 * row : 5 * row + 5]]
         assert np.allclose(first, diverging_rgb(to_array(seen[row]), robust_limit(seen)[row]), atol=1e-5)
-        means = inspection.search.peaks["conv5_x"][:, group["channels"]].double().mean(1)
-        best = means.argsort(descending=True, stable=True)[:4]
+        best = most_exciting(inspection.search.peaks["conv5_x"], group["channels"])
         assert np.allclose(examples, to_array(inspection.images[best]) / 255, atol=1e-6)
-
-
-def test_the_title_states_the_sum(drawn):
-    figures, entries = drawn
-    for figure, entry in zip(figures.values(), entries, strict=True):
-        text = "\n".join(text.get_text() for text in figure.texts).replace("\N{MINUS SIGN}", "-")
-        groups = sum(group["contribution"] for group in entry["groups"])
-        shown = sum(group["contribution"] for group in entry["groups"][:8])
-        assert f"bias {entry['bias']:+.2f} plus {len(entry['groups'])} groups of similar channels {groups:+.2f}" in text
-        assert f"sum to {shown:+.2f}" in text and entry["classes"][0] in text
+    text = "\n".join(text.get_text() for text in figure.texts).replace("\N{MINUS SIGN}", "-")
+    total = sum(group["contribution"] for group in entry["groups"])
+    assert f"bias {entry['bias']:+.2f} plus 10 groups of similar channels {total:+.2f}" in text
+    assert f"sum to {total - rest:+.2f}" in text and entry["classes"][0] in text
 
 
 def test_most_exciting_images():
@@ -227,27 +232,70 @@ def test_it_needs_the_last_stage(inspection):
 def test_an_image_that_excites_nothing_is_the_bias_alone(inspection):
     groups = group_channels(inspection.search.peaks["conv5_x"])
     decision = split_decision(inspection.network, torch.zeros(1, 512, 1, 1), groups)
-    assert decision.difference == pytest.approx(decision.bias) and not any(
-        group.contribution for group in decision.groups
-    )
+    assert decision.logits[0] - decision.logits[1] == pytest.approx(decision.bias)
+    assert not any(group.contribution for group in decision.groups)
 
 
 @pytest.mark.parametrize("values", [(2.5, -1.5, 0.75), (-3.0, -2.0, -1.0), (0.0, 0.0, 0.0), (1e3, 2e3, 5e3)], ids=str)
 def test_no_text_leaves_the_figure(values):
-    shares = tuple(GroupShare(511, tuple(range(300)), value) for value in values)
-    content = ShownDecision(
-        Decision((0, 1), (1.0, 0.0), (0.7, 0.2), 1.0 - sum(values), shares),
-        RANDOM.rand(16, 16, 3),
-        "a_long_file_name_" * 9,
+    groups = tuple(Group(511, tuple(range(300)), value) for value in values)
+    figure = why_figure(
+        Decision((0, 1), (1.0, 0.0), (0.7, 0.2), 1.0 - sum(values), groups),
         ("American_Staffordshire_Terrier", "<script>$x_5^$"),
-        "American_Staffordshire_Terrier",
-        (0, 1, 2),
+        Picture("", "a_long_file_name_" * 9, None, "American_Staffordshire_Terrier", 0),
+        RANDOM.rand(16, 16, 3),
         torch.from_numpy(RANDOM.randn(3, 3, 16, 16)),
         (RANDOM.rand(4, 16, 16, 3),) * 2 + (RANDOM.rand(1, 16, 16, 3),),
         "guided, overwriting unpooling",
     )
-    figure = why_figure(content)
     assert_inside(figure)
     image, bars, *tiles = figure.get_axes()
     left = min(axes.get_window_extent().x0 for axes in tiles)
     assert all(text.get_window_extent().x1 <= left for text in bars.texts)  # numbers end before the pictures
+
+
+@pytest.mark.parametrize(
+    "classes, words",
+    [(("disk", "cow"), "cow: the network's classes are disk, ring, stripes"), (("ring", "3"), "3: "),
+     (("ring", "ring"), "two different"), (("1", "ring"), "two different")],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_classes_are_a_usage_error(small_run, tmp_path, capsys, classes, words):
+    flags = ["--ckpt", small_run / "model.pt", "--device", "cpu", "--figures", "why", "--out", tmp_path / "plots"]
+    ends(capsys, visualizer.main, [*flags, "--classes", *classes], 2, "--classes", words)
+    assert not (tmp_path / "plots").exists()
+
+
+def test_a_stage_without_activation_is_one_line(small_run, tmp_path, capsys):
+    state = checkpoint.load(small_run / "model.pt")
+    state["model"]["layer4.1.bn2.weight"][:] = 0
+    state["model"]["layer4.1.bn2.bias"][:] = -1e6
+    torch.save(state, tmp_path / "model.pt")
+    visualize(tmp_path, tmp_path / "plots", "--no-report", "--figures", "why")
+    assert "why: left out, no channel has any activation at conv5_x\n" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["summary.json"]
+
+
+class TestOnesOwnPictures:
+    def draw(self, small_run, out, *flags):
+        picture = next((small_run.parent / "pictures" / "test" / "ring").iterdir())
+        visualize(small_run, out, "--images", str(picture), *flags, "--stages", "conv5_x")
+        return picture
+
+    def test_asked_for_by_name(self, small_run, tmp_path):
+        picture = self.draw(small_run, tmp_path, "--figures", "why", "--classes", "2", "disk")
+        assert [path.name for path in (tmp_path / picture.stem).iterdir()] == ["why.png"]
+        entry = json.loads((tmp_path / "why.json").read_text())[0]
+        assert entry["image"] == picture.name and entry["classes"] == ["stripes", "disk"]
+
+    def test_not_searched_unless_asked_for(self, small_run, tmp_path):
+        picture = self.draw(small_run, tmp_path)
+        names = {path.name for path in (tmp_path / picture.stem).iterdir()}
+        assert "classes.png" in names and "why.png" not in names and not (tmp_path / "why.json").exists()
+
+    def test_drawn_when_a_gallery_searches_anyway(self, small_run):
+        picture = next((small_run.parent / "pictures" / "test" / "ring").iterdir())
+        flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--images", str(picture)]
+        for more, drawn in (([], False), (["--gallery"], True)):
+            args = visualizer.parse_args([*flags, *more])
+            assert ("why" in visualizer.load_what_is_needed(args, SETTINGS)[1]) == drawn
