@@ -12,7 +12,7 @@ from conftest import assert_inside, ends, visualize
 from torch.overrides import TorchFunctionMode
 
 import visualizer
-from analysis.channel_groups import ChannelGroups, group_channels
+from analysis.channel_groups import ChannelGroups
 from analysis.channels import robust_limit
 from analysis.inspection import Picture, inspect
 from analysis.reconstruction import project
@@ -30,7 +30,6 @@ from figures.why import (
     why_figure,
 )
 from reverse_network import ReverseResNet18, class_signal
-from runtime import checkpoint
 
 RANDOM = np.random.RandomState(0)
 SETTINGS = Settings()
@@ -218,22 +217,19 @@ def test_without_mistakes_their_figure_is_left_out(inspection, capsys):
         (right, "there are no mistakes in 12 test images"),
         (unknown, "it needs test images of the network's classes"),
     ):
-        figures, entries = draw(case)
-        assert figures.keys() == {"why"} and len(entries) == 1
+        assert draw(replace(case, pictures=())) == ({}, [])
         assert capsys.readouterr().out == f"why_mistake: left out, {reason}\n"
 
 
-def test_it_needs_the_last_stage(inspection):
-    search = replace(inspection.search, peaks={"conv1": inspection.search.peaks["conv5_x"]})
-    with pytest.raises(NotDrawn, match="conv5_x among the --stages"):
-        list(FIGURES["why"].draw(replace(inspection, search=search), SETTINGS))
-
-
-def test_an_image_that_excites_nothing_is_the_bias_alone(inspection):
-    groups = group_channels(inspection.search.peaks["conv5_x"])
-    decision = split_decision(inspection.network, torch.zeros(1, 512, 1, 1), groups)
-    assert decision.logits[0] - decision.logits[1] == pytest.approx(decision.bias)
-    assert not any(group.contribution for group in decision.groups)
+@pytest.mark.parametrize(
+    "peaks, reason",
+    [({"conv1": torch.ones(12, 64)}, "conv5_x among the --stages"),
+     ({"conv5_x": torch.zeros(12, 512)}, "no channel has any activation at conv5_x")],
+    ids=["another stage", "no activation"],
+)  # fmt: skip
+def test_it_needs_activations_of_the_last_stage(inspection, peaks, reason):
+    with pytest.raises(NotDrawn, match=reason):
+        draw(replace(inspection, search=replace(inspection.search, peaks=peaks)))
 
 
 @pytest.mark.parametrize("values", [(2.5, -1.5, 0.75), (-3.0, -2.0, -1.0), (0.0, 0.0, 0.0), (1e3, 2e3, 5e3)], ids=str)
@@ -266,36 +262,15 @@ def test_wrong_classes_are_a_usage_error(small_run, tmp_path, capsys, classes, w
     assert not (tmp_path / "plots").exists()
 
 
-def test_a_stage_without_activation_is_one_line(small_run, tmp_path, capsys):
-    state = checkpoint.load(small_run / "model.pt")
-    state["model"]["layer4.1.bn2.weight"][:] = 0
-    state["model"]["layer4.1.bn2.bias"][:] = -1e6
-    torch.save(state, tmp_path / "model.pt")
-    visualize(tmp_path, tmp_path / "plots", "--no-report", "--figures", "why")
-    assert "why: left out, no channel has any activation at conv5_x\n" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "plots").iterdir()] == ["summary.json"]
-
-
-class TestOnesOwnPictures:
-    def draw(self, small_run, out, *flags):
-        picture = next((small_run.parent / "pictures" / "test" / "ring").iterdir())
-        visualize(small_run, out, "--images", str(picture), *flags, "--stages", "conv5_x")
-        return picture
-
-    def test_asked_for_by_name(self, small_run, tmp_path):
-        picture = self.draw(small_run, tmp_path, "--figures", "why", "--classes", "2", "disk")
-        assert [path.name for path in (tmp_path / picture.stem).iterdir()] == ["why.png"]
-        entry = json.loads((tmp_path / "why.json").read_text())[0]
-        assert entry["image"] == picture.name and entry["classes"] == ["stripes", "disk"]
-
-    def test_not_searched_unless_asked_for(self, small_run, tmp_path):
-        picture = self.draw(small_run, tmp_path)
-        names = {path.name for path in (tmp_path / picture.stem).iterdir()}
-        assert "classes.png" in names and "why.png" not in names and not (tmp_path / "why.json").exists()
-
-    def test_drawn_when_a_gallery_searches_anyway(self, small_run):
-        picture = next((small_run.parent / "pictures" / "test" / "ring").iterdir())
-        flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--images", str(picture)]
-        for more, drawn in (([], False), (["--gallery"], True)):
-            args = visualizer.parse_args([*flags, *more])
-            assert ("why" in visualizer.load_what_is_needed(args, SETTINGS)[1]) == drawn
+def test_ones_own_picture(small_run, tmp_path):
+    """It needs a search of the test images: drawn when asked for, or when a gallery searches anyway."""
+    picture = next((small_run.parent / "pictures" / "test" / "ring").iterdir())
+    flags = ["--images", str(picture), "--stages", "conv5_x", "--figures", "why", "--classes", "2", "disk"]
+    visualize(small_run, tmp_path, *flags)
+    assert [path.name for path in (tmp_path / picture.stem).iterdir()] == ["why.png"]
+    entry = json.loads((tmp_path / "why.json").read_text())[0]
+    assert entry["image"] == picture.name and entry["classes"] == ["stripes", "disk"]
+    for more, drawn in (([], False), (["--gallery"], True)):
+        flags = ["--ckpt", str(small_run / "model.pt"), "--device", "cpu", "--images", str(picture), *more]
+        _, names, _ = visualizer.load_what_is_needed(visualizer.parse_args(flags), SETTINGS)
+        assert "classes" in names and ("why" in names) == drawn
