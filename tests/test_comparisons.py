@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from conftest import assert_same_pictures
@@ -76,14 +75,13 @@ def test_tiles_are_the_mirrors_under_its_name(inspection, units, name, mirrors):
     box = crop_boxes(list(drawn.values()))
     for column, key in enumerate(names[1:], 1):
         tiles = crop(drawn[key], *box)
-        shown = [axes.get_images()[0].get_array() for axes in figure.get_axes()[column :: len(names)]]
-        expected = [
-            diverging_rgb(tile, limit) for tile, limit in zip(to_array(tiles), robust_limit(tiles), strict=True)
-        ]
-        assert_same_pictures(np.array(shown) - 0.5, np.array(expected) - 0.5)
+        shown = figure.get_axes()[column :: len(names)]
+        labels = [axes.get_xlabel() for axes in shown]
+        for axes, label, tile, limit in zip(shown, labels, to_array(tiles), robust_limit(tiles), strict=True):
+            assert_same_pictures(axes.get_images()[0].get_array() - 0.5, diverging_rgb(tile, limit) - 0.5)
+            assert float(label.split(",")[0].removeprefix("±")) == pytest.approx(limit, rel=0.06)  # two digits
         if name == "branches" and key != "both":
             shares = drawn[key].flatten(1).norm(dim=1) / drawn["both"].flatten(1).norm(dim=1)
-            labels = [axes.get_xlabel() for axes in figure.get_axes()[column :: len(names)]]
             found = [float(label.split("norm ")[1]) for label in labels]
             assert found == pytest.approx(shares.tolist(), rel=0.06)  # two digits
 
