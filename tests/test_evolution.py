@@ -11,14 +11,21 @@ from conftest import assert_inside, assert_same_pictures
 
 import train
 import visualizer
-from analysis.channels import StrongestUnits, robust_limit
+from analysis.channels import robust_limit
 from analysis.crops import corner_inside, crop, energy_centers
-from analysis.evolution import Snapshot, best_images, evolution, mean_share
 from analysis.inspection import inspect
 from analysis.settings import Settings
 from dataset.preprocess import Preprocess
 from figures import FIGURES
-from figures.evolution import ShownEvolution, channels_to_compare, columns_shown, epochs_of, evolution_figure
+from figures.evolution import (
+    best_images,
+    channels_to_compare,
+    columns_shown,
+    epochs_of,
+    evolution,
+    evolution_figure,
+    mean_share,
+)
 from figures.image_grid import to_array
 from figures.registry import NotDrawn
 from network import STAGES, ResNet18
@@ -165,25 +172,24 @@ def test_the_figure_shows_the_json(inspection, drawn):
     figure, content = drawn
     assert content["epochs"] == [1, 2] and content["image_sizes"] == [40, 32] and content["chance"] == 9 / 12
     json.dumps(content, allow_nan=False)
-    tiles = [axes for axes in figure.get_axes() if axes.get_images()]
-    assert len(tiles) == len(STAGES) * 3
-    shares, alike = [axes for axes in figure.get_axes() if not axes.get_images()]
+    tiles, shares, alike = figure.get_axes()
+    assert len(tiles.get_images()) == len(STAGES) * 3
     for stage, line, other in zip(STAGES, shares.lines, alike.lines, strict=False):
         found = content["stages"][stage]
         assert list(line.get_xdata()) == [1, 2] and list(line.get_ydata()) == found["shares"]
         assert list(other.get_ydata()) == found["correlations"]
-    texts = [text.get_text() for text in figure.texts]
-    assert "epoch 1\n40 px" in texts and "epoch 2\n32 px" in texts
-    for stage in STAGES:
-        found = content["stages"][stage]
-        assert f"{stage}\nchannel {found['channel']}" in texts
-        changed = [text for text in figure.texts if text.get_text() == str(found["images"][1])]
-        assert any((text.get_color() != "black") == (found["images"][0] != found["images"][1]) for text in changed)
+    assert [tick.get_text() for tick in tiles.get_xticklabels()] == ["epoch 1\n40 px", "epoch 2\n32 px", "last image"]
+    labels = [tick.get_text() for tick in tiles.get_yticklabels()]
+    assert labels == [f"{stage}\nchannel {content['stages'][stage]['channel']}" for stage in STAGES]
+    for stage, first, second in zip(STAGES, tiles.texts[::2], tiles.texts[1::2], strict=True):
+        images = content["stages"][stage]["images"]
+        assert [first.get_text(), second.get_text()] == [str(image) for image in images]
+        assert first.get_color() == "black" and (second.get_color() != "black") == (images[0] != images[1])
 
 
 def test_the_last_tile_is_the_final_picture(inspection, drawn):
     figure, content = drawn
-    tiles = [axes.get_images()[0].get_array() for axes in figure.get_axes() if axes.get_images()]
+    tiles = [picture.get_array() for picture in figure.get_axes()[0].get_images()]
     found = content["stages"]["conv5_x"]
     image = inspection.images[found["images"][-1]][None]
     with torch.inference_mode():
@@ -245,13 +251,10 @@ def test_many_snapshots_share_the_columns():
 
 
 def test_an_unknown_last_epoch_and_no_text_leaves_the_figure():
-    units = StrongestUnits("conv5_x", [511], torch.tensor([9999]), torch.tensor([0]), torch.tensor([1.0]))
-    values = dict.fromkeys(STAGES, 0.5)
-    snapshots = [Snapshot(epoch, 224, values, values, dict.fromkeys(STAGES, units), {}) for epoch in range(100, 120)]
-    snapshots.append(replace(snapshots[0], epoch=None))
-    assert epochs_of(snapshots) == [*range(100, 121)]
-    tiles = {stage: [RANDOM.rand(11, 11, 3)] * 21 for stage in STAGES}
-    patches = {stage: RANDOM.rand(11, 11, 3) for stage in STAGES}
-    channels = dict.fromkeys(STAGES, [511])
-    note = "deconvnet, overwriting unpooling"
-    assert_inside(evolution_figure(ShownEvolution(tuple(snapshots), channels, tiles, patches, 10_000, note)))
+    epochs = [*range(100, 120), None]
+    assert epochs_of(epochs) == [*range(100, 121)]
+    stage = {"channel": 511, "images": [9999] * 21, "shares": [0.5] * 21, "correlations": [0.5] * 21}
+    content = {"epochs": epochs, "image_sizes": [224] * 20 + [64], "images_searched": 10_000, "chance": 9e-4}
+    content["stages"] = dict.fromkeys(STAGES, stage)
+    tiles = dict.fromkeys(STAGES, [RANDOM.rand(11, 11, 3)] * 22)
+    assert_inside(evolution_figure(content, tiles, "deconvnet, overwriting unpooling"))

@@ -15,22 +15,22 @@ from PIL import Image
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from analysis.inspection import inspect
-from analysis.invariance import (
-    LAYERS,
+from analysis.settings import Settings
+from figures import FIGURES
+from figures.invariance import (
+    COMPARED_LAYERS,
     MEASURES,
     TRANSFORMATIONS,
-    Sensitivity,
     Transformation,
     enlarge,
+    invariance_figure,
     relative_distances,
     rotate,
     sensitivity,
     shift_down,
     shift_in_pixels,
+    statistics,
 )
-from analysis.settings import Settings
-from figures import FIGURES
-from figures.invariance import SHOWN, ShownInvariance, invariance_figure, statistics
 from network import ResNet18
 
 SETTINGS = Settings()
@@ -58,12 +58,12 @@ def test_no_transformation_changes_nothing_at_all(name):
     images = torch.randn(3, 3, 32, 32)
     network = ResNet18(4).eval()
     found = sensitivity(network, images, torch.tensor([0, 3, 1]), coarse, batch_size=2)
-    for layer in LAYERS:
-        assert found.measures[layer][:, 1].eq(0).all() and found.measures[layer][:, 0].gt(0.01).all()
+    for layer in COMPARED_LAYERS:
+        assert found[layer][:, 1].eq(0).all() and found[layer][:, 0].gt(0.01).all()
     assert torch.allclose(transformation.apply(images, transformation.neutral), images, atol=1e-5)
     with torch.no_grad():
         chances = network(images).softmax(1)[[0, 1, 2], [0, 3, 1]].double()
-    assert torch.allclose(found.measures["probability"][:, 1], chances, atol=1e-6)
+    assert torch.allclose(found["probability"][:, 1], chances, atol=1e-6)
 
 
 @pytest.mark.parametrize("pixels", [2, 6, -4])
@@ -77,8 +77,8 @@ def test_a_shift_by_multiples_of_the_stride_moves_conv1(random_network, pixels):
         moved[:, :, row + pixels // 2] = before[:, :, row]
     by_hand = (moved - before).norm() / before.norm()
     assert torch.equal(shift_down(image, pixels), torch.roll(image, pixels, 2))
-    found = sensitivity(random_network, image, torch.tensor([0]), Transformation(shift_down, (pixels,), 0, 1, ""))
-    assert found.measures["conv1"].item() == pytest.approx(by_hand.item(), rel=1e-10) and by_hand > 0.1
+    found = sensitivity(random_network, image, torch.tensor([0]), Transformation(shift_down, (pixels,), 0, 1, (), ""))
+    assert found["conv1"].item() == pytest.approx(by_hand.item(), rel=1e-10) and by_hand > 0.1
 
 
 def test_shifts_fill_with_the_mean_color_and_are_in_proportion():
@@ -127,13 +127,13 @@ def test_distances_are_torchvisions():
     for n, number in enumerate((4, 0, 2)):
         with torch.no_grad():
             whole = theirs(images[n : n + 1])
-            for place, degrees in enumerate(turn.values):
+            for step, degrees in enumerate(turn.values):
                 changed = theirs(rotate(images[n : n + 1], degrees))
                 chance = changed["logits"][0].softmax(0)[number].item()
-                assert found.measures["probability"][n, place].item() == pytest.approx(chance, abs=1e-5)
-                for layer in LAYERS:
+                assert found["probability"][n, step].item() == pytest.approx(chance, abs=1e-5)
+                for layer in COMPARED_LAYERS:
                     distance = (changed[layer] - whole[layer]).norm() / whole[layer].norm()
-                    assert found.measures[layer][n, place].item() == pytest.approx(distance.item(), abs=1e-4)
+                    assert found[layer][n, step].item() == pytest.approx(distance.item(), abs=1e-4)
 
 
 def test_features_of_zero_have_no_distance():
@@ -167,10 +167,13 @@ def test_the_figure_shows_the_json(inspection, drawn):
     assert content["translation"]["values"] == [-9, -7, -6, -4, -3, -1, 0, 1, 3, 4, 6, 7, 9]  # of 32 pixels
     json.dumps(content, allow_nan=False)
     tiles = [axes.get_images()[0].get_array() for axes in figure.get_axes() if axes.get_images()]
-    assert len(tiles) == 3 * 9
-    unchanged = SHOWN["translation"].index(0)
+    assert [tile.shape for tile in tiles] == [(3 * 34 - 2, 3 * 34 - 2, 3)] * 3
     expected = inspection.resized(inspection.images[content["images"]]).movedim(1, -1)
-    assert np.allclose(np.stack(tiles[unchanged:9:3]), expected, atol=1e-5)
+    for shift, column in ((-9, 0), (0, 34), (9, 68)):  # pixels of 32
+        for row, image in enumerate(expected.numpy()):
+            tile = np.asarray(tiles[0])[34 * row : 34 * row + 32, column : column + 32]
+            rows = slice(max(shift, 0), 32 + min(shift, 0))
+            assert np.allclose(tile[rows], np.roll(image, shift, 0)[rows], atol=1e-5)
 
 
 def test_too_few_classes_are_one_line(drawn):
@@ -179,12 +182,14 @@ def test_too_few_classes_are_one_line(drawn):
 
 
 def test_no_text_leaves_the_figure():
-    def random(transformation, count):
-        values = torch.rand(count, len(transformation.values), dtype=torch.float64)
-        return Sensitivity(transformation.values, {name: 9 * values for name in MEASURES})
-
-    names = ("American_Staffordshire_Terrier <b>$x$",) * 5
-    examples = {name: random(transformation, 5) for name, transformation in TRANSFORMATIONS.items()}
-    tiles = {name: RANDOM.rand(5, 3, 8, 8, 3) for name in TRANSFORMATIONS}
-    content = ShownInvariance((10**6,) * 5, names, tuple(range(200)), examples, examples, tiles)
-    assert_inside(invariance_figure(content, 224))
+    content = {"classes": ["American_Staffordshire_Terrier <b>$x$"] * 5, "many": list(range(200))}
+    for name, transformation in TRANSFORMATIONS.items():
+        values, rows = list(transformation.values), RANDOM.rand(5, len(transformation.values)) * 9
+        summary = statistics(torch.from_numpy(rows))
+        content[name] = {
+            "values": values,
+            "examples": dict.fromkeys(MEASURES, rows),
+            "many_values": values,
+            "many": dict.fromkeys(MEASURES, summary),
+        }
+    assert_inside(invariance_figure(content, {name: RANDOM.rand(5, 3, 8, 8, 3) for name in TRANSFORMATIONS}))
