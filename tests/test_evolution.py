@@ -28,7 +28,7 @@ from figures.evolution import (
 )
 from figures.image_grid import to_array
 from figures.registry import NotDrawn
-from network import STAGES, ResNet18
+from network import STAGES
 from reverse_network import ReverseResNet18, isolate
 from runtime import checkpoint
 
@@ -131,32 +131,6 @@ def test_the_numbers_by_brute_force(inspection, run, drawn):
             is_empty = not small.any()
             alike.append(0 if is_empty else np.corrcoef(small, pictures[1].flatten())[0, 1])
         assert content["stages"][stage]["correlations"] == pytest.approx([np.mean(alike), 1], abs=1e-3)
-
-
-def test_identical_snapshots_give_1_everywhere(small_run, tmp_path):
-    write_snapshots(checkpoint.load(small_run / "model.pt"), tmp_path, lambda state, weights: None)
-    inspection = inspect(tmp_path / "model.pt", SETTINGS, "cpu", stages=STAGES)
-    _, (_, content) = FIGURES["evolution"].draw(inspection, SETTINGS)
-    assert content["epochs"] == [1, 2]
-    for stage in STAGES:
-        found = content["stages"][stage]
-        assert found["shares"] == [1, 1] and found["correlations"] == pytest.approx([1, 1], abs=1e-6)
-        assert found["images"][0] == found["images"][1] and found["activations"][0] == found["activations"][1]
-
-
-def test_untrained_networks_give_chance():
-    images = torch.randn(90, 3, 32, 32)
-    images = images / images.flatten(1).norm(dim=1)[:, None, None, None] * 55  # no image excites all channels
-    found = []
-    for _ in range(2):
-        network = ResNet18().eval()
-        with torch.inference_mode():
-            network.train().trace(images)  # statistics of these images
-            network.eval()
-            found.append(best_images(network.trace(images).features["conv4_x"].amax((2, 3))))
-    assert found[0].sum(0).eq(9).all()
-    assert abs(mean_share(*found) - 9 / 90) < 0.05
-    assert mean_share(found[0], found[0]) == 1
 
 
 def test_shares_by_hand():

@@ -155,13 +155,11 @@ def test_the_figure_shows_the_json(inspection, drawn):
         image, total, projections, chance, labels = islice(pictures, 5)
         assert np.allclose(image, to_array(inspection.images[entry["image"]]) / 255, atol=1e-6)
         assert np.allclose(total, entry["activation"]) and np.allclose(chance, entry["probability"])
-        same = np.array([[[a == b for b in sum(entry["predicted"], [])] for a in sum(entry["predicted"], [])]])
-        colors = np.asarray(labels).reshape(-1, 3)
-        assert np.array_equal((colors[:, None] == colors).all(2), same[0])  # a color per class
-        drawn_tiles = [
-            tile for half in (slice(32), slice(33, None)) for tile in (projections[half, :32], projections[half, 33:])
-        ]
-        assert sum(bool((tile != 1).any()) for tile in drawn_tiles if tile.size) == min(4, exciting) >= 1
+        names = np.ravel(entry["predicted"])
+        colors = np.asarray(labels).reshape(-1, 4)
+        assert np.array_equal((colors[:, None] == colors).all(2), names[:, None] == names)  # a color per class
+        shown = [projections[y : y + 32, x : x + 32] for y in range(0, len(projections), 33) for x in (0, 33)]
+        assert sum(bool((tile != 1).any()) for tile in shown) == min(4, exciting) >= 1
     texts = "\n".join(text.get_text() for text in figure.texts)
     assert "square of 9 px of the mean color, every 4 px" in texts and "guided" in texts
     titles = [axes.get_title("left") for axes in figure.get_axes()[::5]]
