@@ -28,20 +28,14 @@ PARTS_STAGE = "conv4_x"  # its units see parts; those of conv5_x see most of the
 CHANGED_LAYERS = ("conv4_x", "conv5_x", "pooled")
 MAX_CHANNELS, DRAWN_CHANNELS = 12, 4
 IMAGES_PER_CHANNEL = 9
-RANDOM_SQUARES = 3  # in each image
+DRAWS = 3  # of random squares in each image
 
 Square = tuple[int, int, int]  # top, left, side, in pixels of the network's input
 
 
 @torch.inference_mode()
 def correspond(
-    network: ResNet18,
-    inputs: Tensor,
-    pictures: Tensor,
-    stage: str,
-    channel: int,
-    seed: int,
-    draws: int = RANDOM_SQUARES,
+    network: ResNet18, inputs: Tensor, pictures: Tensor, stage: str, channel: int, seed: int, draws: int = DRAWS
 ) -> dict[str, list | dict]:
     """Hide in each image the square that holds the channel's reconstruction, then random squares of the same size.
 
@@ -165,12 +159,16 @@ def table(channels: Sequence[dict], layer: str) -> dict[str, dict[str, float | N
     return rows | {"unchanged": {"parts": mean(parts), "random": mean(random)}}
 
 
+def format_estimate(row: dict[str, float | None]) -> str:
+    """A row's mean and standard error."""
+    return f"{format_number(row['mean'], '.3f')} ± {format_number(row['error'], '.3f')}"
+
+
 def table_in_words(content: dict) -> str:
     """The main numbers of correspondence.json in a sentence, for the report."""
     parts = [
         f"{layer} {format_number(rows['parts']['mean'], '.3f')} against {format_number(rows['random']['mean'], '.3f')} "
-        f"(difference {format_number(rows['difference']['mean'], '.3f')} ± "
-        f"{format_number(rows['difference']['error'], '.3f')})"
+        f"(difference {format_estimate(rows['difference'])})"
         for layer, rows in content["layers"].items()
     ]
     return (
@@ -206,7 +204,7 @@ def draw_correspondence(inspection: Inspection, settings: Settings) -> Iterator[
         entry = correspond(inspection.network, inputs, pictures, PARTS_STAGE, channel, settings.seed)
         channels.append({"channel": channel, "images": images.tolist(), **entry})
     layers = {layer: table(channels, layer) for layer in CHANGED_LAYERS}
-    content = {"stage": PARTS_STAGE, "draws": RANDOM_SQUARES, "layers": layers, "channels": channels}
+    content = {"stage": PARTS_STAGE, "draws": DRAWS, "layers": layers, "channels": channels}
     drawn = [inspection.resized(inspection.images[entry["images"]]) for entry in channels[:DRAWN_CHANNELS]]
     note = f"{settings.main_rule}{unpooling_note(settings.unpool)}"
     yield Path("correspondence"), correspondence_figure(content, to_array(torch.stack(drawn)), note)
@@ -239,7 +237,7 @@ def correspondence_figure(content: dict, images: np.ndarray, note: str) -> Figur
         "Numbers: share of the features whose changes differ in sign when the squares of two images are hidden, over "
         f"all pairs of {IMAGES_PER_CHANNEL} images,",
         f"without the channel itself: mean ± standard error over {len(content['channels'])} channels; "
-        f"{RANDOM_SQUARES} random squares per image.",
+        f"{DRAWS} random squares per image.",
         "The paper hides eyes and noses of five dogs, chosen by hand.",
     )
     figure.supxlabel("\n".join(lines), fontsize=6)
@@ -264,9 +262,8 @@ def draw_table(axes: Axes, layers: dict[str, dict]) -> None:
     names = {"parts": "part found by the channel", "random": "random square", "difference": "difference (paired)"}
     cells = []
     for row, name in names.items():
-        values = [rows[row] for rows in layers.values()]
-        texts = [f"{format_number(value['mean'], '.3f')} ± {format_number(value['error'], '.3f')}" for value in values]
-        cells.append([name, *(text.replace("-", "\N{MINUS SIGN}") for text in texts)])
+        estimates = [format_estimate(rows[row]) for rows in layers.values()]
+        cells.append([name, *(text.replace("-", "\N{MINUS SIGN}") for text in estimates)])
     for row in ("parts", "random"):
         shares = [format_number(rows["unchanged"][row], ".1%").replace("%", " %") for rows in layers.values()]
         cells.append([f"unchanged in both, {row}", *shares])

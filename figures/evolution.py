@@ -99,8 +99,8 @@ def searched_snapshots(
         if epoch != last:
             earlier = inspection_at(inspection, file)
             inside = searched_units(earlier.network, stages, earlier.metadata.image_size, settings.border)
-            found = search(earlier.network, earlier.batches(settings.batch_size), stages, k=1, inside=inside)
-            yield epoch, replace(earlier, search=found)
+            result = search(earlier.network, earlier.batches(settings.batch_size), stages, k=1, inside=inside)
+            yield epoch, replace(earlier, search=result)
     yield last or (metadata.history[-1].get("epoch") if metadata.history else None), inspection
 
 
@@ -165,6 +165,15 @@ def draw_evolution(inspection: Inspection, settings: Settings) -> Iterator[tuple
         snapshots = list(evolution(inspection, settings, files, channels))
     except CheckpointError as error:
         raise NotDrawn(str(error)) from error
+    content = json_content(snapshots, channels, count)
+    tiles = {stage: crop_tiles(inspection, snapshots, stage) for stage in channels}
+    note = f"{settings.main_rule}{unpooling_note(settings.unpool)}"
+    yield Path("evolution"), evolution_figure(content, tiles, note)
+    yield Path("evolution"), content
+
+
+def json_content(snapshots: Sequence[Snapshot], channels: dict[str, list[int]], images_searched: int) -> dict:
+    """What evolution.json holds."""
     stages = {
         stage: {
             "channel": compared[0],
@@ -176,17 +185,13 @@ def draw_evolution(inspection: Inspection, settings: Settings) -> Iterator[tuple
         }
         for stage, compared in channels.items()
     }
-    content = {
+    return {
         "epochs": [snapshot.epoch for snapshot in snapshots],
         "image_sizes": [snapshot.image_size for snapshot in snapshots],
-        "images_searched": count,
-        "chance": IMAGES_PER_CHANNEL / count,
+        "images_searched": images_searched,
+        "chance": IMAGES_PER_CHANNEL / images_searched,
         "stages": stages,
     }
-    tiles = {stage: crop_tiles(inspection, snapshots, stage) for stage in channels}
-    note = f"{settings.main_rule}{unpooling_note(settings.unpool)}"
-    yield Path("evolution"), evolution_figure(content, tiles, note)
-    yield Path("evolution"), content
 
 
 def channels_to_compare(inspection: Inspection, settings: Settings, stage: str) -> list[int]:

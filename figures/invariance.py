@@ -224,13 +224,7 @@ def invariance_figure(content: dict, tiles: dict[str, np.ndarray]) -> Figure:
             curves.set_ylim(0, 1.05 * highest if measure in COMPARED_LAYERS else 1.03)
     for curves, heading in zip(axes[0, 1:], MEASURES.values(), strict=True):
         curves.set_title(heading)
-    names = [truncate(name, 16) for name in content["classes"]]
-    lines = [Line2D([], [], color=color, label=name) for name, color in zip(names, COLORS, strict=False)]
-    lines.append(Line2D([], [], color="black", linewidth=1.6, label=f"mean of {len(content['many'])} images"))
-    figure.legend(
-        handles=lines, loc="center", bbox_to_anchor=(0.5, 0.07), ncols=len(lines), frameon=False, fontsize=6,
-        columnspacing=1, handlelength=1.2,
-    )  # fmt: skip
+    draw_legend(figure, content)
     note = (
         "Change: Euclidean distance to the features of the unchanged image, divided by their norm. "
         "Outside the image: the mean color.\n"
@@ -269,3 +263,14 @@ def draw_curves(axes: Axes, name: str, measure: str, measured: dict) -> None:
     axes.margins(x=0.02)
     axes.grid(linewidth=0.3, color="0.85")
     axes.set_xlabel(TRANSFORMATIONS[name].label, labelpad=1)
+
+
+def draw_legend(figure: Figure, content: dict) -> None:
+    """What the lines are."""
+    names = [truncate(name, 16) for name in content["classes"]]
+    lines = [Line2D([], [], color=color, label=name) for name, color in zip(names, COLORS, strict=False)]
+    lines.append(Line2D([], [], color="black", linewidth=1.6, label=f"mean of {len(content['many'])} images"))
+    figure.legend(
+        handles=lines, loc="center", bbox_to_anchor=(0.5, 0.07), ncols=len(lines), frameon=False, fontsize=6,
+        columnspacing=1, handlelength=1.2,
+    )  # fmt: skip

@@ -30,6 +30,13 @@ EXAMPLES = 3  # images by default, and other images that excite the map
 COLORS = [colormaps["tab10"](n) for n in (0, 1, 2, 3, 4, 5, 6, 8, 9)]
 OTHER_COLOR = colormaps["tab10"](7)  # grey, of the classes that these colors do not suffice for
 LEGEND_CLASSES = 7
+HEADINGS = (
+    "(a) image",
+    f"(b) sum of the strongest\nmap of {LAST_STAGE}",
+    "(c) projections of\nthis map",
+    "(d) probability of\nthe class",
+    "(e) most probable\nclass",
+)
 
 
 @dataclass(frozen=True)
@@ -209,28 +216,19 @@ def occlusion_figure(
     text_at(figure, WIDTH_INCHES / 2, 0.14, "The network's view of an image in which a square is hidden", fontsize=9)
     edges = {"left": 0.01, "right": 0.855, "top": 1 - 0.86 / height, "bottom": 0.82 / height}
     axes = figure.subplots(len(rows), 5, squeeze=False, gridspec_kw=edges | {"wspace": 0.03, "hspace": 0.45})
-    headings = (
-        "(a) image",
-        f"(b) sum of the strongest\nmap of {LAST_STAGE}",
-        "(c) projections of\nthis map",
-        "(d) probability of\nthe class",
-        "(e) most probable\nclass",
-    )
-    for tile, heading in zip(axes[0], headings, strict=True):
+    for tile, heading in zip(axes[0], HEADINGS, strict=True):
         tile.annotate(heading, (0.5, 1), (0, 26), "axes fraction", "offset points", ha="center", va="center")
     colors = label_colors([occlusion.predicted for _, _, occlusion, _ in rows])
     for tiles, (title, image, occlusion, projections) in zip(axes, rows, strict=True):
-        for tile in tiles:
-            tile.set_axis_off()
-        size = len(image)
         tiles[0].set_title(title, loc="left")
-        tiles[0].imshow(image, interpolation="antialiased", extent=(0, size, size, 0))
-        tiles[0].add_patch(hidden_square(occlusion))
+        draw_image(tiles[0], image, occlusion)
         activation, probability, _ = occlusion.whole
         draw_map(tiles[1], occlusion.activation, max(activation, occlusion.activation.max().item()) or 1.0, activation)
         draw_projections(tiles[2], projections)
         draw_map(tiles[3], occlusion.probability, 1.0, probability)
         draw_classes(tiles[4], occlusion.predicted, classes, colors)
+        for tile in tiles:
+            tile.set_axis_off()
     occlusion = rows[0][2]
     step = occlusion.centers[1] - occlusion.centers[0] if len(occlusion.centers) > 1 else occlusion.side
     lines = (
@@ -244,11 +242,13 @@ def occlusion_figure(
     return figure
 
 
-def hidden_square(occlusion: Occlusion) -> Rectangle:
-    """The square under which the class is least probable."""
+def draw_image(axes: Axes, image: np.ndarray, occlusion: Occlusion) -> None:
+    """The image (S, S, 3) with the square under which the class is least probable."""
+    size, side = len(image), occlusion.side
+    axes.imshow(image, interpolation="antialiased", extent=(0, size, size, 0))
     row, column = divmod(occlusion.probability.argmin().item(), len(occlusion.centers))
-    corner = [occlusion.centers[n] - occlusion.side // 2 for n in (column, row)]
-    return Rectangle(corner, occlusion.side, occlusion.side, facecolor="0.5", edgecolor=ERROR_COLOR, linewidth=1)
+    corner = [occlusion.centers[n] - side // 2 for n in (column, row)]
+    axes.add_patch(Rectangle(corner, side, side, facecolor="0.5", edgecolor=ERROR_COLOR, linewidth=1))
 
 
 def draw_projections(axes: Axes, projections: np.ndarray) -> None:

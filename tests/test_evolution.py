@@ -199,10 +199,9 @@ class TestBadInput:
         assert "left out" in line and "snapshot_1.pt has 2 classes" in line and "has 3" in line
         assert not (tmp_path / "plots" / "evolution.json").exists()
 
-    def test_fewer_than_nine_images(self, run):
-        inspection = inspect(run / "model.pt", Settings(limit=8), "cpu", stages=STAGES)
+    def test_fewer_than_nine_images(self, inspection):
         with pytest.raises(NotDrawn, match="9 test images or more: 8 are searched"):
-            next(FIGURES["evolution"].draw(inspection, Settings(limit=8)))
+            next(FIGURES["evolution"].draw(replace(inspection, searched=inspection.searched[:8]), SETTINGS))
 
     def test_of_a_run_and_not_of_what_lies_beside_it(self, run, inspection):
         shutil.copy(run / "model.pt", run / "other.pt")
