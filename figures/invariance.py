@@ -1,53 +1,147 @@
-"""Features and probability of shifted, scaled and rotated images (Zeiler & Fergus 2014, figure 5)."""
+"""How much features change when images are shifted, scaled or rotated (Zeiler & Fergus 2014, figure 5)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+from tqdm import tqdm
 
+from analysis.activations import check_finite
 from analysis.inspection import Inspection, class_to_explain, one_per_class, spread
-from analysis.invariance import LAYERS, MEASURES, TRANSFORMATIONS, Sensitivity, sensitivity, shift_in_pixels
 from analysis.settings import Settings
-from figures.image_grid import to_array
+from figures.image_grid import image_grid, to_array
 from figures.registry import register
-from figures.style import WIDTH_INCHES, bare_axes_at, styled, text_at, truncate
+from figures.style import WIDTH_INCHES, styled, text_at, truncate
+from network import ResNet18
 
-EXAMPLES, IMAGES = 5, 200
-SHOWN = {"translation": (-60, 0, 60), "scale": (1, 1.4, 1.8), "rotation": (0, 50, 100)}  # values of the tiles
-QUARTILES = (0.25, 0.75)
+COMPARED_LAYERS = ("conv1", "conv5_x", "pooled")
+MEASURES = {  # name -> heading
+    "conv1": "change in conv1",
+    "conv5_x": "change in conv5_x",
+    "pooled": "change in the\npooled features",
+    "probability": "probability of\nthe class",
+}
+EXAMPLES, MANY_IMAGES = 5, 200
 COLORS = [colormaps["tab10"](n) for n in range(EXAMPLES)]
-# inches: left of and above the tiles, from tile to tile, width of the curves, from row to row, left of each curve
-LEFT, TOP, TILE, WIDTH, ROW = 0.1, 0.62, 0.29, 1.24, 2.02
-LEFTS = dict(zip(MEASURES, (1.34, 2.68, 4.02, 5.7), strict=True))
 
 
 @dataclass(frozen=True)
-class ShownInvariance:
-    """What the figure shows.
+class Transformation:
+    """A way to change an image, by one number.
 
-    images    indices of the examples in the test split
-    classes   name of each example's class
-    many      indices of the images that mean and quartiles are of
-    examples  name of the transformation -> of the examples
-    summary   name of the transformation -> of the many
-    tiles     name of the transformation -> (examples, values of SHOWN, S, S, 3) in 0..1
+    apply    (images (N, 3, S, S), value) -> the changed images
+    values   of the curves, the neutral one among them
+    neutral  the value that changes nothing
+    every    of these values, the share 1 / every is used for many images
+    tiles    values of the images shown
+    label    what the values are, with their unit
     """
 
-    images: tuple[int, ...]
-    classes: tuple[str, ...]
-    many: tuple[int, ...]
-    examples: dict[str, Sensitivity]
-    summary: dict[str, Sensitivity]
-    tiles: dict[str, np.ndarray]
+    apply: Callable[[Tensor, float], Tensor]
+    values: tuple[float, ...]
+    neutral: float
+    every: int
+    tiles: tuple[float, ...]
+    label: str
+
+
+def shift_down(images: Tensor, pixels: float) -> Tensor:
+    """Images (N, 3, S, S) moved down by a number of pixels, for images of 224: rounded, and in proportion to S."""
+    by = shift_in_pixels(pixels, images.shape[2])
+    return F.pad(images, (0, 0, by, -by))
+
+
+def shift_in_pixels(pixels: float, image_size: int) -> int:
+    """A shift of an image of 224 pixels -> that of an image of another size."""
+    return round(pixels * image_size / 224)
+
+
+def enlarge(images: Tensor, scale: float) -> Tensor:
+    """Images (N, 3, S, S) enlarged about their centre, bilinearly; what leaves the frame is lost."""
+    return transforms.affine(images, 0, [0, 0], scale, [0, 0], InterpolationMode.BILINEAR)
+
+
+def rotate(images: Tensor, degrees: float) -> Tensor:
+    """Images (N, 3, S, S) rotated counter-clockwise about their centre, bilinearly; zero where they do not reach."""
+    return transforms.rotate(images, degrees, InterpolationMode.BILINEAR)
+
+
+TRANSFORMATIONS = {
+    "translation": Transformation(shift_down, tuple(range(-60, 61, 10)), 0, 2, (-60, 0, 60), "vertical shift (px)"),
+    "scale": Transformation(enlarge, tuple(1 + n / 10 for n in range(9)), 1, 2, (1, 1.4, 1.8), "scale"),
+    "rotation": Transformation(rotate, tuple(range(0, 351, 10)), 0, 3, (0, 50, 100), "rotation (degrees)"),
+}
+
+
+@torch.inference_mode()
+def sensitivity(
+    network: ResNet18, inputs: Tensor, numbers: Tensor, transformation: Transformation, batch_size: int = 24
+) -> dict[str, Tensor]:
+    """Transform normalised images (N, 3, S, S), whose mean color is zero, and compare their features.
+
+    numbers: (N,) int64, each image's class
+
+    Returns name of MEASURES -> (N, values of the transformation) float64: for a layer the Euclidean distance to the
+    features of the unchanged image, divided by their norm (NaN where that is zero); the probability of the class.
+    Raises CheckpointError when features are not finite.
+    """
+    values = transformation.values
+    measured = {name: torch.empty(len(inputs), len(values), dtype=torch.float64) for name in MEASURES}
+    bar = tqdm(total=len(inputs) * len(values), desc=transformation.label, leave=False, disable=None, delay=2)
+    for part in torch.arange(len(inputs)).split(batch_size):
+        images, classes = inputs[part], numbers[part].to(inputs.device)
+        whole = compared_features(network, images)
+        for n, value in enumerate(values):
+            changed = whole
+            if value != transformation.neutral:
+                changed = compared_features(network, transformation.apply(images, value))
+            probabilities = network.fc(changed["pooled"]).softmax(1)
+            measured["probability"][part, n] = probabilities.gather(1, classes[:, None])[:, 0].double().cpu()
+            for layer in COMPARED_LAYERS:
+                measured[layer][part, n] = relative_distances(changed[layer], whole[layer]).cpu()
+            bar.update(len(part))
+    bar.close()
+    check_finite(measured["probability"], "probabilities")
+    return measured
+
+
+def compared_features(network: ResNet18, images: Tensor) -> dict[str, Tensor]:
+    """The features of COMPARED_LAYERS, (N, C, h, w) or, pooled, (N, 512)."""
+    features = network.trace(images.contiguous(memory_format=torch.channels_last)).features
+    pooled = network.avgpool(features["conv5_x"]).flatten(1)
+    return {"conv1": features["conv1"], "conv5_x": features["conv5_x"], "pooled": pooled}
+
+
+def relative_distances(features: Tensor, references: Tensor) -> Tensor:
+    """Each image's Euclidean distance to its reference, divided by the reference's norm: (N,) float64.
+
+    NaN where the norm is zero. features, references: (N, ...)
+    """
+    distances = (features - references).flatten(1).double().norm(dim=1)
+    return distances / references.flatten(1).double().norm(dim=1).where(references.flatten(1).any(1), torch.nan)
+
+
+def statistics(values: Tensor) -> dict[str, list[float | None]]:
+    """Mean and quartiles over the images of (N, m), without NaN: three lists of m; None where nothing is left."""
+    rows = {"mean": values.nanmean(0), "low": values.nanquantile(0.25, dim=0), "high": values.nanquantile(0.75, dim=0)}
+    return {name: without_nan(row) for name, row in rows.items()}
+
+
+def without_nan(values: Tensor) -> list[float | None]:
+    """A list with None in the place of NaN, which JSON lacks."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 @register(
@@ -59,37 +153,43 @@ class ShownInvariance:
 )
 def draw_invariance(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of invariance.json."""
-    content = measure(inspection, settings)
-    if len(content.images) < EXAMPLES:
-        print(
-            f"invariance: {len(content.images)} images instead of {EXAMPLES}, the searched images have no more classes"
-        )
-    yield Path("invariance"), invariance_figure(content, inspection.metadata.image_size)
-    yield Path("invariance"), json_content(content, inspection.metadata.image_size)
-
-
-def measure(inspection: Inspection, settings: Settings) -> ShownInvariance:
-    """All that the figure shows."""
-    network, batch_size = inspection.network, settings.batch_size
+    network, size = inspection.network, inspection.metadata.image_size
     pictures = one_per_class(inspection, EXAMPLES)
-    predicted = dict(zip(inspection.searched.tolist(), inspection.search.logits.argmax(1).tolist(), strict=True))
-    numbers = torch.tensor([class_to_explain(inspection, each, predicted[each.origin]) for each in pictures])
+    if len(pictures) < EXAMPLES:
+        print(f"invariance: {len(pictures)} images instead of {EXAMPLES}, the searched images have no more classes")
+    predicted = inspection.search.logits.argmax(1)
+    by_image = dict(zip(inspection.searched.tolist(), predicted.tolist(), strict=True))
+    numbers = [class_to_explain(inspection, picture, by_image[picture.origin]) for picture in pictures]
     inputs = inspection.inputs(torch.stack([picture.image for picture in pictures]))
-    total = len(inspection.searched)
-    places = spread(min(IMAGES, total), total)
-    many = inspection.searched[places]
-    of_many = inspection.labels[many] if inspection.knows_labels else inspection.search.logits[places].argmax(1)
+    chosen = spread(min(MANY_IMAGES, len(predicted)), len(predicted))
+    many = inspection.searched[chosen]
+    many_numbers = inspection.labels[many] if inspection.knows_labels else predicted[chosen]
     many_inputs = inspection.inputs(inspection.images[many])
-    examples, summary, tiles = {}, {}, {}
+    content = {
+        "images": [picture.origin for picture in pictures],
+        "classes": [inspection.metadata.classes[number] for number in numbers],
+        "many": many.tolist(),
+    }
+    tiles = {}
     for name, transformation in TRANSFORMATIONS.items():
-        examples[name] = sensitivity(network, inputs, numbers, transformation, batch_size)
         coarse = replace(transformation, values=transformation.values[:: transformation.every])
-        summary[name] = sensitivity(network, many_inputs, of_many, coarse, batch_size)
-        changed = torch.stack([transformation.apply(inputs, value) for value in SHOWN[name]], 1)
+        examples = sensitivity(network, inputs, torch.tensor(numbers), transformation, settings.batch_size)
+        summary = sensitivity(network, many_inputs, many_numbers, coarse, settings.batch_size)
+        content[name] = {
+            "values": applied_values(name, transformation.values, size),
+            "examples": {measure: [without_nan(row) for row in rows] for measure, rows in examples.items()},
+            "many_values": applied_values(name, coarse.values, size),
+            "many": {measure: statistics(rows) for measure, rows in summary.items()},
+        }
+        changed = torch.stack([transformation.apply(inputs, value) for value in transformation.tiles], 1)
         tiles[name] = to_array(in_colors(inspection, changed))
-    classes = tuple(inspection.metadata.classes[number] for number in numbers.tolist())
-    images = tuple(picture.origin for picture in pictures)
-    return ShownInvariance(images, classes, tuple(many.tolist()), examples, summary, tiles)
+    yield Path("invariance"), invariance_figure(content, tiles)
+    yield Path("invariance"), content
+
+
+def applied_values(name: str, values: tuple[float, ...], image_size: int) -> list[float]:
+    """The values as applied: shifts in pixels of the network's input."""
+    return [shift_in_pixels(value, image_size) for value in values] if name == "translation" else list(values)
 
 
 def in_colors(inspection: Inspection, inputs: Tensor) -> Tensor:
@@ -98,92 +198,64 @@ def in_colors(inspection: Inspection, inputs: Tensor) -> Tensor:
     return ((inputs * preprocess.std_color + preprocess.mean_color) / 255).clamp(0, 1).cpu()
 
 
-def statistics(values: Tensor) -> dict[str, list[float | None]]:
-    """Mean and quartiles over the images of (N, m), without NaN: three lists of m; None where nothing is left."""
-    low, high = (values.nanquantile(share, dim=0) for share in QUARTILES)
-    return {"mean": _numbers(values.nanmean(0)), "low": _numbers(low), "high": _numbers(high)}
-
-
-def _numbers(values: Tensor) -> list[float | None]:
-    return [None if math.isnan(value) else value for value in values.tolist()]
-
-
-def json_content(content: ShownInvariance, image_size: int) -> dict:
-    """What invariance.json holds."""
-    found = {"images": list(content.images), "classes": list(content.classes), "many": list(content.many)}
-    for name, examples in content.examples.items():
-        summary = content.summary[name]
-        found[name] = {
-            "values": values_of(name, examples.values, image_size),
-            "examples": {each: [_numbers(row) for row in examples.measures[each]] for each in MEASURES},
-            "many_values": values_of(name, summary.values, image_size),
-            "many": {each: statistics(summary.measures[each]) for each in MEASURES},
-        }
-    return found
-
-
-def values_of(name: str, values: Sequence[float], image_size: int) -> list[float]:
-    """The values as applied: shifts in pixels of the network's input."""
-    return [shift_in_pixels(value, image_size) for value in values] if name == "translation" else list(values)
-
-
 @styled
-def invariance_figure(content: ShownInvariance, image_size: int) -> Figure:
-    """A row per transformation: examples, distances in each layer, and the probability of the class."""
-    height = TOP + len(TRANSFORMATIONS) * ROW + 0.42
-    figure = Figure((WIDTH_INCHES, height))
+def invariance_figure(content: dict, tiles: dict[str, np.ndarray]) -> Figure:
+    """A row per transformation: examples, distances in each layer, and the probability of the class.
+
+    content  of invariance.json
+    tiles    name of the transformation -> (examples, its `tiles`, S, S, 3) in 0..1
+    """
+    figure = Figure((WIDTH_INCHES, 7.1))
     text_at(figure, WIDTH_INCHES / 2, 0.14, "Features of shifted, scaled and rotated images", fontsize=9)
-    headings = (
-        "change in conv1",
-        "change in conv5_x",
-        "change in the\npooled features",
-        "probability of\nthe class",
+    edges = {"left": 0.02, "right": 0.99, "top": 0.915, "bottom": 0.135, "wspace": 0.3, "hspace": 0.38}
+    axes = figure.subplots(
+        len(TRANSFORMATIONS), 1 + len(MEASURES), gridspec_kw=edges | {"width_ratios": (0.8, 1, 1, 1, 1)}
     )
-    for left, text in zip(LEFTS.values(), headings, strict=True):
-        text_at(figure, left + WIDTH / 2, TOP - 0.2, text, fontsize=7)
-    most = max(np.nanmax(each.measures[layer], initial=0.1) for each in content.examples.values() for layer in LAYERS)
-    for row, (name, letter) in enumerate(zip(TRANSFORMATIONS, "abc", strict=True)):
-        top = TOP + row * ROW
-        draw_tiles(figure, top, name, letter, content.tiles[name], values_of(name, SHOWN[name], image_size))
-        for measure, left in LEFTS.items():
-            axes = bare_axes_at(figure, left, top, WIDTH, EXAMPLES * TILE)
-            draw_curves(axes, name, measure, content, image_size)
-            axes.set_ylim(0, 1.05 * most if measure in LAYERS else 1.03)
-            axes.tick_params(labelleft=measure in (LAYERS[0], MEASURES[-1]))
-    draw_legend(figure, height - 0.42, content)
-    lines = (
+    highest = np.nanmax([
+        np.nanmax(np.array(content[name]["examples"][layer], float), initial=0.1)
+        for name in TRANSFORMATIONS for layer in COMPARED_LAYERS
+    ])  # fmt: skip
+    for row, letter, name in zip(axes, "abc", TRANSFORMATIONS, strict=True):
+        row[0].set_title(f"({letter}) {name}", loc="left")
+        size = tiles[name].shape[2]
+        draw_tiles(row[0], tiles[name], applied_values(name, TRANSFORMATIONS[name].tiles, size))
+        for curves, measure in zip(row[1:], MEASURES, strict=True):
+            draw_curves(curves, name, measure, content[name])
+            curves.set_ylim(0, 1.05 * highest if measure in COMPARED_LAYERS else 1.03)
+    for curves, heading in zip(axes[0, 1:], MEASURES.values(), strict=True):
+        curves.set_title(heading)
+    draw_legend(figure, content)
+    note = (
         "Change: Euclidean distance to the features of the unchanged image, divided by their norm. "
-        "Outside the image: the mean color.",
-        f"Band: quartiles. The pooled features are the means of the maps of {LAYERS[1]}: they tolerate shifts by "
-        "construction.",
+        "Outside the image: the mean color.\n"
+        "Band: quartiles. The pooled features are the means of the maps of conv5_x: they tolerate shifts by "
+        "construction."
     )
-    text_at(figure, WIDTH_INCHES / 2, height - 0.14, "\n".join(lines))
+    text_at(figure, WIDTH_INCHES / 2, 7.1 - 0.17, note)
     return figure
 
 
-def draw_tiles(figure: Figure, top: float, name: str, letter: str, tiles: np.ndarray, values: Sequence[float]) -> None:
-    """The examples under three values each, a row per example beside its color."""
-    text_at(figure, LEFT, top - 0.1, f"({letter}) {name}", ha="left", fontsize=7)
-    for row, images in enumerate(tiles):
-        bare_axes_at(figure, LEFT - 0.05, top + row * TILE, 0.03, TILE - 0.02).set_facecolor(COLORS[row])
-        for column, image in enumerate(images):
-            axes = bare_axes_at(figure, LEFT + column * TILE, top + row * TILE, TILE - 0.02, TILE - 0.02)
-            axes.imshow(image, interpolation="antialiased")
-    for column, value in enumerate(values):
-        text_at(figure, LEFT + (column + 0.5) * TILE, top + len(tiles) * TILE + 0.07, f"{value:g}")
+def draw_tiles(axes: Axes, tiles: np.ndarray, values: list[float]) -> None:
+    """The examples (n, values, S, S, 3), a row per example beside its color."""
+    count, columns, size = tiles.shape[:3]
+    gap = max(1, size // 16)
+    axes.imshow(image_grid(tiles.reshape(-1, *tiles.shape[2:]), columns, gap), interpolation="antialiased")
+    tops = np.arange(count) * (size + gap)
+    axes.vlines([-2 * gap] * count, tops, tops + size, COLORS[:count], linewidth=2, clip_on=False)
+    axes.set_xticks([column * (size + gap) + size / 2 for column in range(columns)], [f"{value:g}" for value in values])
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_anchor("NW")
 
 
-def draw_curves(axes: Axes, name: str, measure: str, content: ShownInvariance, image_size: int) -> None:
+def draw_curves(axes: Axes, name: str, measure: str, measured: dict) -> None:
     """One line per example, and mean and quartiles of many images."""
-    examples, summary = content.examples[name], content.summary[name]
-    values = values_of(name, examples.values, image_size)
-    for color, line in zip(COLORS, examples.measures[measure], strict=False):
-        axes.plot(values, line, color=color, linewidth=0.8)
-    found = {key: np.array(each, float) for key, each in statistics(summary.measures[measure]).items()}
-    values = values_of(name, summary.values, image_size)
-    axes.fill_between(values, found["low"], found["high"], color="0.6", alpha=0.4, linewidth=0)
-    axes.plot(values, found["mean"], color="black", linewidth=1.6)
-    axes.spines[:].set_visible(True)
+    for color, line in zip(COLORS, measured["examples"][measure], strict=False):
+        axes.plot(measured["values"], np.array(line, float), color=color, linewidth=0.8)
+    mean, low, high = (np.array(measured["many"][measure][key], float) for key in ("mean", "low", "high"))
+    axes.fill_between(measured["many_values"], low, high, color="0.6", alpha=0.4, linewidth=0)
+    axes.plot(measured["many_values"], mean, color="black", linewidth=1.6)
     axes.xaxis.set_major_locator(MultipleLocator(90) if name == "rotation" else MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -193,13 +265,12 @@ def draw_curves(axes: Axes, name: str, measure: str, content: ShownInvariance, i
     axes.set_xlabel(TRANSFORMATIONS[name].label, labelpad=1)
 
 
-def draw_legend(figure: Figure, top: float, content: ShownInvariance) -> None:
+def draw_legend(figure: Figure, content: dict) -> None:
     """What the lines are."""
-    lines = [Line2D([], [], color=color, linewidth=1) for color, _ in zip(COLORS, content.images, strict=False)]
-    names = [truncate(name, 16) for name in content.classes]
-    mean = Line2D([], [], color="black", linewidth=1.6)
-    place = (0.5, 1 - top / figure.get_figheight())
+    names = [truncate(name, 16) for name in content["classes"]]
+    lines = [Line2D([], [], color=color, label=name) for name, color in zip(names, COLORS, strict=False)]
+    lines.append(Line2D([], [], color="black", linewidth=1.6, label=f"mean of {len(content['many'])} images"))
     figure.legend(
-        [*lines, mean], [*names, f"mean of {len(content.many)} images"], loc="center", bbox_to_anchor=place,
-        ncols=len(names) + 1, frameon=False, fontsize=6, columnspacing=1, handlelength=1.2,
+        handles=lines, loc="center", bbox_to_anchor=(0.5, 0.07), ncols=len(lines), frameon=False, fontsize=6,
+        columnspacing=1, handlelength=1.2,
     )  # fmt: skip

@@ -11,17 +11,24 @@ from conftest import assert_inside, assert_same_pictures
 
 import train
 import visualizer
-from analysis.channels import StrongestUnits, robust_limit
+from analysis.channels import robust_limit
 from analysis.crops import corner_inside, crop, energy_centers
-from analysis.evolution import Snapshot, best_images, evolution, mean_share
 from analysis.inspection import inspect
 from analysis.settings import Settings
 from dataset.preprocess import Preprocess
 from figures import FIGURES
-from figures.evolution import ShownEvolution, channels_to_compare, columns_shown, epochs_of, evolution_figure
+from figures.evolution import (
+    best_images,
+    channels_to_compare,
+    columns_shown,
+    epochs_of,
+    evolution,
+    evolution_figure,
+    mean_share,
+)
 from figures.image_grid import to_array
 from figures.registry import NotDrawn
-from network import STAGES, ResNet18
+from network import STAGES
 from reverse_network import ReverseResNet18, isolate
 from runtime import checkpoint
 
@@ -126,32 +133,6 @@ def test_the_numbers_by_brute_force(inspection, run, drawn):
         assert content["stages"][stage]["correlations"] == pytest.approx([np.mean(alike), 1], abs=1e-3)
 
 
-def test_identical_snapshots_give_1_everywhere(small_run, tmp_path):
-    write_snapshots(checkpoint.load(small_run / "model.pt"), tmp_path, lambda state, weights: None)
-    inspection = inspect(tmp_path / "model.pt", SETTINGS, "cpu", stages=STAGES)
-    _, (_, content) = FIGURES["evolution"].draw(inspection, SETTINGS)
-    assert content["epochs"] == [1, 2]
-    for stage in STAGES:
-        found = content["stages"][stage]
-        assert found["shares"] == [1, 1] and found["correlations"] == pytest.approx([1, 1], abs=1e-6)
-        assert found["images"][0] == found["images"][1] and found["activations"][0] == found["activations"][1]
-
-
-def test_untrained_networks_give_chance():
-    images = torch.randn(90, 3, 32, 32)
-    images = images / images.flatten(1).norm(dim=1)[:, None, None, None] * 55  # no image excites all channels
-    found = []
-    for _ in range(2):
-        network = ResNet18().eval()
-        with torch.inference_mode():
-            network.train().trace(images)  # statistics of these images
-            network.eval()
-            found.append(best_images(network.trace(images).features["conv4_x"].amax((2, 3))))
-    assert found[0].sum(0).eq(9).all()
-    assert abs(mean_share(*found) - 9 / 90) < 0.05
-    assert mean_share(found[0], found[0]) == 1
-
-
 def test_shares_by_hand():
     peaks = torch.zeros(12, 3)
     peaks[:, 0] = torch.arange(12.0)
@@ -165,25 +146,24 @@ def test_the_figure_shows_the_json(inspection, drawn):
     figure, content = drawn
     assert content["epochs"] == [1, 2] and content["image_sizes"] == [40, 32] and content["chance"] == 9 / 12
     json.dumps(content, allow_nan=False)
-    tiles = [axes for axes in figure.get_axes() if axes.get_images()]
-    assert len(tiles) == len(STAGES) * 3
-    shares, alike = [axes for axes in figure.get_axes() if not axes.get_images()]
+    tiles, shares, alike = figure.get_axes()
+    assert len(tiles.get_images()) == len(STAGES) * 3
     for stage, line, other in zip(STAGES, shares.lines, alike.lines, strict=False):
         found = content["stages"][stage]
         assert list(line.get_xdata()) == [1, 2] and list(line.get_ydata()) == found["shares"]
         assert list(other.get_ydata()) == found["correlations"]
-    texts = [text.get_text() for text in figure.texts]
-    assert "epoch 1\n40 px" in texts and "epoch 2\n32 px" in texts
-    for stage in STAGES:
-        found = content["stages"][stage]
-        assert f"{stage}\nchannel {found['channel']}" in texts
-        changed = [text for text in figure.texts if text.get_text() == str(found["images"][1])]
-        assert any((text.get_color() != "black") == (found["images"][0] != found["images"][1]) for text in changed)
+    assert [tick.get_text() for tick in tiles.get_xticklabels()] == ["epoch 1\n40 px", "epoch 2\n32 px", "last image"]
+    labels = [tick.get_text() for tick in tiles.get_yticklabels()]
+    assert labels == [f"{stage}\nchannel {content['stages'][stage]['channel']}" for stage in STAGES]
+    for stage, first, second in zip(STAGES, tiles.texts[::2], tiles.texts[1::2], strict=True):
+        images = content["stages"][stage]["images"]
+        assert [first.get_text(), second.get_text()] == [str(image) for image in images]
+        assert first.get_color() == "black" and (second.get_color() != "black") == (images[0] != images[1])
 
 
 def test_the_last_tile_is_the_final_picture(inspection, drawn):
     figure, content = drawn
-    tiles = [axes.get_images()[0].get_array() for axes in figure.get_axes() if axes.get_images()]
+    tiles = [picture.get_array() for picture in figure.get_axes()[0].get_images()]
     found = content["stages"]["conv5_x"]
     image = inspection.images[found["images"][-1]][None]
     with torch.inference_mode():
@@ -219,10 +199,9 @@ class TestBadInput:
         assert "left out" in line and "snapshot_1.pt has 2 classes" in line and "has 3" in line
         assert not (tmp_path / "plots" / "evolution.json").exists()
 
-    def test_fewer_than_nine_images(self, run):
-        inspection = inspect(run / "model.pt", Settings(limit=8), "cpu", stages=STAGES)
+    def test_fewer_than_nine_images(self, inspection):
         with pytest.raises(NotDrawn, match="9 test images or more: 8 are searched"):
-            next(FIGURES["evolution"].draw(inspection, Settings(limit=8)))
+            next(FIGURES["evolution"].draw(replace(inspection, searched=inspection.searched[:8]), SETTINGS))
 
     def test_of_a_run_and_not_of_what_lies_beside_it(self, run, inspection):
         shutil.copy(run / "model.pt", run / "other.pt")
@@ -245,13 +224,10 @@ def test_many_snapshots_share_the_columns():
 
 
 def test_an_unknown_last_epoch_and_no_text_leaves_the_figure():
-    units = StrongestUnits("conv5_x", [511], torch.tensor([9999]), torch.tensor([0]), torch.tensor([1.0]))
-    values = dict.fromkeys(STAGES, 0.5)
-    snapshots = [Snapshot(epoch, 224, values, values, dict.fromkeys(STAGES, units), {}) for epoch in range(100, 120)]
-    snapshots.append(replace(snapshots[0], epoch=None))
-    assert epochs_of(snapshots) == [*range(100, 121)]
-    tiles = {stage: [RANDOM.rand(11, 11, 3)] * 21 for stage in STAGES}
-    patches = {stage: RANDOM.rand(11, 11, 3) for stage in STAGES}
-    channels = dict.fromkeys(STAGES, [511])
-    note = "deconvnet, overwriting unpooling"
-    assert_inside(evolution_figure(ShownEvolution(tuple(snapshots), channels, tiles, patches, 10_000, note)))
+    epochs = [*range(100, 120), None]
+    assert epochs_of(epochs) == [*range(100, 121)]
+    stage = {"channel": 511, "images": [9999] * 21, "shares": [0.5] * 21, "correlations": [0.5] * 21}
+    content = {"epochs": epochs, "image_sizes": [224] * 20 + [64], "images_searched": 10_000, "chance": 9e-4}
+    content["stages"] = dict.fromkeys(STAGES, stage)
+    tiles = dict.fromkeys(STAGES, [RANDOM.rand(11, 11, 3)] * 22)
+    assert_inside(evolution_figure(content, tiles, "deconvnet, overwriting unpooling"))

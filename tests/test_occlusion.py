@@ -12,14 +12,21 @@ from conftest import assert_inside, ends
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import visualizer
-from analysis import occlusion
 from analysis.inspection import Picture, class_to_explain, inspect, one_per_class
-from analysis.occlusion import Occlusion, grid_centers, hide_squares, occlude, square_side
 from analysis.settings import Settings
 from dataset.shapes import draw_shapes
-from figures import FIGURES
+from figures import FIGURES, occlusion
 from figures.image_grid import to_array
-from figures.occlusion import ShownOcclusion, occlusion_figure
+from figures.occlusion import (
+    Occlusion,
+    grid_centers,
+    hide_squares,
+    json_entry,
+    occlude,
+    occlusion_figure,
+    row_title,
+    square_side,
+)
 from figures.registry import NotDrawn
 from figures.selection import SLOW, choose_figures
 from network import ResNet18
@@ -32,7 +39,7 @@ RANDOM = np.random.RandomState(0)
 def coarse_grid():
     """Squares are 4 pixels apart in images of 32: 64 of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(occlusion, "LEAST_STEP", 4)
+        patch.setattr(occlusion, "MIN_STEP_PIXELS", 4)
         yield
 
 
@@ -66,17 +73,19 @@ def occluded_by_hand(theirs, inputs, channel, row, column, side):
             if 0 <= y < size and 0 <= x < size:
                 hidden[0, :, y, x] = 0
     with torch.no_grad():
-        found = theirs(hidden)
-    return found["features"][0, channel].sum().item(), found["logits"][0].softmax(0)
+        output = theirs(hidden)
+    return output["features"][0, channel].sum().item(), output["logits"][0].softmax(0)
 
 
-def assert_same(found: Occlusion, theirs, inputs, places):
-    for i, j in places:
-        row, column = found.centers[i], found.centers[j]
-        total, chances = occluded_by_hand(theirs, inputs, found.channel, row, column, found.side)
-        assert found.activation[i, j].item() == pytest.approx(total, abs=1e-4, rel=1e-4)
-        assert found.probability[i, j].item() == pytest.approx(chances[found.number].item(), abs=1e-4)
-        assert chances[found.predicted[i, j]].item() == pytest.approx(chances.max().item(), abs=1e-4)
+def assert_same(entry, theirs, inputs, classes, squares):
+    """An entry of occlusion.json at these rows and columns of its grid."""
+    for i, j in squares:
+        row, column = entry["rows"][i], entry["columns"][j]
+        total, chances = occluded_by_hand(theirs, inputs, entry["channel"], row, column, entry["side"])
+        assert entry["activation"][i][j] == pytest.approx(total, abs=1e-4, rel=1e-4)
+        assert entry["probability"][i][j] == pytest.approx(chances[classes.index(entry["class"])].item(), abs=1e-4)
+        predicted = classes.index(entry["predicted"][i][j])
+        assert chances[predicted].item() == pytest.approx(chances.max().item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("size, side, count", [(64, 21, 4), (224, 48, 2)])
@@ -94,13 +103,15 @@ def test_it_is_torchvisions_network_under_the_same_squares(size, side, count):
         assert sums[found.channel].item() == pytest.approx(sums.max().item(), rel=1e-4) and found.side == side
         assert logits[found.number].item() == pytest.approx(logits.max().item(), abs=1e-4)
         assert found.number == found.whole[2]
-        assert_same(found, theirs, image, np.ndindex(count, count))
+        classes = tuple("abcdefghij")
+        entry = json_entry(found, Picture("", "", image, None, 0), classes)
+        assert_same(entry, theirs, image, classes, np.ndindex(count, count))
         assert found.activation.std() > 0
 
 
 def test_the_squares_cover_what_they_should():
     images = torch.ones(1, 3, 7, 9)
-    hidden = hide_squares(images, [0, 3, 6], [8, 4, 0], 4)
+    hidden = hide_squares(images, torch.tensor([0, 3, 6]), torch.tensor([8, 4, 0]), 4)
     assert hidden.shape == (3, 3, 7, 9)
     expected = torch.ones(3, 3, 7, 9)
     expected[0, :, 0:2, 6:9] = 0  # rows -2 to 1, columns 6 to 9
@@ -109,14 +120,10 @@ def test_the_squares_cover_what_they_should():
     assert torch.equal(hidden, expected)
 
 
-@pytest.mark.parametrize("size, first, step, count", [(224, 4, 8, 28), (64, 1, 2, 32), (33, 1, 2, 16), (96, 1, 3, 32)])
-def test_the_grid(monkeypatch, size, first, step, count):
-    monkeypatch.setattr(occlusion, "LEAST_STEP", 2)
-    assert grid_centers(size) == list(range(first, first + count * step, step))
-    assert grid_centers(size)[-1] < size
-
-
-def test_the_default_side_is_in_proportion():
+def test_the_grid_and_the_default_side_are_in_proportion(monkeypatch):
+    monkeypatch.setattr(occlusion, "MIN_STEP_PIXELS", 2)
+    for size, first, step, count in [(224, 4, 8, 28), (64, 1, 2, 32), (33, 1, 2, 16), (96, 1, 3, 32)]:
+        assert grid_centers(size) == list(range(first, first + count * step, step))
     assert [square_side(size) for size in (224, 112, 64)] == [48, 24, 14] and square_side(224, 60) == 60
 
 
@@ -131,23 +138,12 @@ def test_a_square_over_the_whole_image_leaves_nothing(random_network):
 
 def test_the_json_is_what_the_network_sees(inspection, drawn):
     _, entries = drawn
-    theirs = torchvisions(inspection.network)
-    assert [entry["label"] for entry in entries] == ["disk", "ring", "stripes"]
+    theirs, classes = torchvisions(inspection.network), inspection.metadata.classes
+    assert [entry["label"] for entry in entries] == [entry["class"] for entry in entries] == ["disk", "ring", "stripes"]
     for entry in entries:
         inputs = inspection.inputs(inspection.images[entry["image"]][None])
-        names = list(inspection.metadata.classes)
-        found = Occlusion(
-            entry["channel"],
-            names.index(entry["class"]),
-            entry["side"],
-            tuple(entry["rows"]),
-            tuple(entry["whole"].values()),
-            torch.tensor(entry["activation"]),
-            torch.tensor(entry["probability"]),
-            torch.tensor([[names.index(name) for name in row] for row in entry["predicted"]]),
-        )
         assert entry["rows"] == entry["columns"] == list(range(2, 32, 4)) and entry["side"] == 9
-        assert_same(found, theirs, inputs, [(0, 0), (3, 6), (7, 7)])
+        assert_same(entry, theirs, inputs, classes, [(0, 0), (3, 6), (7, 7)])
     json.dumps(entries, allow_nan=False)
 
 
@@ -156,16 +152,19 @@ def test_the_figure_shows_the_json(inspection, drawn):
     pictures = (axes.get_images()[0].get_array() for axes in figure.get_axes() if axes.get_images())
     for entry in entries:
         exciting = (inspection.search.peaks["conv5_x"][:, entry["channel"]] > 0).sum().item()
-        image, total, chance, labels, *projections = islice(pictures, 4 + min(4, exciting))
+        image, total, projections, chance, labels = islice(pictures, 5)
         assert np.allclose(image, to_array(inspection.images[entry["image"]]) / 255, atol=1e-6)
         assert np.allclose(total, entry["activation"]) and np.allclose(chance, entry["probability"])
-        same = np.array([[[a == b for b in sum(entry["predicted"], [])] for a in sum(entry["predicted"], [])]])
-        colors = np.asarray(labels).reshape(-1, 3)
-        assert np.array_equal((colors[:, None] == colors).all(2), same[0])  # a color per class
-        assert len(projections) == min(4, exciting) >= 1
+        names = np.ravel(entry["predicted"])
+        colors = np.asarray(labels).reshape(-1, 4)
+        assert np.array_equal((colors[:, None] == colors).all(2), names[:, None] == names)  # a color per class
+        shown = [projections[y : y + 32, x : x + 32] for y in range(0, len(projections), 33) for x in (0, 33)]
+        assert sum(bool((tile != 1).any()) for tile in shown) == min(4, exciting) >= 1
     texts = "\n".join(text.get_text() for text in figure.texts)
     assert "square of 9 px of the mean color, every 4 px" in texts and "guided" in texts
-    assert all(f"test image {entry['image']} ({entry['label']})" in texts for entry in entries)
+    titles = [axes.get_title("left") for axes in figure.get_axes()[::5]]
+    for title, entry in zip(titles, entries, strict=True):
+        assert f"test image {entry['image']} ({entry['label']})" in title and f"channel {entry['channel']}" in title
 
 
 def test_one_image_of_each_class_recognised_if_possible(inspection):
@@ -227,12 +226,11 @@ def test_slow_figures_are_drawn_only_by_name(small_run, tmp_path, capsys):
 def test_no_text_leaves_the_figure():
     names = ["American_Staffordshire_Terrier <b>$x$"] * 12
     predicted = torch.arange(144).reshape(12, 12) % 12
-    found = Occlusion(
-        511, 11, 5, tuple(range(1, 24, 2)), (1e4, 0.9999, 3), torch.zeros(12, 12), torch.zeros(12, 12), predicted
-    )
-    shown = ShownOcclusion(
-        "a_long_file_name_" * 9, None, RANDOM.rand(24, 24, 3), found, RANDOM.rand(2, 24, 24, 3), (9,)
-    )
-    assert_inside(occlusion_figure([shown, shown], names, "guided, overwriting unpooling"))
-    same = replace(shown, found=replace(found, predicted=predicted * 0))
+    centers = tuple(range(1, 24, 2))
+    found = Occlusion(511, 11, 5, centers, (1e4, 0.9999, 3), torch.zeros(12, 12), torch.zeros(12, 12), predicted)
+    title = row_title(Picture("", "a_long_file_name_" * 9, None, None, "a"), found, names)
+    image, projections = RANDOM.rand(24, 24, 3), RANDOM.rand(2, 24, 24, 3)
+    row = (title, image, found, projections)
+    assert_inside(occlusion_figure([row, row], names, "guided, overwriting unpooling"))
+    same = (title, image, replace(found, predicted=predicted * 0), projections)
     assert_inside(occlusion_figure([same], ["automobile", *names[1:]], "guided"))
