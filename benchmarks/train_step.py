@@ -95,6 +95,7 @@ def usual_script(args, device: torch.device, tuned: bool) -> tuple[str, str, Cal
         num_workers=args.workers,
         drop_last=True,
         pin_memory=device.type == "cuda",
+        persistent_workers=args.workers > 0,
     )
     network = resnet18(num_classes=len(dataset.classes)).to(device, memory_format=memory_format).train()
     optimizer = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=5e-4)
