@@ -86,7 +86,7 @@ def calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> fl
 
 
 def describe_scores(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> list[str]:
-    """Lines of the card in Markdown. logits: (N, classes); labels: (N,) int64."""
+    """Lines of the card in Markdown, for the classes that have images. logits: (N, classes); labels: (N,) int64."""
     confidence, predicted = logits.softmax(1).max(1)
     counts = torch.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2)
     counts = counts.view(len(classes), -1)  # (true, predicted)
@@ -96,11 +96,14 @@ def describe_scores(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) ->
         "|---|---|---|---|",
     ]
     for name, row, column, correct in zip(classes, counts, counts.T, counts.diagonal().tolist(), strict=True):
+        if not row.sum():
+            continue
         bounds = [100 * bound for bound in wilson_interval(correct, int(row.sum()))]
         accuracy, precision = (100 * correct / max(int(total.sum()), 1) for total in (row, column))
         lines.append(f"| {name} | {accuracy:.1f} % | {bounds[0]:.1f} to {bounds[1]:.1f} % | {precision:.1f} % |")
     wrong = counts - torch.diag(counts.diagonal())
-    confusions = [divmod(int(index), len(classes)) for index in wrong.flatten().topk(CONFUSIONS).indices]
+    values, indices = wrong.flatten().topk(min(CONFUSIONS, wrong.numel()))
+    confusions = [divmod(index, len(classes)) for index in indices[values > 0].tolist()]
     return [
         *lines,
         "",
@@ -118,7 +121,7 @@ def describe_network(network: ResNet18, alive: dict[str, Tensor], path: str) -> 
     largest = network.conv1.weight.detach().abs().amax((1, 2, 3))
     small = int((largest < SMALL_FILTER * largest.max()).sum())
     return [
-        f"- channels that are zero in all test images: {dead}",
+        f"- channels that are zero in all of these images: {dead}",
         f"- filters of conv1 below {SMALL_FILTER:.0%} of the largest weight: {small} of {len(largest)}",
         f"- SHA-256 `{hashlib.sha256(Path(path).read_bytes()).hexdigest()}`",
     ]

@@ -29,13 +29,12 @@ class Child:
 
     script       path of a file, or name of a module
     environment  variables beside those of this process; OMP_NUM_THREADS sets the number of threads
-    log          file that all output is appended to; otherwise it is in `stdout`
     """
 
-    def __init__(self, script, *arguments, cwd=ROOT, environment=None, log=None):
+    def __init__(self, script, *arguments, cwd=ROOT, environment=None):
         _start_server()
         reader, writer = context.Pipe(duplex=False)
-        what = str(script), [str(each) for each in arguments], cwd, environment or {}, writer, log
+        what = str(script), [str(each) for each in arguments], cwd, environment or {}, writer
         self._process = context.Process(target=_run, args=what)
         self._process.start()
         writer.close()
@@ -112,14 +111,13 @@ def _start_server():
             multiprocessing.forkserver.ensure_running()
 
 
-def _run(script, arguments, cwd, environment, writer, log):
+def _run(script, arguments, cwd, environment, writer):
     """In the child: runs the script as Python does from a terminal."""
     heed_signals()
     if hasattr(os, "setsid"):
         os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log else writer.fileno()
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    os.dup2(writer.fileno(), 1)
+    os.dup2(writer.fileno(), 2)
     writer.close()
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)
