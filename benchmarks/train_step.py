@@ -178,7 +178,7 @@ def matrix_product_rate(device: torch.device, dtype: torch.dtype) -> float:
         for product in ("a @ b", "conv2d(pixels, kernel)"):
             names = {"a": a, "b": b, "pixels": pixels, "kernel": kernel, "conv2d": F.conv2d}
             timer = Timer(product, globals=names, num_threads=torch.get_num_threads())
-            best = max(best, *(2 * size**3 / timer.timeit(5).mean for _ in range(3)))
+            best = max(best, *(2 * size**3 / timer.timeit(3).mean for _ in range(3)))
     return best
 
 
