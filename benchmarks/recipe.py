@@ -3,9 +3,8 @@
 python benchmarks/recipe.py --data FOLDER --image-size 64 --epochs 5 --lr-step-size 2
 python benchmarks/recipe.py --data FOLDER --trials fp32 bf16 --seeds 0 1 2 --sizes 64:3 96:2
 
-All other flags go to train.py. On a CPU without native bf16, add --emulate-bf16. Every trial is a run in a folder of
-its own: a finished one is not repeated, an interrupted one is resumed. Differences are paired by seed and relative to
-the first trial.
+All other flags go to train.py. Every trial is a run in a folder of its own: a finished one is not repeated, an
+interrupted one is resumed. Differences are paired by seed and relative to the first trial.
 """
 
 import argparse
@@ -20,7 +19,6 @@ import train
 from runtime import checkpoint
 
 TRAIN = Path(__file__).parent.parent / "train.py"
-EMULATED_BF16 = Path(__file__).parent / "emulated_bf16.py"
 LOCAL = {"out", "resume", "overwrite"}  # flags that do not belong to the trial
 TRIALS = {
     "default": [],
@@ -55,15 +53,14 @@ def parse_args(argv=None):
     parser.add_argument("--trials", nargs="+", choices=list(TRIALS), default=list(TRIALS), metavar="NAME")
     parser.add_argument("--hold-out", type=int, default=5000, help="held-out training images (default: 5000)")
     parser.add_argument("--json", metavar="FILE", help="also write the results there")
-    parser.add_argument("--emulate-bf16", action="store_true", help="on a CPU without native bf16, where bf16 is slow")
     return parser.parse_known_args(argv)
 
 
-def run(folder: Path, flags: list[str], script: Path = TRAIN) -> dict:
-    """The result of a run of train.py or emulated_bf16.py, which is started, resumed, or only read."""
+def run(folder: Path, flags: list[str]) -> dict:
+    """The result of a run of train.py, which is started, resumed, or only read."""
     if not (folder / "model.pt").exists():
         resume = ["--resume"] if (folder / "last.pt").exists() else ["--overwrite"]
-        command = [sys.executable, str(script), "--out", str(folder), *flags, *resume]
+        command = [sys.executable, str(TRAIN), "--out", str(folder), *flags, *resume]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     state = checkpoint.load(folder / "model.pt")
     wanted = {name: value for name, value in vars(train.parse_args(flags)).items() if name not in LOCAL}
@@ -84,17 +81,15 @@ def paired_difference(values: list[float], baseline: list[float]) -> str:
 def main(argv=None):
     """The script."""
     args, settings = parse_args(argv)
-    script = EMULATED_BF16 if args.emulate_bf16 else TRAIN
     results: dict[str, dict[int, dict]] = {}
     for seed in args.seeds:
         for name in args.trials:
             folder = Path(args.out) / f"{name.replace(' ', '-')}-{seed}"
             flags = [*settings, *TRIALS[name], "--seed", str(seed), "--hold-out", str(args.hold_out)]
-            result = results.setdefault(name, {})[seed] = run(folder, flags, script)
+            result = results.setdefault(name, {})[seed] = run(folder, flags)
             print(f"{name}, seed {seed}: {result['test_accuracy']:.2%} in {result['seconds']:.0f} s", flush=True)
     if args.json:
-        report = {"settings": settings, "emulate_bf16": args.emulate_bf16, "results": results}
-        Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+        Path(args.json).write_text(json.dumps({"settings": settings, "results": results}, indent=1) + "\n")
 
     accuracies = {name: [result["test_accuracy"] for result in by_seed.values()] for name, by_seed in results.items()}
     first = args.trials[0]

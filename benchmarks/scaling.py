@@ -7,26 +7,26 @@ the other, reads history.jsonl until enough iterations are done, and then ends t
 """
 
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import commands
-from run_history import training_seconds
+from train_step import describe, isolated, save_json
 
-from runtime.checkpoint import atomic_file
-from runtime.command_line import ArgumentParser, number
+from runtime.command_line import ArgumentParser, number, one_line_errors
 
 TRAIN = Path(__file__).parent.parent / "train.py"
-HARDWARE_LIMITS = Path(__file__).with_name("hardware_limits.py")
 
 
 class RunFailed(RuntimeError):
-    """A run ended before it was measured; the message is its last words."""
+    """A run ended before it was measured; the message is its error, or the last line of its output."""
 
 
 def parse_args(argv=None):
@@ -40,8 +40,28 @@ def parse_args(argv=None):
     add("--seconds", type=seconds, default=3.0, help="least duration of a repetition")
     add("--repetitions", type=count, default=3, help="runs of each configuration")
     add("--limit", type=seconds, default=300.0, help="time limit of a run in seconds")
-    add("--json", metavar="FILE", help="also write the figures there, as they come")
+    add("--device", default="auto", help="auto, cpu, cuda")
+    add("--json", metavar="FILE", help="also write the numbers there, as they come")
     return parser.parse_known_args(argv)
+
+
+def training_seconds(history: Path, images: int, warm_up: float) -> list[float]:
+    """Duration of the log intervals (of `images` each) after the first one and this many seconds of warm-up.
+
+    history: history.jsonl of a run of train.py; a missing file, or one whose last line is being written, counts as
+    empty
+    """
+    try:
+        entries = [json.loads(line) for line in history.read_text().splitlines()]
+    except (OSError, ValueError):
+        return []
+    spent, measured = 0.0, []
+    for entry in [entry for entry in entries if entry["kind"] == "train"][1:]:
+        duration = images / entry["images_per_second"]
+        if spent >= warm_up:
+            measured.append(duration)
+        spent += duration
+    return measured
 
 
 def images_per_second(count: int, args, settings: list[str]) -> tuple[float, str]:
@@ -50,60 +70,27 @@ def images_per_second(count: int, args, settings: list[str]) -> tuple[float, str
     with tempfile.TemporaryDirectory() as folder:
         out, log = Path(folder) / "run", Path(folder) / "log"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-        command += [TRAIN, "--epochs", "1000000", "--hold-out", "32", *settings]
-        command += ["--batch-size", str(count * args.batch_size), "--out", out, "--log-every", str(args.steps)]
-        threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count))}
-        outcome = commands.run(
-            command,
-            log,
-            args.limit,
-            saves=True,  # so that torchrun ends its processes, each of which has a session of its own
-            until=lambda: sum(training_seconds(out, images, args.warm_up_seconds)) >= args.seconds,
-            environment=threads,
-        )
-        lines = log.read_text(errors="replace").splitlines()
-        if not outcome.satisfied:
-            errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-            raise RunFailed(errors[0] if errors else outcome.reason())
-        durations = training_seconds(out, images, args.warm_up_seconds)
+        command += [str(TRAIN), "--epochs", "1000000", "--hold-out", "32", *settings, "--device", args.device]
+        command += ["--batch-size", str(count * args.batch_size), "--out", str(out), "--log-every", str(args.steps)]
+        threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count)), "PYTHONUNBUFFERED": "1"}
+        with open(log, "wb") as output:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=os.environ | threads
+            )
+        deadline, durations = time.monotonic() + args.limit, []
+        try:
+            while sum(durations) < args.seconds and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.2)
+                durations = training_seconds(out / "history.jsonl", images, args.warm_up_seconds)
+        finally:
+            process.terminate()  # torchrun ends its processes
+            process.wait()
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    if sum(durations) < args.seconds:
+        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        raise RunFailed((errors or lines[-1:] or [f"exit code {process.returncode}"])[0])
     failed = [line for line in lines if line.startswith(("not compiled", "not captured"))]
     return images * len(durations) / sum(durations), ", ".join(dict.fromkeys(failed))
-
-
-def describe_device(settings: list[str]) -> str:
-    """The name of the device, from a process of its own."""
-    device = settings[settings.index("--device") + 1] if "--device" in settings else "auto"
-    with tempfile.TemporaryDirectory() as folder:
-        log, result = Path(folder) / "log", Path(folder) / "machine.json"
-        outcome = commands.run([sys.executable, HARDWARE_LIMITS, "--no-rates", "--device", device, "--json", result],
-                               log, 300)  # fmt: skip
-        if outcome.code:
-            sys.exit(f"error: {outcome.reason()}")
-        return json.loads(result.read_text())["device"]
-
-
-def main(argv=None):
-    """The script; exit code 1 if a configuration failed."""
-    args, settings = parse_args(argv)
-    counts = sorted({1, *args.processes})
-    speeds, notes, failures = {count: [] for count in counts}, {}, {}
-    device = describe_device(settings)
-    report = {"device": device, "torch": str(torch.__version__), "settings": settings, "images_per_second": speeds}
-    report |= {"notes": notes, "failures": failures}
-    for _ in range(args.repetitions):
-        for count in [count for count in counts if count not in failures]:
-            try:
-                speed, notes[count] = images_per_second(count, args, settings)
-                speeds[count].append(speed)
-            except RunFailed as error:
-                failures[count] = str(error)
-                print(f"error: {count} processes: {error}", file=sys.stderr, flush=True)
-            if args.json:
-                with atomic_file(args.json) as file:
-                    file.write((json.dumps(report, indent=1) + "\n").encode())
-    print_table(report, args.batch_size)
-    if failures:
-        sys.exit(1)
 
 
 def print_table(report: dict, batch_size: int) -> None:
@@ -121,6 +108,28 @@ def print_table(report: dict, batch_size: int) -> None:
             print(f"| {name} | {median:.1f} ({min(values):.1f} to {max(values):.1f}) | {relative} |")
         if count in report["failures"]:
             print(f"| {name} | failed: {report['failures'][count]} | |")
+
+
+def main(argv=None):
+    """The script; exit code 1 if a configuration failed."""
+    args, settings = parse_args(argv)
+    counts = sorted({1, *args.processes})
+    speeds, notes, failures = {count: [] for count in counts}, {}, {}
+    with one_line_errors():
+        report = isolated(describe, args.device, [])
+    report |= {"settings": settings, "images_per_second": speeds, "notes": notes, "failures": failures}
+    for _ in range(args.repetitions):
+        for count in [count for count in counts if count not in failures]:
+            try:
+                speed, notes[count] = images_per_second(count, args, settings)
+                speeds[count].append(speed)
+            except RunFailed as error:
+                failures[count] = str(error)
+                print(f"error: {count} processes: {error}", file=sys.stderr, flush=True)
+            save_json(report, args.json)
+    print_table(report, args.batch_size)
+    if failures:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

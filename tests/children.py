@@ -16,7 +16,6 @@ import sys
 import threading
 from pathlib import Path
 
-import commands
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -30,14 +29,12 @@ class Child:
 
     script       path of a file, or name of a module
     environment  variables beside those of this process; OMP_NUM_THREADS sets the number of threads
-    log          file that all output is appended to; otherwise it is in `stdout`
-    forks        what the script starts by commands.py is forked, too
     """
 
-    def __init__(self, script, *arguments, cwd=ROOT, environment=None, log=None, forks=False):
+    def __init__(self, script, *arguments, cwd=ROOT, environment=None):
         _start_server()
         reader, writer = context.Pipe(duplex=False)
-        what = str(script), [str(each) for each in arguments], cwd, environment or {}, writer, log, forks
+        what = str(script), [str(each) for each in arguments], cwd, environment or {}, writer
         self._process = context.Process(target=_run, args=what)
         self._process.start()
         writer.close()
@@ -97,12 +94,6 @@ def start_ranks(script, *arguments):
     return [Child(script, *arguments, environment=shared | rank) for rank in ranks]
 
 
-def start_command(command, log, environment=None):
-    """commands.start of the benchmarks, for [python, script, ...] and [python, -m, module, ...]."""
-    script, *arguments = [part for part in command[1:] if part != "-m"]
-    return Child(script, *arguments, environment=environment, log=log, forks=True)
-
-
 def heed_signals():
     """Signals have a terminal's effect, even where the tests run under nohup or in the background."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -115,22 +106,18 @@ def _start_server():
     """The server imports what its path leads to when it starts."""
     if context.get_start_method() == "forkserver":
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", os.pathsep.join(str(ROOT / name) for name in ("", "tests", "benchmarks")))
+            patch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
             context.set_forkserver_preload(PRELOADED)
             multiprocessing.forkserver.ensure_running()
 
 
-def _run(script, arguments, cwd, environment, writer, log, forks):
+def _run(script, arguments, cwd, environment, writer):
     """In the child: runs the script as Python does from a terminal."""
-    global context
-    if forks and sys.platform != "win32":
-        context, commands.start = multiprocessing.get_context("fork"), start_command
     heed_signals()
     if hasattr(os, "setsid"):
         os.setsid()
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log else writer.fileno()
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    os.dup2(writer.fileno(), 1)
+    os.dup2(writer.fileno(), 2)
     writer.close()
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)

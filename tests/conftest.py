@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from children import start_command
 from gallery_page import CHANNELS, NAMES, Page
 from narrow import make_narrow
 from PIL import Image
@@ -162,12 +161,6 @@ def gallery_html(gallery) -> Page:
 def narrow(monkeypatch):
     """train.py builds narrow networks."""
     make_narrow(monkeypatch)
-
-
-@pytest.fixture
-def forked(monkeypatch):
-    """The scripts that benchmarks run in processes of their own start at once."""
-    monkeypatch.setattr("commands.start", start_command)
 
 
 @pytest.fixture

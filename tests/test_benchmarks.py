@@ -1,89 +1,202 @@
-"""Contestants that die or cannot compile, and a scaling run that fails, end in one line."""
+"""Benchmarks: published values, counts by hand, and that the usual script sees the images that this project sees."""
 
 import json
+import os
 import time
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from types import SimpleNamespace
 
-import contestants
 import pytest
+import recipe
+import reconstruct
+import reproduce
 import scaling
 import torch
 import train_step
 from conftest import ends
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from analysis.inspection import inspect
+from analysis.settings import Settings
+from dataset import folders, sources
+from dataset.preprocess import Preprocess
+from network import ResNet18
 
 
-def contestant(folder, **settings):
-    fixed = {"data": str(folder), "folder": str(folder), "root": "", "image_size": 32, "batch_size": 4}
+def settings(folder, **changed):
+    fixed = {"data": str(folder), "root": str(folder.parent / "root"), "image_size": 32, "batch_size": 4, "workers": 0}
     fixed |= {"device": "cpu", "warm_up_seconds": 1e-3, "seconds": 1e-3}
-    return contestants.Contestant(**fixed | settings)
+    return SimpleNamespace(**fixed | changed)
 
 
-class TestContestants:
-    @pytest.mark.parametrize("settings", [{"workers": 0}, {"precision": "fp32"}], ids=["usual", "project"])
-    def test_a_measurement_covers_its_seconds(self, folder, settings):
-        found = contestants.compete(contestant(folder, seconds=0.2, **settings))
-        assert found.iterations * 4 / found.images_per_second >= 0.2
-        assert found.precision == "fp32" and found.peak_bytes is None
+class TestTrainStep:
+    def test_the_usual_script_sees_the_same_images(self, folder, tmp_path):
+        transform = v2.Compose(train_step.usual_transform(64).transforms[2:])  # without the random ones
+        usual = ImageFolder(folder / "train", transform)
+        images, labels, classes = sources.load(str(folder), "train", tmp_path / "root", 64)
+        inputs = Preprocess(64, train_step.MEAN, train_step.STD)(images)
+        listing = folders.list_split(folder, "train")
+        numbers = {str(listing.folder / name): n for n, name in enumerate(listing.names)}
+        assert len(usual) == len(images) and usual.classes == list(classes)
+        for n, (file, label) in enumerate(usual.samples):
+            assert labels[numbers[file]] == label
+            grey_levels = (inputs[numbers[file]] - usual[n][0]) * torch.tensor(train_step.STD)[:, None, None] * 255
+            assert grey_levels.abs().max() < 1.5  # PIL rounds the rows, then the columns
 
-    def test_more_iterations_follow_until_the_seconds_have_passed(self):
+    def test_operations_per_image(self):
+        with torch.device("meta"):
+            network, images = ResNet18(10), torch.zeros(1, 3, 224, 224)
+        with FlopCounterMode(display=False) as counter:
+            network(images).sum().backward()
+        assert counter.get_total_flops() == pytest.approx(train_step.GFLOP_AT_224 * 1e9, rel=1e-3)
+
+    def test_throughput_is_of_iterations_after_the_prefetched_ones(self, tmp_path):
         calls = []
 
         def iterate():
             calls.append(None)
-            time.sleep(0.002)
+            time.sleep(0.002 if len(calls) > 6 else 0)  # six batches were prefetched
 
-        steps, duration = contestants.run_for(iterate, 0.05, 2, torch.device("cpu"))
-        assert steps == len(calls) and duration >= 0.05
-
-    def test_a_failing_compiler_is_in_the_name_of_the_row(self, folder, monkeypatch):
-        def no_compiler(*_, **__):
-            raise OSError("no compiler here")
-
-        monkeypatch.setattr(torch, "compile", no_compiler)
-        found = contestants.compete(contestant(folder, form="both", precision="fp32"))
-        assert found.name.startswith("(b) this project, fp32, not compiled") and "no compiler here" in found.name
-        assert found.name.endswith(", not captured: this needs a CUDA GPU")
+        rate = train_step.images_per_second(iterate, settings(tmp_path), prefetched=6)
+        assert 0 < rate <= 4 / 0.002 and len(calls) >= 3 * 6
 
     @pytest.mark.parametrize(
-        "requested, said, form",
+        "form, name",
         [
-            ((), [], "eager"),
-            (("compiled", "captured"), ["compiled in 3 s", "captured in 1 s"], "compiled, captured"),
-            (("compiled", "captured"), ["compiled in 3 s", "not captured: no"], "compiled, not captured: no"),
+            ("usual", "(a) usual script, fp32, 0 workers"),
+            ("tuned", "(b) tuned script, bf16, channels_last, 0 workers"),
+            ("eager", "(c) this project, fp32, eager"),
+            ("captured", "(d) this project, fp32, not captured: this needs a CUDA GPU"),
         ],
     )
-    def test_a_row_says_what_was_measured(self, requested, said, form):
-        assert contestants.describe_form(requested, said) == form
+    def test_a_row_says_what_was_measured(self, folder, monkeypatch, form, name):
+        monkeypatch.setattr("runtime.device.has_native_bf16", lambda device: form == "tuned")
+        row = train_step.measure(settings(folder), form, "fp32")
+        assert (row["name"], row["peak_bytes"]) == (name, None) and row["precision"] in name
+
+    def test_a_part_that_failed_is_in_the_form(self):
+        parts = ("compiled", "captured")
+        assert train_step.describe_form(parts, ["compiled in 3 s", "captured in 1 s"]) == "compiled, captured"
+        assert train_step.describe_form(parts, ["compiled in 3 s", "not captured: no"]) == "compiled, not captured: no"
+
+    def test_the_table_and_a_row_that_fails(self, tmp_path, monkeypatch, capsys):
+        rates = {"usual": iter([3.0, 1.0, 2.0]), "tuned": iter([4.0] * 3), "eager": iter([8.0, 6.0, 7.0])}
+
+        def isolated(function, *arguments):
+            if function is train_step.describe:
+                return {"device": "CPU, 2 threads", "torch": "2", "matrix_products": {"fp32": 10 * 10.65e9}}
+            _, form, _ = arguments
+            if form == "both":
+                raise BrokenProcessPool("killed")
+            name = f"({train_step.LETTERS[form]}) {form}"
+            rate = next(rates[form])
+            return {"name": name, "precision": "fp32", "images_per_second": rate, "peak_bytes": None}
+
+        monkeypatch.setattr(train_step, "isolated", isolated)
+        flags = ["--data", "x", "--forms", *rates, "both", "--repetitions", "3", "--json", str(tmp_path / "table.json")]
+        with pytest.raises(SystemExit) as stop:
+            train_step.main(flags)
+        output, error = capsys.readouterr()
+        assert stop.value.code == 1 and error == "error: (f) both, auto: BrokenProcessPool, killed\n"
+        assert "| (a) usual | 2.0 (1.0 to 3.0) | 1.00 x | 0.50 x | 20% |  |" in output
+        assert "| (c) eager | 7.0 (6.0 to 8.0) | 3.50 x | 1.75 x | 70% |  |" in output
+        assert "| (f) both, auto | failed: BrokenProcessPool, killed |" in output
+        saved = json.loads((tmp_path / "table.json").read_text())
+        assert saved["images_per_second"]["(c) eager"] == [8.0, 6.0, 7.0]
 
     @pytest.mark.slow
-    def test_one_that_dies_is_one_line_and_the_others_go_on(self, folder, tmp_path, capsys, monkeypatch):
-        script = tmp_path / "dies.py"  # the usual script's process ends as by the out-of-memory killer, the other hangs
-        script.write_text(
-            "import json, os, sys, time\n"
-            "if json.loads(sys.argv[1])['workers'] == 1: os.kill(os.getpid(), 9)\n"
-            "elif json.loads(sys.argv[1])['workers'] == 2: time.sleep(600)\n"
-            "else: open(sys.argv[2], 'w').write(json.dumps({'name': '(b) this project', 'precision': 'fp32', "
-            "'images_per_second': 2.0, 'iterations': 3, 'peak_bytes': 10**9}))"
-        )
-        monkeypatch.setattr(contestants, "__file__", str(script))
-        monkeypatch.setattr(train_step, "measure_hardware", lambda args: {"device": "a CPU", "torch": "2"})
-        flags = ["--data", str(folder), "--workers", "1", "2", "--repetitions", "2", "--limit", "2"]
-        with pytest.raises(SystemExit) as stop:
-            train_step.main([*flags, "--json", str(tmp_path / "table.json")])
-        output, error = capsys.readouterr()
-        assert stop.value.code == 1
-        killed, hung = error.splitlines()
-        assert killed.startswith("error: (a) usual script, fp32, 1 workers: ended by SIGKILL")
-        assert hung.startswith("error: (a) usual script, fp32, 2 workers: stopped at its time limit")
-        assert "| (b) this project | 2.0 (2.0 to 2.0) |" in output and "2 workers | failed: stopped" in output
-        saved = json.loads((tmp_path / "table.json").read_text())
-        assert saved["images_per_second"] == {"(b) this project": [2.0, 2.0]} and len(saved["failures"]) == 2
+    def test_a_process_that_dies_is_an_exception(self):
+        with pytest.raises(BrokenProcessPool):
+            train_step.isolated(os._exit, 1)
 
 
-@pytest.mark.slow
-def test_a_scaling_run_that_fails_is_one_line(tmp_path, monkeypatch, capsys, forked):
-    monkeypatch.setattr(scaling, "describe_device", lambda settings: "a CPU")
-    flags = ["--processes", "1", "--repetitions", "2", "--json", str(tmp_path / "scaling.json")]
-    error = ends(capsys, scaling.main, [*flags, "--data", "nowhere", "--device", "cpu"], 1, "nowhere is not a")
-    assert error.startswith("error: 1 processes: --data nowhere")
-    saved = json.loads((tmp_path / "scaling.json").read_text())
-    assert saved["images_per_second"] == {"1": []} and list(saved["failures"]) == ["1"]
+class TestScaling:
+    def test_the_first_interval_and_the_warm_up_do_not_count(self, tmp_path):
+        entries = [{"kind": "train", "images_per_second": speed} for speed in (1, 10, 20, 40)]
+        lines = [json.dumps(entry) for entry in [*entries[:2], {"kind": "test"}, *entries[2:]]]
+        history = tmp_path / "history.jsonl"
+        assert scaling.training_seconds(history, images=20, warm_up=1.5) == []
+        history.write_text("\n".join(lines))
+        assert scaling.training_seconds(history, images=20, warm_up=1.5) == [1.0, 0.5]
+        history.write_text("\n".join(lines)[:-1])
+        assert scaling.training_seconds(history, images=20, warm_up=1.5) == []  # a line that is being written
+
+    @pytest.mark.slow
+    def test_a_run_that_fails_is_one_line(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(scaling, "isolated", lambda *_: {"device": "a CPU", "torch": "2"})
+        flags = ["--processes", "1", "--repetitions", "2", "--json", tmp_path / "scaling.json", "--device", "cpu"]
+        error = ends(capsys, scaling.main, [*flags, "--data", "nowhere"], 1, "nowhere is not a")
+        assert error.startswith("error: 1 processes: --data nowhere")
+        saved = json.loads((tmp_path / "scaling.json").read_text())
+        assert saved["images_per_second"] == {"1": []} and list(saved["failures"]) == ["1"]
+
+
+class TestModelCard:
+    @pytest.mark.parametrize(
+        "correct, count, low, high",
+        [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    )
+    def test_wilson_intervals(self, correct, count, low, high):
+        """Table I of Newcombe 1998, Statistics in Medicine 17."""
+        assert reproduce.wilson_interval(correct, count) == pytest.approx((low, high), abs=5e-5)
+
+    def test_calibration_error(self):
+        """Two bins: 0.6 and 0.65 are right once, 0.9 and 1.0 always: (|1 - 1.25| + |2 - 1.9|) / 4."""
+        confidence, correct = torch.tensor([0.6, 0.65, 0.9, 1.0]), torch.tensor([True, False, True, True])
+        assert reproduce.calibration_error(confidence, correct, bins=4) == pytest.approx(0.0875, abs=1e-6)
+        assert reproduce.calibration_error(torch.tensor([0.0, 1.0]), torch.tensor([False, True])) == 0
+
+    def test_classes(self):
+        """Of three cats, two are taken for dogs; the dog is right."""
+        labels, logits = torch.tensor([0, 0, 0, 1]), torch.tensor([[2.0, 0], [0, 2], [0, 2], [0, 2]])
+        logits = torch.cat([logits, torch.full((4, 2), -9.0)], 1)  # two classes without images
+        lines = reproduce.describe_scores(logits, labels, ("cat", "dog", "frog", "ship"))
+        assert sum(line.startswith("|") for line in lines) == 2 + 2
+        assert lines[-1] == "- 2 of cat predicted as dog"
+        assert any(line.startswith("- accuracy 50.00%") for line in lines)
+        assert any(line.startswith("| cat | 33.3 % |") and line.endswith("| 100.0 % |") for line in lines)
+        assert any(line.startswith("| dog | 100.0 % |") and line.endswith("| 33.3 % |") for line in lines)
+
+    def test_dead_channels_small_filters_and_mirror_images(self, tmp_path):
+        network, images = ResNet18(3).eval(), torch.randint(0, 256, (70, 3, 32, 32), dtype=torch.uint8)
+        with torch.no_grad():
+            network.conv1.weight[5] *= 1e-3
+            network.bn1.weight[[5, 8]] = 0
+            network.bn1.bias[[5, 8]] = -1
+        prepare = Preprocess(32, [0.5] * 3, [0.25] * 3)
+        logits, alive = reproduce.compute_logits(network, images, prepare, torch.device("cpu"), "fp32", flip=True)
+        with torch.no_grad():
+            expected = torch.stack([network(prepare(images)), network(prepare(images.flip(3)))])
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+        assert (~alive["conv1"]).nonzero().flatten().tolist() == [5, 8]
+        (tmp_path / "file").write_bytes(b"abc")
+        dead, small, sha256 = reproduce.describe_network(network, alive, tmp_path / "file")
+        assert "conv1 2 of 64, conv2_x 0 of 64" in dead and small.endswith("1 of 64")
+        assert "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" in sha256  # FIPS 180-2, B.1
+
+    def test_script(self, small_run, capsys):
+        flags = ["--ckpt", str(small_run / "model.pt"), "--data", str(small_run.parent / "pictures"), "--device", "cpu"]
+        reproduce.main([*flags, "--root", str(small_run.parent / "decoded"), "--card", "--flip", "--limit", "5"])
+        output = capsys.readouterr().out
+        assert "5 test images" in output and "of mirror images averaged" in output and "SHA-256" in output
+
+
+def test_paired_difference():
+    """The table of bf16 against fp32 in benchmarks/README.md."""
+    bf16, fp32 = [0.6800, 0.6838, 0.6880], [0.6774, 0.6884, 0.6852]
+    assert recipe.paired_difference(bf16, fp32) == "+0.03 ± 0.24"
+    assert recipe.paired_difference(bf16[:1], fp32[:1]) == "+0.26"
+
+
+def test_both_searches_run_the_same_network_on_the_same_images(small_run):
+    pictures = small_run.parent / "pictures"
+    root = str(small_run.parent / "decoded")
+    inspection = inspect(small_run / "model.pt", Settings(stages=("conv1",)), "cpu", str(pictures), root)
+    usual = reconstruct.UsualScript(inspection, Path(pictures) / "test")
+    with torch.no_grad():
+        expected = inspection.network(inspection.inputs(inspection.images))
+        found = usual.network(torch.stack([image for image, _ in usual.dataset]))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
