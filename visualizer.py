@@ -11,6 +11,7 @@ import sys
 import time
 from argparse import BooleanOptionalAction
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,9 @@ from analysis.why import class_numbers
 from dataset import sources
 from figures import FIGURES, style
 from figures.gallery import write_gallery
-from figures.registry import NotDrawn, Outcome
+from figures.registry import SLOW, NotDrawn, Outcome, choose_figures, needs_of, searched_stages
 from figures.report import write_report
 from figures.scores import summary
-from figures.selection import SLOW, choose_figures, needs_of, searched_stages
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
 from runtime.checkpoint import CheckpointError, atomic_file, default_checkpoint
@@ -117,23 +117,12 @@ def channel_choice(text: str) -> int | str:
 
 
 def settings_from(args) -> Settings:
-    """What is visualised, from the flags: each stage, channel and rule once, in the order given."""
-    return Settings(
-        stages=tuple(dict.fromkeys(args.stages or Settings.stages)),
-        channels=tuple(dict.fromkeys(args.channels)) if isinstance(args.channels, list) else args.channels,
-        seed=args.seed,
-        border=args.border,
-        scale=args.scale,
-        top=args.top,
-        rules=tuple(dict.fromkeys(args.rules)),
-        unpool=args.unpool,
-        units=args.units,
-        limit=args.limit,
-        score_images=args.score_images,
-        batch_size=args.batch_size,
-        classes=tuple(args.classes) if args.classes else None,
-        occluder=args.occluder,
-    )
+    """What is visualised, from the flags of the same names: each stage, channel and rule once, in the order given."""
+    values = {field.name: getattr(args, field.name) for field in fields(Settings)}
+    values["stages"] = args.stages or Settings.stages
+    once = {name: tuple(dict.fromkeys(values[name])) for name in ("stages", "channels", "rules")
+            if not isinstance(values[name], str)}  # fmt: skip
+    return Settings(**values | once | {"classes": args.classes and tuple(args.classes)})
 
 
 def visualize(args, command: str) -> None:

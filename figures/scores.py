@@ -73,7 +73,7 @@ def summary(inspection: Inspection, settings: Settings) -> dict:
         "result": inspection.metadata.result,
         "settings": asdict(settings) | {"device": str(inspection.device)},
         "images_searched": len(inspection.searched),
-        "dead_channels": {stage: split_dead_channels(found, range(CHANNELS[stage]))[1] for stage, found in top.items()},
+        "dead_channels": {stage: split_dead_channels(best, range(CHANNELS[stage]))[1] for stage, best in top.items()},
     }
     if scores := score(inspection):
         classes = inspection.metadata.classes

@@ -20,8 +20,7 @@ from dataset.shapes import draw_shapes
 from figures import FIGURES
 from figures.image_grid import to_array
 from figures.occlusion import ShownOcclusion, occlusion_figure
-from figures.registry import NotDrawn
-from figures.selection import SLOW, choose_figures
+from figures.registry import SLOW, NotDrawn, choose_figures
 from network import ResNet18
 
 SETTINGS = Settings(occluder=9)

@@ -14,7 +14,6 @@ from analysis.inspection import add_search, inspect
 from analysis.settings import Settings
 from dataset import sources
 from dataset.preprocess import Preprocess
-from network import STAGES
 from runtime import checkpoint
 
 FIXED_NAMES = {
@@ -135,9 +134,7 @@ class TestFlags:
     @pytest.mark.parametrize(
         "name, files",
         [
-            ("filters", {"conv1_filters.png", *(f"conv1_filters_{c}.png" for c in ("red", "green", "blue"))}),
             ("evolution", {"summary.json"}),  # the run kept no snapshots
-            ("feature_maps", {"conv1_feature_maps.png", "conv5_x_feature_maps.png"}),
             ("confusion_matrix", {"confusion_matrix.png", "summary.json"}),
         ],
     )
@@ -192,8 +189,3 @@ class TestFlags:
         with pytest.raises(SystemExit) as end:
             visualizer.parse_args("--channels 3 all".split())
         assert end.value.code == 2 and "numbers, or one word" in capsys.readouterr().err
-
-    @pytest.mark.slow
-    def test_every_stage(self, small_run, tmp_path):
-        visualize(small_run, tmp_path, "--figures", "feature_maps", "reconstructions", "--stages", *STAGES)
-        assert len(list(tmp_path.glob("*_feature_maps.png"))) == len(list(tmp_path.glob("*_reconstructions.png"))) == 5
