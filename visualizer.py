@@ -5,18 +5,13 @@ python visualizer.py --ckpt PATH --images cat.jpg dog.jpg   your own pictures in
 python visualizer.py --figures top9 --stages conv4_x --channels 3 17 --rules deconvnet guided gradient
 """
 
-import json
 import shlex
 import sys
-import time
 from argparse import BooleanOptionalAction
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from analysis.inspection import (
@@ -32,12 +27,13 @@ from analysis.why import class_numbers
 from dataset import sources
 from figures import FIGURES, style
 from figures.gallery import write_gallery
-from figures.registry import SLOW, NotDrawn, Outcome, choose_figures, needs_of, searched_stages
+from figures.output import say, write_figures, write_summary
+from figures.registry import SLOW, Outcome, choose_figures, needs_of, searched_stages
 from figures.report import write_report
 from figures.scores import summary
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
-from runtime.checkpoint import CheckpointError, atomic_file, default_checkpoint
+from runtime.checkpoint import CheckpointError, default_checkpoint
 from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder
 from runtime.device import keep_freed_memory, release_freed_memory
 
@@ -125,43 +121,51 @@ def settings_from(args) -> Settings:
     return Settings(**values | once | {"classes": args.classes and tuple(args.classes)})
 
 
-def visualize(args, command: str) -> None:
-    """Draw what was asked for, and print the name of every file. command: as typed, for the report."""
+def visualize(args, command: str) -> bool:
+    """Draw what was asked for, and print the name of every file. command: as typed, for the report.
+
+    Returns whether every figure was drawn without an error.
+    """
     torch.backends.cudnn.allow_tf32 = False  # the pictures are then as exact as on a CPU
     settings = settings_from(args)
     inspection, names, left_out = load_what_is_needed(args, settings)
     check_settings(settings, names, inspection)
     folder = output_folder(args.out)
     gallery_stages = settings.stages if args.stages else STAGES
-    is_searched = args.gallery or "search" in needs_of(names)
-    if is_searched:
+    if is_searched := args.gallery or "search" in needs_of(names):
         stages = (*settings.stages, *gallery_stages) if args.gallery else settings.stages
         inspection = add_search(inspection, settings, searched_stages(names, stages))
-    numbers = summary(inspection, settings) if is_searched else None
-    for stage, dead in numbers["dead_channels"].items() if numbers else ():
+    numbers = summary(inspection, settings)
+    for stage, dead in numbers.get("dead_channels", {}).items():
         if len(dead) == CHANNELS[stage]:
-            print(f"{stage}: no image excites any channel")
+            print(f"{stage}: no image excites any channel at the units searched")
     outcomes = {name: Outcome(reason=reason) for name, reason in left_out.items()}
     for name in (bar := tqdm(names, unit="figures", leave=False, disable=None)):
         bar.set_description(name)
         release_freed_memory()  # each figure has tensors of other sizes
         outcomes[name] = write_figures(folder, FIGURES[name].draw(inspection, settings), args.format, args.dpi)
-        if reason := outcomes[name].reason:
+        if outcomes[name].failed:
+            say(f"error: {name}: {outcomes[name].reason}", sys.stderr)
+        elif reason := outcomes[name].reason:
             say(f"{name}: left out, {reason}")
+    files = [file for outcome in outcomes.values() for file in (*outcome.files, *outcome.json)]
     if args.gallery:
         release_freed_memory()
-        print(*write_gallery(inspection, settings, folder, gallery_stages), sep="\n")
-    if numbers:
-        write_json(folder / "summary.json", numbers)
+        pages = write_gallery(inspection, settings, folder, gallery_stages)
+        print(*pages[-2:], sep="\n")
+        files += [file.relative_to(folder) for file in pages]
     if args.report and args.format == "png":
-        print(write_report(folder, inspection, outcomes, numbers, command))
+        print(write_report(folder, inspection, outcomes, numbers if is_searched else None, command))
+        files.append(Path("report.html"))
     elif args.report:
         print("report.html: left out, a page shows PNG files, not PDF")
+    write_summary(folder, numbers, inspection.network, files)
     if slow := [name for name, reason in left_out.items() if reason == SLOW]:
         flags = f"--figures {' '.join(slow)}"
         print(f"{', '.join(slow)}: not drawn by default, minutes on a CPU; the same command with {flags}")
     if args.images and "why" in left_out and not args.figures:
         print("why it decides so for these pictures: the same command with --figures why, which needs the test images")
+    return not any(outcome.failed for outcome in outcomes.values())
 
 
 def check_settings(settings: Settings, names: list[str], inspection: Inspection) -> None:
@@ -202,50 +206,22 @@ def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]
     return inspection, names, left_out
 
 
-def write_figures(folder: Path, drawn: Iterator[tuple[Path, Figure | Any]], format: str, dpi: int) -> Outcome:
-    """Write each figure as it is drawn, and anything else as JSON; print the name and the seconds it took."""
-    started, files, json_content = time.monotonic(), [], None
-    try:
-        for path, content in drawn:
-            if not isinstance(content, Figure):
-                json_content = content
-                write_json(folder / f"{path}.json", content)
-                continue
-            file = path.with_name(f"{path.name}.{format}")
-            (folder / file).parent.mkdir(exist_ok=True)
-            with atomic_file(folder / file) as stream:
-                style.save(content, stream, format, dpi)
-            say(f"{folder / file} ({time.monotonic() - started:.1f} s)")
-            files.append(file)
-            started = time.monotonic()
-    except NotDrawn as reason:
-        return Outcome(reason=str(reason))
-    return Outcome(tuple(files), json_content, "" if files else "no image excites its channels")
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all, and print its name."""
-    with atomic_file(file) as stream:
-        stream.write(json.dumps(content, indent=1, allow_nan=False).encode())
-    say(str(file))
-
-
-def say(line: str) -> None:
-    """Print a line above the progress bars, at once."""
-    tqdm.write(line)
-    sys.stdout.flush()
-
-
 def main(argv=None):
     """The script. argv: flags, by default sys.argv[1:].
 
-    Exits with 1 after an error that the user can fix, 2 after wrong usage.
+    Exits with 1 after an error that the user can fix or an error in a figure, 2 after wrong usage, 130 after Ctrl+C.
     """
     args = parse_args(argv)
     keep_freed_memory()
     command = shlex.join(["python", "visualizer.py", *(sys.argv[1:] if argv is None else argv)])
     with one_line_errors(sources.DataError, CheckpointError):
-        visualize(args, command)
+        try:
+            is_complete = visualize(args, command)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+    if not is_complete:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A network with its test images and metadata: what every analysis starts from."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -214,14 +215,19 @@ def read_pictures(files: Sequence[str], image_size: int) -> list[Picture]:
     """The user's files, resized and centre-cropped, each with a folder name of its own on any system."""
     pictures: list[Picture] = []
     for file in map(Path, files):
-        used = {picture.folder.casefold() for picture in pictures}  # some systems take Cat and cat for one folder
+        used = {same_on_some_systems(picture.folder) for picture in pictures}
         stem = file.stem.strip(".") or "image"
         candidates = (stem, *(f"{stem}-{n}" for n in range(2, len(used) + 3)))
-        folder = next(name for name in candidates if name.casefold() not in used)
+        folder = next(name for name in candidates if same_on_some_systems(name) not in used)
         name = file.name.encode(errors="replace").decode()  # a file name need not be valid text
         title = f"{name}, resized and cropped to {image_size}x{image_size}"
         pictures.append(Picture(folder, title, folders.read_image(file, image_size), None, name))
     return pictures
+
+
+def same_on_some_systems(name: str) -> str:
+    """Equal for the names that Windows or macOS takes for one: in small or capital letters, accents composed or not."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def inspect(

@@ -23,9 +23,9 @@ from analysis.inspection import Inspection
 from analysis.scores import score
 from analysis.settings import Settings
 from figures.image_grid import image_grid, to_array
+from figures.output import output_file
 from figures.style import describe_count, describe_rule, format_percent, html_template, unpooling_note
 from figures.top9 import drawn_blocks
-from runtime.checkpoint import atomic_file
 
 TILE_PIXELS = 128  # a side, as crisp on a phone as on a desktop
 GAP_PIXELS = 4  # between tiles
@@ -40,8 +40,7 @@ Window = tuple[int, int, int, int]  # (left, top, width, height) in pixels
 
 
 def write_gallery(inspection: Inspection, settings: Settings, folder: Path, stages: Sequence[str]) -> list[Path]:
-    """Write index.html, atlas.json and channels/*.webp: the channels asked for by number, or all, of these stages."""
-    (folder / "channels").mkdir(exist_ok=True)
+    """Write channels/*.webp, atlas.json and index.html: the channels asked for by number, or all, of these stages."""
     page, numbers = folder / "index.html", folder / "atlas.json"
     for file in (page, numbers):
         file.unlink(missing_ok=True)  # an earlier page would show these pictures with other numbers
@@ -55,7 +54,7 @@ def write_gallery(inspection: Inspection, settings: Settings, folder: Path, stag
     }
     channels = {stage: {"channels": [card["numbers"] for card in cards[stage]]} for stage in stages}
     content = shared | {"stages": {stage: profiles[stage] | channels[stage] for stage in stages}}
-    with atomic_file(numbers) as file:
+    with output_file(numbers) as file:
         file.write(json.dumps(rounded(content), allow_nan=False).encode())
     scores, rules = score(inspection), " | ".join(("images", *settings.rules))
     text = PAGE.render(
@@ -68,9 +67,9 @@ def write_gallery(inspection: Inspection, settings: Settings, folder: Path, stag
         stages=[stage_content(stage, profiles[stage], cards[stage]) for stage in stages],
         bars=bars,
     )
-    with atomic_file(page) as file:
+    with output_file(page) as file:
         file.write(text.encode(errors="replace"))  # a folder name need not be valid text
-    return [numbers, page]
+    return [*(folder / card["file"] for shown in cards.values() for card in shown), numbers, page]
 
 
 def write_cards(
@@ -87,7 +86,7 @@ def write_cards(
     for result in tqdm(results, f"gallery, {stage}", len(shown), leave=False, disable=None):
         images, patches = strip(inspection, stage, result.channel, result.patches.shape[-1])
         name = f"channels/{stage}-{result.channel}.webp"
-        with atomic_file(folder / name) as file:
+        with output_file(folder / name) as file:
             file.write(to_webp(compose(result, patches, windows)))
         numbers = profiles[result.channel] | {
             "correlation": result.correlation,

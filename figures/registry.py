@@ -62,13 +62,16 @@ class Outcome:
     """What became of a figure.
 
     files    its pictures, in the order they were drawn: paths below the output folder
-    content  of its JSON file, if it has one
-    reason   why it was not drawn, if it was not
+    json     its JSON files likewise, and `content`: that of the last
+    reason   why it was not drawn, or not all of it
+    failed   whether the reason is an error
     """
 
     files: tuple[Path, ...] = ()
+    json: tuple[Path, ...] = ()
     content: Any = None
     reason: str = ""
+    failed: bool = False
 
 
 def choose_figures(

@@ -13,11 +13,11 @@ from PIL import Image
 
 from analysis.inspection import LoadedNetwork
 from figures import FIGURES
+from figures.output import output_file
 from figures.registry import SECTIONS, Outcome
 from figures.report_details import accuracies, drawing_details, headline, lowest_classes, training_details
 from figures.style import html_template
 from network import CHANNELS
-from runtime.checkpoint import atomic_file
 
 PAGE = html_template(Path(__file__).with_suffix(".html"))
 PRINTED_INCHES = (7.0, 8.0)  # what an A4 page has room for beside margins, a heading and a caption
@@ -55,7 +55,7 @@ def write_report(
         ],
         parts_shown=PARTS_SHOWN,
     )
-    with atomic_file(folder / "report.html") as file:
+    with output_file(folder / "report.html") as file:
         file.write(text.encode(errors="replace"))  # a file name need not be valid text
     return folder / "report.html"
 

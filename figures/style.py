@@ -92,7 +92,8 @@ def bare_axes_at(figure: Figure, left: float, top: float, width: float, height: 
 
 
 def truncate(name: str, most: int) -> str:
-    """A name of at most this many letters, with an ellipsis where it was cut."""
+    """A name in one line of at most this many letters, with an ellipsis where it was cut."""
+    name = " ".join(name.split())
     return name if len(name) <= most else name[: most - 1] + "…"
 
 

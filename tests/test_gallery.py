@@ -62,7 +62,7 @@ def test_nothing_comes_from_elsewhere(gallery):
 
 
 def test_the_dead_channel_is_named(gallery, gallery_json):
-    dead = re.findall("No image excites channel (.*?)[.]", (gallery / "index.html").read_text())
+    dead = re.findall("Zero at all units searched: channel (.*?)[.]", (gallery / "index.html").read_text())
     assert "5" in dead[0].split(", ") and 5 in gallery_json["stages"]["conv1"]["dead"]
 
 

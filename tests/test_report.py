@@ -120,6 +120,7 @@ class TestPage:
         assert "48 training, 12 test" in page.text and "2 epochs, 6 iterations" in page.text
         for stage, dead in summary["dead_channels"].items():
             assert f"{stage} {len(dead)} of" in page.text
+        assert "zero at all units searched" in page.text  # a channel may respond at the border, which is not searched
 
     def test_the_sections_are_those_of_a_course_report(self, out):
         headings = re.findall(r"<h2 id=(\w+)>(\d)", (out / "report.html").read_text())
