@@ -5,11 +5,21 @@ python visualizer.py --ckpt PATH --images cat.jpg dog.jpg   your own pictures in
 python visualizer.py --figures top9 --stages conv4_x --channels 3 17 --rules deconvnet guided gradient
 """
 
+import os
 import shlex
+import signal
 import sys
 from argparse import BooleanOptionalAction
 from dataclasses import fields
 from pathlib import Path
+
+if __name__ == "__main__":  # until main() can be interrupted: loading the libraries takes seconds
+
+    def interrupted(number, frame):
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, interrupted)
 
 import torch
 from tqdm import tqdm
@@ -27,7 +37,7 @@ from analysis.why import class_numbers
 from dataset import sources
 from figures import FIGURES, style
 from figures.gallery import write_gallery
-from figures.output import say, write_figures, write_summary
+from figures.output import say_error, write_figures, write_summary
 from figures.registry import SLOW, Outcome, choose_figures, needs_of, searched_stages
 from figures.report import write_report
 from figures.scores import summary
@@ -124,7 +134,7 @@ def settings_from(args) -> Settings:
 def visualize(args, command: str) -> bool:
     """Draw what was asked for, and print the name of every file. command: as typed, for the report.
 
-    Returns whether every figure was drawn without an error.
+    Returns whether all was drawn without an error.
     """
     torch.backends.cudnn.allow_tf32 = False  # the pictures are then as exact as on a CPU
     settings = settings_from(args)
@@ -143,29 +153,38 @@ def visualize(args, command: str) -> bool:
     for name in (bar := tqdm(names, unit="figures", leave=False, disable=None)):
         bar.set_description(name)
         release_freed_memory()  # each figure has tensors of other sizes
-        outcomes[name] = write_figures(folder, FIGURES[name].draw(inspection, settings), args.format, args.dpi)
-        if outcomes[name].failed:
-            say(f"error: {name}: {outcomes[name].reason}", sys.stderr)
-        elif reason := outcomes[name].reason:
-            say(f"{name}: left out, {reason}")
+        drawn = FIGURES[name].draw(inspection, settings)
+        outcomes[name] = write_figures(name, drawn, folder, args.format, args.dpi)
     files = [file for outcome in outcomes.values() for file in (*outcome.files, *outcome.json)]
+    is_complete = not any(outcome.failed for outcome in outcomes.values())
     if args.gallery:
         release_freed_memory()
-        pages = write_gallery(inspection, settings, folder, gallery_stages)
-        print(*pages[-2:], sep="\n")
-        files += [file.relative_to(folder) for file in pages]
+        try:
+            pages = write_gallery(inspection, settings, folder, gallery_stages)
+            print(*pages[-2:], sep="\n")
+            files += [file.relative_to(folder) for file in pages]
+        except OSError:
+            raise
+        except Exception as error:
+            is_complete = False
+            say_error("gallery", error)
     if args.report and args.format == "png":
         print(write_report(folder, inspection, outcomes, numbers if is_searched else None, command))
         files.append(Path("report.html"))
     elif args.report:
         print("report.html: left out, a page shows PNG files, not PDF")
     write_summary(folder, numbers, inspection.network, files)
+    print_hints(args, left_out)
+    return is_complete
+
+
+def print_hints(args, left_out: dict[str, str]) -> None:
+    """Which flags draw figures that were left out only because they take long, or need the test images."""
     if slow := [name for name, reason in left_out.items() if reason == SLOW]:
         flags = f"--figures {' '.join(slow)}"
         print(f"{', '.join(slow)}: not drawn by default, minutes on a CPU; the same command with {flags}")
     if args.images and "why" in left_out and not args.figures:
         print("why it decides so for these pictures: the same command with --figures why, which needs the test images")
-    return not any(outcome.failed for outcome in outcomes.values())
 
 
 def check_settings(settings: Settings, names: list[str], inspection: Inspection) -> None:
@@ -225,4 +244,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

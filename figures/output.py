@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -32,10 +33,12 @@ def output_file(path: Path) -> Iterator[BinaryIO]:
         raise OSError(f"{path} could not be written ({reason}): {advice}") from error
 
 
-def write_figures(folder: Path, drawn: Iterator[tuple[Path, Figure | Any]], format: str, dpi: int) -> Outcome:
+def write_figures(
+    name: str, drawn: Iterator[tuple[Path, Figure | Any]], folder: Path, format: str, dpi: int
+) -> Outcome:
     """Write each figure as it is drawn, and anything else as JSON; print the name and the seconds it took.
 
-    A figure that raises is an outcome, except for OSError: files that cannot be written end the run.
+    An error of the figure is an outcome. Raises OSError if a file cannot be written.
     """
     started, files, json_files, json_content = time.monotonic(), [], [], None
     reason, failed = "", False
@@ -55,14 +58,25 @@ def write_figures(folder: Path, drawn: Iterator[tuple[Path, Figure | Any]], form
         reason = "" if files else "no image excites its channels"
     except NotDrawn as error:
         reason = str(error)
-    except (CheckpointError, DataError) as error:
-        reason, failed = str(error), True
     except OSError:
         raise
-    except Exception as error:  # a fault of the figure, which must not cost the others
-        traceback.print_exc()
-        reason, failed = f"{type(error).__name__}: {error}", True
-    return Outcome(tuple(files), tuple(json_files), json_content, " ".join(reason.split()), failed)
+    except Exception as error:  # it must not cost the other figures
+        reason, failed = say_error(name, error), True
+    if reason and not failed:
+        say(f"{name}: left out, {reason}")
+    return Outcome(tuple(files), tuple(json_files), json_content, reason, failed)
+
+
+def say_error(name: str, error: Exception) -> str:
+    """Print and return an error in one line; one that a user cannot fix after its traceback."""
+    reason = " ".join(str(error).split())
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in reason:
+        reason = "out of memory: pass a smaller --batch-size"
+    elif not isinstance(error, CheckpointError | DataError):
+        traceback.print_exception(error)
+        reason = f"{type(error).__name__}: {reason}"
+    say(f"error: {name}: {reason}", sys.stderr)
+    return reason
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -1,6 +1,5 @@
 """What a figure shows is read back from its arrays, titles and legends."""
 
-import io
 from dataclasses import replace
 
 import matplotlib
@@ -204,13 +203,6 @@ def test_a_figure_does_not_depend_on_the_readers_settings_nor_change_them():
         assert dict(matplotlib.rcParams) == before
     assert figure.get_axes()[0].title.get_fontsize() == 7
     assert figure.get_axes()[0].get_images()[0].origin == "upper"
-
-
-def test_names_with_dollars_are_shown_as_they_are():
-    figure = single_image.input_figure(
-        RANDOM.rand(8, 8, 3), "cost_$5_^$x.png", ["a$b$", "c"], np.array([0.5, 0.5]), None
-    )
-    style.save(figure, io.BytesIO())
 
 
 def test_long_class_names_stay_within_their_column():

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -213,6 +215,21 @@ class TestFaults:
         text = (tmp_path / "report.html").read_text()
         assert "(confusion_matrix): RuntimeError: broken on purpose." in text and "conv1_filters_red.png" in text
 
+    @pytest.mark.parametrize(
+        "error, said",
+        [
+            (ValueError("a\nb"), "error: gallery: ValueError: a b\n"),
+            (torch.OutOfMemoryError("CUDA"), "error: gallery: out of memory: pass a smaller --batch-size\n"),
+        ],
+    )
+    def test_a_gallery_that_raises_does_not_cost_the_report(
+        self, small_run, tmp_path, capsys, monkeypatch, error, said
+    ):
+        monkeypatch.setattr(visualizer, "write_gallery", lambda *args: (_ for _ in ()).throw(error))
+        with pytest.raises(SystemExit) as end:
+            visualize(small_run, tmp_path, "--figures", "filters", "--gallery", "--stages", "conv1")
+        assert end.value.code == 1 and said in capsys.readouterr().err and (tmp_path / "report.html").exists()
+
     @pytest.mark.parametrize("name", ["conv1_filters.png", "report.html", "summary.json"])
     def test_a_full_disk_names_the_file_and_what_to_do(self, small_run, tmp_path, capsys, monkeypatch, name):
         @contextmanager
@@ -253,6 +270,13 @@ class TestFaults:
         visualize(small_run, tmp_path, "--figures", "training_curves", "--no-report")
         after = json.loads((tmp_path / "summary.json").read_text())
         assert after == before | {"files": ["confusion_matrix.png", "training_curves.png"]}
+
+    @pytest.mark.skipif(os.name == "nt", reason="os.kill ends a process on Windows")
+    def test_ctrl_c_while_the_libraries_load(self, tmp_path):
+        (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nlibrary_is_loaded")
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        ended = subprocess.run([sys.executable, visualizer.__file__], capture_output=True, text=True, env=environment)
+        assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
 
     def test_ctrl_c_is_said_in_a_word(self, small_run, tmp_path, capsys, monkeypatch):
         def interrupt(*args):
