@@ -5,17 +5,23 @@ python visualizer.py --ckpt PATH --images cat.jpg dog.jpg   your own pictures in
 python visualizer.py --figures top9 --stages conv4_x --channels 3 17 --rules deconvnet guided gradient
 """
 
-import json
+import os
 import shlex
+import signal
 import sys
-import time
 from argparse import BooleanOptionalAction
-from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+
+if __name__ == "__main__":  # until main() can be interrupted: loading the libraries takes seconds
+
+    def interrupted(number, frame):
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, interrupted)
 
 import torch
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from analysis.inspection import (
@@ -30,14 +36,14 @@ from analysis.settings import CHANNEL_CHOICES, SCALES, Settings
 from dataset import sources
 from figures import FIGURES, style
 from figures.gallery import write_gallery
-from figures.registry import NotDrawn, Outcome
+from figures.output import say_error, write_figures, write_summary
+from figures.registry import SLOW, Outcome, choose_figures, needs_of, searched_stages
 from figures.report import write_report
 from figures.scores import summary
-from figures.selection import SLOW, choose_figures, needs_of, searched_stages
 from figures.why import class_numbers
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
-from runtime.checkpoint import CheckpointError, atomic_file, default_checkpoint
+from runtime.checkpoint import CheckpointError, default_checkpoint
 from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder
 from runtime.device import keep_freed_memory, release_freed_memory
 
@@ -117,57 +123,63 @@ def channel_choice(text: str) -> int | str:
 
 
 def settings_from(args) -> Settings:
-    """What is visualised, from the flags: each stage, channel and rule once, in the order given."""
-    return Settings(
-        stages=tuple(dict.fromkeys(args.stages or Settings.stages)),
-        channels=tuple(dict.fromkeys(args.channels)) if isinstance(args.channels, list) else args.channels,
-        seed=args.seed,
-        border=args.border,
-        scale=args.scale,
-        top=args.top,
-        rules=tuple(dict.fromkeys(args.rules)),
-        unpool=args.unpool,
-        units=args.units,
-        limit=args.limit,
-        score_images=args.score_images,
-        batch_size=args.batch_size,
-        classes=tuple(args.classes) if args.classes else None,
-        occluder=args.occluder,
-    )
+    """What is visualised, from the flags of the same names: each stage, channel and rule once, in the order given."""
+    values = {field.name: getattr(args, field.name) for field in fields(Settings)}
+    values["stages"] = args.stages or Settings.stages
+    once = {name: tuple(dict.fromkeys(values[name])) for name in ("stages", "channels", "rules")
+            if not isinstance(values[name], str)}  # fmt: skip
+    return Settings(**values | once | {"classes": args.classes and tuple(args.classes)})
 
 
-def visualize(args, command: str) -> None:
-    """Draw what was asked for, and print the name of every file. command: as typed, for the report."""
+def visualize(args, command: str) -> bool:
+    """Draw what was asked for, and print the name of every file. command: as typed, for the report.
+
+    Returns whether all was drawn without an error.
+    """
     torch.backends.cudnn.allow_tf32 = False  # the pictures are then as exact as on a CPU
     settings = settings_from(args)
     inspection, names, left_out = load_what_is_needed(args, settings)
     check_settings(settings, names, inspection)
     folder = output_folder(args.out)
     gallery_stages = settings.stages if args.stages else STAGES
-    is_searched = args.gallery or "search" in needs_of(names)
-    if is_searched:
+    if is_searched := args.gallery or "search" in needs_of(names):
         stages = (*settings.stages, *gallery_stages) if args.gallery else settings.stages
         inspection = add_search(inspection, settings, searched_stages(names, stages))
-    numbers = summary(inspection, settings) if is_searched else None
-    for stage, dead in numbers["dead_channels"].items() if numbers else ():
+    numbers = summary(inspection, settings)
+    for stage, dead in numbers.get("dead_channels", {}).items():
         if len(dead) == CHANNELS[stage]:
-            print(f"{stage}: no image excites any channel")
+            print(f"{stage}: no image excites any channel at the units searched")
     outcomes = {name: Outcome(reason=reason) for name, reason in left_out.items()}
     for name in (bar := tqdm(names, unit="figures", leave=False, disable=None)):
         bar.set_description(name)
         release_freed_memory()  # each figure has tensors of other sizes
-        outcomes[name] = write_figures(folder, FIGURES[name].draw(inspection, settings), args.format, args.dpi)
-        if reason := outcomes[name].reason:
-            say(f"{name}: left out, {reason}")
+        drawn = FIGURES[name].draw(inspection, settings)
+        outcomes[name] = write_figures(name, drawn, folder, args.format, args.dpi)
+    files = [file for outcome in outcomes.values() for file in (*outcome.files, *outcome.json)]
+    is_complete = not any(outcome.failed for outcome in outcomes.values())
     if args.gallery:
         release_freed_memory()
-        print(*write_gallery(inspection, settings, folder, gallery_stages), sep="\n")
-    if numbers:
-        write_json(folder / "summary.json", numbers)
+        try:
+            pages = write_gallery(inspection, settings, folder, gallery_stages)
+            print(*pages[-2:], sep="\n")
+            files += [file.relative_to(folder) for file in pages]
+        except OSError:
+            raise
+        except Exception as error:
+            is_complete = False
+            say_error("gallery", error)
     if args.report and args.format == "png":
-        print(write_report(folder, inspection, outcomes, numbers, command))
+        print(write_report(folder, inspection, outcomes, numbers if is_searched else None, command))
+        files.append(Path("report.html"))
     elif args.report:
         print("report.html: left out, a page shows PNG files, not PDF")
+    write_summary(folder, numbers, inspection.network, files)
+    print_hints(args, left_out)
+    return is_complete
+
+
+def print_hints(args, left_out: dict[str, str]) -> None:
+    """Which flags draw figures that were left out only because they take long, or need the test images."""
     if slow := [name for name, reason in left_out.items() if reason == SLOW]:
         flags = f"--figures {' '.join(slow)}"
         print(f"{', '.join(slow)}: not drawn by default, minutes on a CPU; the same command with {flags}")
@@ -213,51 +225,24 @@ def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]
     return inspection, names, left_out
 
 
-def write_figures(folder: Path, drawn: Iterator[tuple[Path, Figure | Any]], format: str, dpi: int) -> Outcome:
-    """Write each figure as it is drawn, and anything else as JSON; print the name and the seconds it took."""
-    started, files, json_content = time.monotonic(), [], None
-    try:
-        for path, content in drawn:
-            if not isinstance(content, Figure):
-                json_content = content
-                write_json(folder / f"{path}.json", content)
-                continue
-            file = path.with_name(f"{path.name}.{format}")
-            (folder / file).parent.mkdir(exist_ok=True)
-            with atomic_file(folder / file) as stream:
-                style.save(content, stream, format, dpi)
-            say(f"{folder / file} ({time.monotonic() - started:.1f} s)")
-            files.append(file)
-            started = time.monotonic()
-    except NotDrawn as reason:
-        return Outcome(reason=str(reason))
-    return Outcome(tuple(files), json_content, "" if files else "no image excites its channels")
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all, and print its name."""
-    with atomic_file(file) as stream:
-        stream.write(json.dumps(content, indent=1, allow_nan=False).encode())
-    say(str(file))
-
-
-def say(line: str) -> None:
-    """Print a line above the progress bars, at once."""
-    tqdm.write(line)
-    sys.stdout.flush()
-
-
 def main(argv=None):
     """The script. argv: flags, by default sys.argv[1:].
 
-    Exits with 1 after an error that the user can fix, 2 after wrong usage.
+    Exits with 1 after an error that the user can fix or an error in a figure, 2 after wrong usage, 130 after Ctrl+C.
     """
     args = parse_args(argv)
     keep_freed_memory()
     command = shlex.join(["python", "visualizer.py", *(sys.argv[1:] if argv is None else argv)])
     with one_line_errors(sources.DataError, CheckpointError):
-        visualize(args, command)
+        try:
+            is_complete = visualize(args, command)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+    if not is_complete:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

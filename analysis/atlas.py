@@ -1,16 +1,17 @@
 """What a channel's peaks over all searched images say about it: how often, how strongly, for which classes it responds.
 
-The nine strongest images alone flatter a channel (Borowski et al. 2021, arXiv:2010.12606, show them beside others).
+A peak is a channel's highest activation in an image. The nine strongest images alone flatter a channel (Borowski et
+al. 2021, arXiv:2010.12606, show them beside others). Results are the content of atlas.json.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from analysis.activations import split_dead_channels
-from analysis.channel_groups import ChannelGroups, group_channels, peak_correlations
+from analysis.channel_groups import group_channels, peak_correlations
 from analysis.crops import corner_inside, crop
 from analysis.inspection import Inspection
 from analysis.receptive_field import receptive_field
@@ -21,18 +22,12 @@ DENSITY_BINS = 24
 NEIGHBOURS = 5
 
 
-@dataclass(frozen=True)
-class Neighbour:
-    """Another channel of the stage, and the correlation of its peaks with this one's."""
+def profile_stage(inspection: Inspection, stage: str) -> dict:
+    """A searched stage's `dead` channels, `groups` of similar living ones, and `channels`: number -> its profile.
 
-    channel: int
-    correlation: float
+    A profile is a dict, of N searched images:
 
-
-@dataclass(frozen=True)
-class ChannelProfile:
-    """A living channel of a stage, over N searched images. A peak is the highest activation in an image.
-
+    stage, channel
     peak            highest of all
     exciting        number of images with a peak above 0
     density         counts of these peaks in DENSITY_BINS equal bins from 0 to the highest
@@ -40,126 +35,61 @@ class ChannelProfile:
     best_class      number of the class with the highest mean; None if no image has a class
     selectivity     0..1: see `class_selectivity`; None with less than two classes
     class_weights   conv5_x: fc.weight of each of the network's classes; None at other stages
-    neighbours      the NEIGHBOURS living channels with the highest correlation, in descending order
+    neighbours      `nearest_channels`
     representative  of the channel's group, which ChannelGroups explains
+
+    All sums are taken in float64.
     """
-
-    stage: str
-    channel: int
-    peak: float
-    exciting: int
-    density: tuple[int, ...]
-    class_means: tuple[float | None, ...]
-    best_class: int | None
-    selectivity: float | None
-    class_weights: tuple[float, ...] | None
-    neighbours: tuple[Neighbour, ...]
-    representative: int
-
-
-@dataclass(frozen=True)
-class StageProfile:
-    """The living channels of a stage, by number, with the groups that they form, and the dead ones."""
-
-    stage: str
-    channels: dict[int, ChannelProfile]
-    groups: ChannelGroups
-    dead: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class StripImage:
-    """The image at a quantile of the peaks above zero.
-
-    percent     of these peaks, as many are at most as high
-    index       in the test split
-    activation  of the unit at (row, column)
-    label       name of the image's class; `predicted`: of the class the network predicts
-    correct     whether they agree; None if the network does not know the label
-    crop        (top, left, bottom, right) of the tile, in pixels of the network's input
-    """
-
-    percent: int
-    index: int
-    activation: float
-    row: int
-    column: int
-    label: str
-    predicted: str
-    correct: bool | None
-    crop: tuple[int, int, int, int]
-
-
-def profile_stage(inspection: Inspection, stage: str) -> StageProfile:
-    """Every living channel of a searched stage; all sums are taken in float64."""
     search = inspection.search
     peaks = search.peaks[stage].double()
     alive, dead = split_dead_channels(search.top[stage], range(CHANNELS[stage]))
     if not alive:
-        return StageProfile(stage, {}, ChannelGroups((), ()), tuple(dead))
-    groups = living_groups(peaks, alive)
-    representatives = {
-        channel: first for first, members in zip(groups.representatives, groups.members, strict=True)
-        for channel in members
-    }  # fmt: skip
+        return {"dead": dead, "groups": [], "channels": {}}
+    found = group_channels(peaks[:, alive])  # numbers among the living
+    members = {alive[first]: [alive[n] for n in rest]
+               for first, rest in zip(found.representatives, found.members, strict=True)}  # fmt: skip
+    representatives = {channel: first for first, channels in members.items() for channel in channels}
     neighbours = nearest_channels(peaks, alive)
-    densities = peak_densities(peaks)
     means = class_means(peaks, inspection.labels[inspection.searched], len(inspection.label_names))
     selectivity = class_selectivity(means)
     weights = inspection.network.fc.weight.double().cpu().T.tolist() if stage == STAGES[-1] else None
-    channels = {}
+    profiles = {}
     for channel in alive:
+        above_zero = peaks[:, channel][peaks[:, channel] > 0].numpy()
         known = [None if mean != mean else mean for mean in means[:, channel].tolist()]
         best = means[:, channel].nan_to_num(-1).argmax().item()
-        channels[channel] = ChannelProfile(
-            stage,
-            channel,
-            peak=peaks[:, channel].max().item(),
-            exciting=int((peaks[:, channel] > 0).sum()),
-            density=tuple(densities[:, channel].tolist()),
-            class_means=tuple(known),
-            best_class=None if known[best] is None else best,
-            selectivity=None if selectivity is None else selectivity[channel].item(),
-            class_weights=None if weights is None else tuple(weights[channel]),
-            neighbours=neighbours[channel],
-            representative=representatives[channel],
-        )
-    return StageProfile(stage, channels, groups, tuple(dead))
+        profiles[channel] = {
+            "stage": stage,
+            "channel": channel,
+            "peak": above_zero.max().item(),
+            "exciting": len(above_zero),
+            "density": np.histogram(above_zero, DENSITY_BINS, (0, above_zero.max()))[0].tolist(),
+            "class_means": known,
+            "best_class": None if known[best] is None else best,
+            "selectivity": None if selectivity is None else selectivity[channel].item(),
+            "class_weights": weights and weights[channel],
+            "neighbours": neighbours[channel],
+            "representative": representatives[channel],
+        }
+    groups = [{"representative": first, "channels": channels} for first, channels in members.items()]
+    return {"dead": dead, "groups": groups, "channels": profiles}
 
 
-def living_groups(peaks: Tensor, alive: Sequence[int]) -> ChannelGroups:
-    """`group_channels` among the channels `alive`, by their numbers in the stage; peaks: (N, C)."""
-    found = group_channels(peaks[:, alive])
-    return ChannelGroups(
-        tuple(alive[n] for n in found.representatives),
-        tuple(tuple(alive[n] for n in members) for members in found.members),
-    )
+def nearest_channels(peaks: Tensor, alive: Sequence[int], count: int = NEIGHBOURS) -> dict[int, list[dict]]:
+    """Each living channel's `count` most similar other ones, as `channel` and `correlation`, in descending order.
 
-
-def nearest_channels(peaks: Tensor, alive: Sequence[int], count: int = NEIGHBOURS) -> dict[int, tuple[Neighbour, ...]]:
-    """Each living channel's `count` most similar other ones, by Pearson's correlation of their peaks (N, C)."""
+    The correlation is Pearson's of their peaks (N, C).
+    """
     correlations = peak_correlations(peaks[:, alive])
     correlations.fill_diagonal_(-torch.inf)
-    found = correlations.sort(dim=1, descending=True, stable=True)
+    nearest = correlations.sort(dim=1, descending=True, stable=True)
     count = min(count, len(alive) - 1)
     return {
-        channel: tuple(
-            Neighbour(alive[other], correlation)
-            for other, correlation in zip(others[:count].tolist(), values[:count].tolist(), strict=True)
+        channel: [{"channel": alive[n], "correlation": value} for n, value in zip(others, values, strict=True)]
+        for channel, others, values in zip(
+            alive, nearest.indices[:, :count].tolist(), nearest.values[:, :count].tolist(), strict=True
         )
-        for channel, values, others in zip(alive, found.values, found.indices, strict=True)
     }
-
-
-def peak_densities(peaks: Tensor, bins: int = DENSITY_BINS) -> Tensor:
-    """How many of a channel's peaks above zero are in each of `bins` equal bins from 0 to the highest.
-
-    peaks (N, C) -> (bins, C) int64. The highest belongs to the last bin.
-    """
-    highest = peaks.amax(0)
-    places = (peaks / torch.where(highest > 0, highest, 1) * bins).long().clamp(0, bins - 1)
-    counts = torch.zeros(bins, peaks.shape[1], dtype=torch.int64)
-    return counts.scatter_add_(0, places, (peaks > 0).long())
 
 
 def class_means(peaks: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -199,10 +129,17 @@ def quantile_images(peaks: Tensor, percents: Sequence[int] = STRIP_PERCENTS) -> 
     return [ascending[-(-percent * count // 100) - 1] for percent in percents] if count else []
 
 
-def strip(inspection: Inspection, stage: str, channel: int, side: int) -> tuple[tuple[StripImage, ...], Tensor]:
+def strip(inspection: Inspection, stage: str, channel: int, side: int) -> tuple[list[dict], Tensor]:
     """The images at the quantiles of a channel's peaks, and their patches (n, 3, side, side) in 0..1.
 
-    Each patch is centred on the strongest unit's receptive field and shifted into the image.
+    Each patch is centred on the strongest unit's receptive field and shifted into the image. Of each image:
+
+    percent     of the peaks above zero, as many are at most as high
+    index       in the test split
+    activation  of the unit at (row, column)
+    label       name of the image's class; `predicted`: of the class the network predicts
+    correct     whether they agree; None if the network does not know the label
+    crop        (top, left, bottom, right) of the patch, in pixels of the network's input
     """
     search = inspection.search
     rows = quantile_images(search.peaks[stage][:, channel])
@@ -210,23 +147,14 @@ def strip(inspection: Inspection, stage: str, channel: int, side: int) -> tuple[
     field = receptive_field(inspection.network, stage)
     size, width = (inspection.metadata.image_size,) * 2, search.top[stage].map_size[1]
     images, corners = [], []
-    for percent, found, index in zip(STRIP_PERCENTS, rows, indices.tolist(), strict=True):
-        row, column = divmod(search.positions[stage][found, channel].item(), width)
-        middle = tuple(unit * field.stride - field.offset + field.size // 2 for unit in (row, column))
-        top, left = corner_inside(middle, side, size)
-        label, predicted, correct = inspection.verdict(index, search.logits[found].argmax())
-        images.append(
-            StripImage(
-                percent,
-                index,
-                search.peaks[stage][found, channel].item(),
-                row,
-                column,
-                label,
-                predicted,
-                correct=correct,
-                crop=(top, left, top + side, left + side),
-            )
-        )
+    for percent, searched, index in zip(STRIP_PERCENTS, rows, indices.tolist(), strict=True):
+        row, column = divmod(search.positions[stage][searched, channel].item(), width)
+        center = tuple(unit * field.stride - field.offset + field.size // 2 for unit in (row, column))
+        top, left = corner_inside(center, side, size)
+        label, predicted, correct = inspection.verdict(index, search.logits[searched].argmax())
+        activation = search.peaks[stage][searched, channel].item()
+        unit = {"percent": percent, "index": index, "activation": activation, "row": row, "column": column}
+        verdict = {"label": label, "predicted": predicted, "correct": correct}
+        images.append(unit | verdict | {"crop": [top, left, top + side, left + side]})
         corners.append((top, left))
-    return tuple(images), crop(inspection.resized(inspection.images[indices]), side, corners)
+    return images, crop(inspection.resized(inspection.images[indices]), side, corners)

@@ -1,5 +1,6 @@
 """A network with its test images and metadata: what every analysis starts from."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,26 +39,16 @@ class Picture:
     origin: int | str
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """A network, its metadata, and the images to inspect it with.
+@dataclass(frozen=True, kw_only=True)
+class LoadedNetwork:
+    """A network as its checkpoint gives it, without any image.
 
-    checkpoint   the file it was read from
-    network      in evaluation mode, on `device`
-    metadata     classes, mean, std, image size, history, ...
-    device       of the network and of its inputs
-    source       name or folder of the data set
-    root         where named data sets are kept
-    preprocess   stored images -> inputs of the network
-    images       the test split: (N, 3, H, W) uint8
-    labels       (N,) int64 into `label_names`
-    label_names  the data set's classes; the network's are metadata.classes
-    files        of the test images; None for named data sets
-    searched     (n,) int64: indices of the test images that are searched
-    search       the strongest of these for every channel, and their logits
-    pictures     the images to explain one by one
-
-    `load_inspection` fills the fields up to `root`. The others are None until the functions below it add them.
+    checkpoint  the file it was read from
+    network     in evaluation mode, on `device`
+    metadata    classes, mean, std, image size, history, ...
+    device      of the network and of its inputs
+    source      name or folder of the data set
+    root        where named data sets are kept
     """
 
     checkpoint: Path
@@ -66,14 +57,44 @@ class Inspection:
     device: torch.device
     source: str
     root: str
-    preprocess: Preprocess | None = None
-    images: Tensor | None = None
-    labels: Tensor | None = None
-    label_names: tuple[str, ...] | None = None
-    files: list[Path] | None = None
-    searched: Tensor | None = None
-    search: SearchResult | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureInspection(LoadedNetwork):
+    """A network that can be shown images.
+
+    preprocess  stored images -> inputs of the network
+    pictures    the images to explain one by one
+    """
+
+    preprocess: Preprocess
     pictures: tuple[Picture, ...] = ()
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Stored images (N, 3, H, W) uint8 -> the network's input (N, 3, S, S) on its device."""
+        return self.preprocess(images.to(self.device))
+
+    def resized(self, images: Tensor) -> Tensor:
+        """Stored images (N, 3, H, W) uint8 -> (N, 3, S, S) in 0..1: what the network sees, before normalisation."""
+        return resize(images, self.metadata.image_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInspection(PictureInspection):
+    """A network with its test images.
+
+    images       the test split: (N, 3, H, W) uint8
+    labels       (N,) int64 into `label_names`
+    label_names  the data set's classes; the network's are metadata.classes
+    files        of the test images; None for named data sets
+    searched     (n,) int64: indices of the test images that are searched
+    """
+
+    images: Tensor
+    labels: Tensor
+    label_names: tuple[str, ...]
+    files: list[Path] | None
+    searched: Tensor
 
     @property
     def knows_labels(self) -> bool:
@@ -89,18 +110,20 @@ class Inspection:
         label, predicted = self.label_names[self.labels[index]], self.metadata.classes[prediction]
         return label, predicted, predicted == label if label in self.metadata.classes else None
 
-    def inputs(self, images: Tensor) -> Tensor:
-        """Stored images (N, 3, H, W) uint8 -> the network's input (N, 3, S, S) on its device."""
-        return self.preprocess(images.to(self.device))
-
-    def resized(self, images: Tensor) -> Tensor:
-        """Stored images (N, 3, H, W) uint8 -> (N, 3, S, S) in 0..1: what the network sees, before normalisation."""
-        return resize(images, self.metadata.image_size)
-
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """The searched images as inputs of the network, with a progress bar on a terminal."""
         parts = tqdm(self.searched.split(batch_size), "search", unit="batches", leave=False, disable=None)
         return (self.inputs(self.images[part]) for part in parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection(ImageInspection):
+    """A network with its test images and their search, as most figures need it.
+
+    search  the strongest of the searched images for every channel, and their logits
+    """
+
+    search: SearchResult
 
     def top_images(self, top: TopActivations, channel: int) -> Tensor:
         """Indices in the test split of a channel's strongest images, (k,)."""
@@ -109,94 +132,102 @@ class Inspection:
 
 def load_inspection(
     checkpoint: str | Path, device: str = "auto", source: str | None = None, root: str | None = None
-) -> Inspection:
-    """A checkpoint's network and metadata, without any image.
+) -> LoadedNetwork:
+    """A checkpoint's network and metadata.
 
     source, root: where the data are; by default as in training. Raises CheckpointError, and OSError for a device that
     is not there.
     """
     device = pick_device(device)
     network, metadata = load_network(checkpoint)
-    network = network.to(device, memory_format=torch.channels_last)
-    source = source or metadata.config.get("data", "cifar10")
-    root = root or metadata.config.get("root", "data")
-    return Inspection(Path(checkpoint), network, metadata, device, source, root)
+    return LoadedNetwork(
+        checkpoint=Path(checkpoint),
+        network=network.to(device, memory_format=torch.channels_last),
+        metadata=metadata,
+        device=device,
+        source=source or metadata.config.get("data", "cifar10"),
+        root=root or metadata.config.get("root", "data"),
+    )
 
 
-def add_preprocessing(inspection: Inspection) -> Inspection:
+def add_preprocessing(loaded: LoadedNetwork) -> PictureInspection:
     """Add `preprocess`. A plain state dict has no metadata: its classes, mean and std are taken from its data.
 
     Raises DataError when these are missing or have another number of classes.
     """
-    metadata = inspection.metadata
+    metadata = loaded.metadata
     if metadata.mean is None:
-        train = sources.load_split(inspection.source, "train", inspection.root, metadata.image_size)
-        if len(train.classes) != (outputs := inspection.network.fc.out_features):
+        train = sources.load_split(loaded.source, "train", loaded.root, metadata.image_size)
+        if len(train.classes) != (outputs := loaded.network.fc.out_features):
             raise sources.DataError(
-                f"{inspection.checkpoint} has {outputs} outputs, {inspection.source} has {len(train.classes)} classes: "
+                f"{loaded.checkpoint} has {outputs} outputs, {loaded.source} has {len(train.classes)} classes: "
                 "pass --data with the data it was trained on"
             )
         mean, std = train.mean_and_std()
         metadata = replace(metadata, classes=tuple(train.classes), mean=tuple(mean), std=tuple(std))
-    preprocess = Preprocess(metadata.image_size, metadata.mean, metadata.std, inspection.device)
-    return replace(inspection, metadata=metadata, preprocess=preprocess)
+    preprocess = Preprocess(metadata.image_size, metadata.mean, metadata.std, loaded.device)
+    return PictureInspection(**vars(loaded) | {"metadata": metadata}, preprocess=preprocess)
 
 
-def add_test_images(inspection: Inspection, limit: int | None = None) -> Inspection:
+def add_test_images(inspection: PictureInspection, limit: int | None = None) -> ImageInspection:
     """Add the test split; `limit` of its images, evenly spread, are searched (default: all). Raises DataError."""
     source = inspection.source
     images, labels, names = sources.load(source, "test", inspection.root, inspection.metadata.image_size)
     if tuple(names) != inspection.metadata.classes:
         print(f"note: the classes of {source} are not those the network was trained on")
-    limit = min(limit or len(images), len(images))
-    return replace(
-        inspection,
+    return ImageInspection(
+        **vars(inspection),
         images=images,
         labels=labels,
         label_names=tuple(names),
         files=sources.list_files(source, "test"),
-        searched=spread(limit, len(images)),
+        searched=spread(min(limit or len(images), len(images)), len(images)),
     )
 
 
-def add_search(inspection: Inspection, settings: Settings, stages: Sequence[str] | None = None) -> Inspection:
+def add_search(inspection: ImageInspection, settings: Settings, stages: Sequence[str] | None = None) -> Inspection:
     """Add the strongest test images of every channel of these stages, and the logits: one pass over the images.
 
     stages: by default those of the settings. Raises CheckpointError when activations are not finite.
     """
     batches, stages = inspection.batches(settings.batch_size), stages or settings.stages
     inside = searched_units(inspection.network, stages, inspection.metadata.image_size, settings.border)
-    found = search(inspection.network, batches, stages, settings.top, with_logits=True, inside=inside)
-    for stage, top in found.top.items():
+    result = search(inspection.network, batches, stages, settings.top, with_logits=True, inside=inside)
+    for stage, top in result.top.items():
         check_finite(top.scores, f"activations of {stage}")
-    return replace(inspection, search=found)
+    return Inspection(**vars(inspection) | {"search": result})
 
 
-def add_pictures(inspection: Inspection, files: Sequence[str] | None = None) -> Inspection:
+def add_pictures(inspection: PictureInspection, files: Sequence[str] | None = None) -> PictureInspection:
     """Add the images to explain: these files, or the first test image. Raises DataError for a file that is no image."""
     if files:
         return replace(inspection, pictures=tuple(read_pictures(files, inspection.metadata.image_size)))
     return replace(inspection, pictures=(picture_of(inspection, 0),))
 
 
-def picture_of(inspection: Inspection, index: int) -> Picture:
+def picture_of(inspection: ImageInspection, index: int) -> Picture:
     """An image of the test split, to explain."""
     label = inspection.label_names[inspection.labels[index]]
     return Picture("", f"test image {index} ({label})", inspection.images[index], label, index)
 
 
 def read_pictures(files: Sequence[str], image_size: int) -> list[Picture]:
-    """The user's files, resized and centre-cropped, each with a folder name of its own."""
+    """The user's files, resized and centre-cropped, each with a folder name of its own on any system."""
     pictures: list[Picture] = []
     for file in map(Path, files):
-        used = {picture.folder for picture in pictures}
+        used = {same_on_some_systems(picture.folder) for picture in pictures}
         stem = file.stem.strip(".") or "image"
         candidates = (stem, *(f"{stem}-{n}" for n in range(2, len(used) + 3)))
-        folder = next(name for name in candidates if name not in used)
+        folder = next(name for name in candidates if same_on_some_systems(name) not in used)
         name = file.name.encode(errors="replace").decode()  # a file name need not be valid text
         title = f"{name}, resized and cropped to {image_size}x{image_size}"
         pictures.append(Picture(folder, title, folders.read_image(file, image_size), None, name))
     return pictures
+
+
+def same_on_some_systems(name: str) -> str:
+    """Equal for the names that Windows or macOS takes for one: in small or capital letters, accents composed or not."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def inspect(
@@ -218,8 +249,8 @@ def spread(count: int, total: int) -> Tensor:
     Even over a data set sorted by class, and over one whose classes alternate. `count` is at most `total`.
     """
     edges = torch.arange(count + 1) * total // count
-    places = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return edges[:-1] + (places * edges.diff()).long()
+    shares = torch.rand(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return edges[:-1] + (shares * edges.diff()).long()
 
 
 def one_per_class(inspection: Inspection, count: int) -> list[Picture]:
@@ -234,12 +265,12 @@ def one_per_class(inspection: Inspection, count: int) -> list[Picture]:
     right = predicted == labels
     first: dict[int, int] = {}  # class -> index in the test split
     for candidates in (right & (confidence >= CONFIDENT), right, ~right):
-        for place in candidates.nonzero().flatten().tolist():
-            first.setdefault(labels[place].item(), inspection.searched[place].item())
+        for row in candidates.nonzero().flatten().tolist():
+            first.setdefault(labels[row].item(), inspection.searched[row].item())
     return [picture_of(inspection, index) for index in list(first.values())[:count]]
 
 
-def class_to_explain(inspection: Inspection, picture: Picture, predicted: int) -> int:
+def class_to_explain(inspection: PictureInspection, picture: Picture, predicted: int) -> int:
     """The number of the picture's class; of the predicted one if its class is unknown, or not the network's."""
     classes = inspection.metadata.classes
     return classes.index(picture.label) if picture.label in classes else predicted

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from analysis.inspection import Inspection
+from analysis.inspection import LoadedNetwork
 from analysis.settings import Settings
 from figures.image_grid import color_limit, diverging_rgb, draw_numbered_grid
 from figures.registry import register
@@ -24,7 +24,7 @@ FAINT = 0.01  # share of the network's largest weight below which a filter is no
     needs="checkpoint",
     section="filters",
 )
-def draw_filters(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
+def draw_filters(inspection: LoadedNetwork, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """conv1_filters, and conv1_filters_red, _green and _blue on one scale."""
     weights = inspection.network.conv1.weight.detach().cpu().contiguous().numpy()
     yield Path("conv1_filters"), filters_figure(weights)

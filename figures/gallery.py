@@ -8,10 +8,8 @@ import io
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from html import escape
+from dataclasses import asdict, replace
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -19,16 +17,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.atlas import STRIP_PERCENTS, StageProfile, profile_stage, strip
+from analysis.atlas import STRIP_PERCENTS, profile_stage, strip
 from analysis.channels import ChannelResult, inspect_channels
 from analysis.inspection import Inspection
 from analysis.scores import score
 from analysis.settings import Settings
-from figures.gallery_card import Card, StagePage, article, group_options, section
 from figures.image_grid import image_grid, to_array
-from figures.style import describe_count, unpooling_note
+from figures.output import output_file
+from figures.style import describe_count, describe_rule, format_percent, html_template, unpooling_note
 from figures.top9 import drawn_blocks
-from runtime.checkpoint import atomic_file
 
 TILE_PIXELS = 128  # a side, as crisp on a phone as on a desktop
 GAP_PIXELS = 4  # between tiles
@@ -36,113 +33,110 @@ BLOCK_GAP_PIXELS = 16  # one block of WebP, so that none shows the edge of anoth
 WEBP_QUALITY = 75  # all five stages stay below 60 MB
 CHANNELS_AT_A_TIME = 12
 IMAGES_AT_A_TIME = 12
-PAGE = Path(__file__).with_suffix(".html")
+CLASSES_SHOWN = 10  # as bars
+PAGE = html_template(Path(__file__).with_suffix(".html"))
+
+Window = tuple[int, int, int, int]  # (left, top, width, height) in pixels
 
 
-@dataclass(frozen=True)
-class Sheet:
-    """Where the pictures of a channel lie in its file: blocks of tiles side by side, the strip below.
+def write_gallery(inspection: Inspection, settings: Settings, folder: Path, stages: Sequence[str]) -> list[Path]:
+    """Write channels/*.webp, atlas.json and index.html: the channels asked for by number, or all, of these stages."""
+    page, numbers = folder / "index.html", folder / "atlas.json"
+    for file in (page, numbers):
+        file.unlink(missing_ok=True)  # an earlier page would show these pictures with other numbers
+    windows = sheet_windows(1 + len(settings.rules), min(settings.top, len(inspection.searched)))
+    profiles = {stage: profile_stage(inspection, stage) for stage in stages}
+    cards = {stage: write_cards(inspection, settings, folder, profiles[stage], stage, windows) for stage in stages}
+    shared = {
+        "images": len(inspection.searched),
+        "classes": inspection.label_names,
+        "network_classes": inspection.metadata.classes,
+    }
+    channels = {stage: {"channels": [card["numbers"] for card in cards[stage]]} for stage in stages}
+    content = shared | {"stages": {stage: profiles[stage] | channels[stage] for stage in stages}}
+    with output_file(numbers) as file:
+        file.write(json.dumps(rounded(content), allow_nan=False).encode())
+    scores, rules = score(inspection), " | ".join(("images", *settings.rules))
+    text = PAGE.render(
+        shared,
+        what=f"{describe_count(inspection, settings)} of each channel: {rules}{unpooling_note(settings.unpool)}",
+        checkpoint=inspection.checkpoint,
+        accuracy=f", accuracy on these images {format_percent(scores.accuracy, 2)}" if scores else "",
+        windows=windows,
+        sheet=sheet_size(windows),
+        stages=[stage_content(stage, profiles[stage], cards[stage]) for stage in stages],
+        bars=bars,
+    )
+    with output_file(page) as file:
+        file.write(text.encode(errors="replace"))  # a folder name need not be valid text
+    return [*(folder / card["file"] for shown in cards.values() for card in shown), numbers, page]
+
+
+def write_cards(
+    inspection: Inspection, settings: Settings, folder: Path, profile: dict, stage: str, windows: Sequence[Window]
+) -> list[dict]:
+    """What the page shows of each living channel asked for, after the file of its pictures is written.
+
+    profile  of the stage, by `profile_stage`
+    Returns of each channel its `numbers` in atlas.json, the `file`, and the `rules` with their scales in words.
+    """
+    profiles, cards = profile["channels"], {}
+    shown = [channel for channel in settings.channel_numbers or profiles if channel in profiles]
+    results = inspect_in_groups(inspection, settings, stage, sorted(shown, key=lambda n: profiles[n]["representative"]))
+    for result in tqdm(results, f"gallery, {stage}", len(shown), leave=False, disable=None):
+        images, patches = strip(inspection, stage, result.channel, result.patches.shape[-1])
+        name = f"channels/{stage}-{result.channel}.webp"
+        with output_file(folder / name) as file:
+            file.write(to_webp(compose(result, patches, windows)))
+        numbers = profiles[result.channel] | {
+            "correlation": result.correlation,
+            "top": [asdict(image) for image in result.images],
+            "strip": images,
+        }
+        rules = {rule: describe_rule(result, rule) for rule in result.reconstructions}
+        cards[result.channel] = {"numbers": numbers, "file": name, "rules": rules}
+    return [cards[channel] for channel in shown]
+
+
+def inspect_in_groups(
+    inspection: Inspection, settings: Settings, stage: str, channels: Sequence[int]
+) -> Iterator[ChannelResult]:
+    """The result of each channel, a few at a time: similar ones in a row share images, and little memory is used."""
+    settings = replace(settings, batch_size=min(settings.batch_size, IMAGES_AT_A_TIME))
+    for first in range(0, len(channels), CHANNELS_AT_A_TIME):
+        yield from inspect_channels(inspection, settings, stage, channels[first : first + CHANNELS_AT_A_TIME])
+
+
+def sheet_windows(blocks: int, tiles: int) -> list[Window]:
+    """Where the pictures of a channel lie in its file: blocks of tiles side by side, and the strip below.
 
     blocks  number of them: the patches, and the reconstructions by each rule
     tiles   in a block, in as many rows as columns
     """
-
-    blocks: int
-    tiles: int
-
-    @property
-    def columns(self) -> int:
-        """Of a block."""
-        return math.ceil(math.sqrt(self.tiles))
-
-    def windows(self) -> list[tuple[int, int, int, int]]:
-        """(left, top, width, height) in pixels of every block, and of the strip."""
-        side, length = extent(self.columns), extent(len(STRIP_PERCENTS))
-        lefts = [n * (side + BLOCK_GAP_PIXELS) for n in range(self.blocks)]
-        return [*((left, 0, side, side) for left in lefts), (0, side + BLOCK_GAP_PIXELS, length, TILE_PIXELS)]
-
-    def size(self) -> tuple[int, int]:
-        """(width, height) in pixels."""
-        windows = self.windows()
-        return max(left + width for left, _, width, _ in windows), max(top + height for _, top, _, height in windows)
-
-    def css(self) -> str:
-        """The rules by which an element of class b0, b1, ..., or strip shows its window alone."""
-        width, height = self.size()
-        names = [*(f"b{n}" for n in range(self.blocks)), "strip"]
-        return "".join(
-            f".{name} .window {{ aspect-ratio: {w} / {h} }} .{name} img {{ width: {100 * width / w:.4f}%; "
-            f"left: {-100 * x / w:.4f}%; top: {-100 * y / h:.4f}% }}\n"
-            for name, (x, y, w, h) in zip(names, self.windows(), strict=True)
-        )
+    side, length = (
+        count * (TILE_PIXELS + GAP_PIXELS) - GAP_PIXELS for count in (grid_columns(tiles), len(STRIP_PERCENTS))
+    )
+    lefts = [n * (side + BLOCK_GAP_PIXELS) for n in range(blocks)]
+    return [*((left, 0, side, side) for left in lefts), (0, side + BLOCK_GAP_PIXELS, length, TILE_PIXELS)]
 
 
-def extent(tiles: int) -> int:
-    """Width of a row of tiles in pixels."""
-    return tiles * (TILE_PIXELS + GAP_PIXELS) - GAP_PIXELS
+def grid_columns(tiles: int) -> int:
+    """Of the smallest square grid that holds so many tiles."""
+    return math.ceil(math.sqrt(tiles))
 
 
-def write_gallery(inspection: Inspection, settings: Settings, folder: Path, stages: Sequence[str]) -> list[Path]:
-    """Write index.html, atlas.json and channels/*.webp: the channels asked for by number, or all, of these stages."""
-    (folder / "channels").mkdir(exist_ok=True)
-    page, numbers = folder / "index.html", folder / "atlas.json"
-    for file in (page, numbers):
-        file.unlink(missing_ok=True)  # an earlier page would show these pictures with other numbers
-    sheet = Sheet(1 + len(settings.rules), min(settings.top, len(inspection.searched)))
-    pages, sections, content = [], [], {}
-    for stage in stages:
-        pages.append(stage_page(inspection, settings, stage))
-        articles, entries = {}, {}
-        for card in write_cards(inspection, settings, folder, pages[-1], sheet):
-            articles[card.profile.channel] = article(card, pages[-1])
-            entries[card.profile.channel] = channel_content(card)
-        sections.append(section(pages[-1], [articles[channel] for channel in pages[-1].shown]))
-        content[stage] = stage_content(pages[-1].profile) | {"channels": [entries[n] for n in pages[-1].shown]}
-    with atomic_file(numbers) as file:
-        file.write(json.dumps(header_content(inspection) | {"stages": content}, allow_nan=False).encode())
-    with atomic_file(page) as file:
-        text = fill_page(inspection, settings, sheet, pages, sections)
-        file.write(text.encode(errors="replace"))  # a folder name need not be valid text
-    return [numbers, page]
+def sheet_size(windows: Sequence[Window]) -> tuple[int, int]:
+    """(width, height) in pixels of the file that holds these windows."""
+    return max(left + width for left, _, width, _ in windows), max(top + height for _, top, _, height in windows)
 
 
-def stage_page(inspection: Inspection, settings: Settings, stage: str) -> StagePage:
-    """What the stage's cards share; the channels shown are the living ones of those asked for."""
-    profile = profile_stage(inspection, stage)
-    shown = [channel for channel in settings.channel_numbers or profile.channels if channel in profile.channels]
-    return StagePage(profile, shown, inspection.label_names, inspection.metadata.classes, len(inspection.searched))
-
-
-def write_cards(
-    inspection: Inspection, settings: Settings, folder: Path, page: StagePage, sheet: Sheet
-) -> Iterator[Card]:
-    """The card of each channel shown, after its file is written; channels of a group follow each other."""
-    stage = page.profile.stage
-    results = inspect_in_groups(inspection, settings, page)
-    for result in tqdm(results, f"gallery, {stage}", len(page.shown), leave=False, disable=None):
-        images, patches = strip(inspection, stage, result.channel, result.patches.shape[-1])
-        name = f"channels/{stage}-{result.channel}.webp"
-        with atomic_file(folder / name) as file:
-            file.write(to_webp(compose(result, patches, sheet)))
-        yield Card(result, page.profile.channels[result.channel], images, name)
-
-
-def inspect_in_groups(inspection: Inspection, settings: Settings, page: StagePage) -> Iterator[ChannelResult]:
-    """The result of each channel shown, a few similar ones at a time: they share images, and little memory is used."""
-    settings = replace(settings, batch_size=min(settings.batch_size, IMAGES_AT_A_TIME))
-    order = sorted(page.shown, key=lambda channel: page.profile.channels[channel].representative)
-    for first in range(0, len(order), CHANNELS_AT_A_TIME):
-        channels = order[first : first + CHANNELS_AT_A_TIME]
-        yield from inspect_channels(inspection, settings, page.profile.stage, channels)
-
-
-def compose(result: ChannelResult, patches: Tensor, sheet: Sheet) -> np.ndarray:
+def compose(result: ChannelResult, patches: Tensor, windows: Sequence[Window]) -> np.ndarray:
     """All pictures of a channel: (H, W, 4) uint8, transparent between tiles. patches: (n, 3, s, s) of the strip."""
-    width, height = sheet.size()
+    width, height = sheet_size(windows)
     canvas = np.zeros((height, width, 4), np.uint8)
-    columns = [sheet.columns] * sheet.blocks + [len(patches)]
+    columns = [grid_columns(len(result.images))] * (len(windows) - 1) + [len(STRIP_PERCENTS)]
     blocks = [*drawn_blocks(result), to_array(patches)]
-    for tiles, count, (left, top, _, _) in zip(blocks, columns, sheet.windows(), strict=True):
+    for tiles, count, (left, top, _, _) in zip(blocks, columns, windows, strict=True):
         grid = image_grid(resize_tiles(tiles), count, GAP_PIXELS, fill=0)
         canvas[top : top + grid.shape[0], left : left + grid.shape[1]] = grid
     return canvas
@@ -164,32 +158,32 @@ def to_webp(picture: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def header_content(inspection: Inspection) -> dict[str, Any]:
-    """What the lists of atlas.json refer to."""
-    return {
-        "images": len(inspection.searched),
-        "classes": inspection.label_names,
-        "network_classes": inspection.metadata.classes,
+def stage_content(stage: str, profile: dict, cards: Sequence[dict]) -> dict[str, Any]:
+    """What gallery.html shows of a stage: its name, its profile by `profile_stage`, the cards of `write_cards`, and
+
+    shown       channels that have a card
+    sizes       representative -> how many of its group have a card; the largest group first
+    similarity  the median channel's highest correlation with another; None without two living channels
+    """
+    shown = {card["numbers"]["channel"] for card in cards}
+    sizes = {group["representative"]: len(shown.intersection(group["channels"])) for group in profile["groups"]}
+    nearest = sorted(
+        channel["neighbours"][0]["correlation"] for channel in profile["channels"].values() if channel["neighbours"]
+    )
+    return profile | {
+        "name": stage,
+        "cards": cards,
+        "shown": shown,
+        "sizes": dict(sorted(sizes.items(), key=lambda item: -item[1])),
+        "similarity": nearest[len(nearest) // 2] if nearest else None,
     }
 
 
-def stage_content(profile: StageProfile) -> dict[str, Any]:
-    """A stage's groups and dead channels, for atlas.json."""
-    groups = zip(profile.groups.representatives, profile.groups.members, strict=True)
-    return {
-        "dead": profile.dead,
-        "groups": [{"representative": first, "channels": members} for first, members in groups],
-    }
-
-
-def channel_content(card: Card) -> dict[str, Any]:
-    """A channel's numbers, for atlas.json; to six digits."""
-    content = asdict(card.profile) | {
-        "correlation": card.result.correlation,
-        "top": [asdict(image) for image in card.result.images],
-        "strip": [asdict(image) for image in card.strip],
-    }
-    return rounded(content)
+def bars(names: Sequence[str], values: Sequence[float | None]) -> list[tuple[str, float | None, float]]:
+    """(name, value, value relative to the largest) of each class; of many classes, of those with the largest values."""
+    largest = max((abs(value) for value in values if value is not None), default=0) or 1
+    rows = [(name, value, (value or 0) / largest) for name, value in zip(names, values, strict=True)]
+    return rows if len(rows) <= CLASSES_SHOWN else sorted(rows, key=lambda row: -abs(row[2]))[:CLASSES_SHOWN]
 
 
 def rounded(content: Any) -> Any:
@@ -199,25 +193,3 @@ def rounded(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [rounded(value) for value in content]
     return float(f"{content:.6g}") if isinstance(content, float) else content
-
-
-def fill_page(
-    inspection: Inspection, settings: Settings, sheet: Sheet, pages: Sequence[StagePage], sections: Sequence[str]
-) -> str:
-    """The page, with what it shows at its top."""
-    scores = score(inspection)
-    rules = " | ".join(("images", *settings.rules))
-    what = f"{describe_count(inspection, settings)} of each channel: {rules}{unpooling_note(settings.unpool)}"
-    return Template(PAGE.read_text(encoding="utf-8")).substitute(
-        what=escape(what),
-        checkpoint=escape(str(inspection.checkpoint)),
-        accuracy=f", accuracy on these images {scores.accuracy:.2%}" if scores else "",
-        links=" ".join(
-            f'<a href="#{page.profile.stage}">{page.profile.stage} <small>{len(page.shown)}</small></a>'
-            for page in pages
-        ),
-        names="".join(f"<option>{escape(name)}" for name in inspection.label_names),
-        groups=group_options(pages),
-        windows=sheet.css(),
-        sections="".join(sections),
-    )

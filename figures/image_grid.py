@@ -68,13 +68,6 @@ def hstack_images(pictures: list[np.ndarray], gap_share: float = 1 / 24) -> np.n
     return np.concatenate(row, axis=1)
 
 
-def upscale(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w) -> size by nearest neighbour, so that units stay squares one can count."""
-    rows = np.arange(size[0]) * array.shape[0] // size[0]
-    columns = np.arange(size[1]) * array.shape[1] // size[1]
-    return array[rows][:, columns]
-
-
 def draw_numbered_grid(axes: Axes, tiles: np.ndarray, columns: int, fill: float = 1.0, **imshow) -> AxesImage:
     """Draw tiles as one grid; ticks give the number of each row's first tile and of each column."""
     times = math.ceil(7 / min(tiles.shape[1:3]))  # so that the gaps are thin beside the smallest maps

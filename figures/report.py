@@ -4,36 +4,28 @@ The page needs no server, no script and no network: its pictures are the files b
 """
 
 import os
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
-from string import Template
+from typing import Any
 from urllib.parse import quote
 
 from PIL import Image
 
-from analysis.inspection import Inspection
+from analysis.inspection import LoadedNetwork
 from figures import FIGURES
+from figures.output import output_file
 from figures.registry import SECTIONS, Outcome
-from figures.report_details import (
-    accuracies,
-    accuracy_by_class,
-    dead_channels,
-    drawing_details,
-    percent,
-    plural,
-    table,
-    training_details,
-)
-from runtime.checkpoint import Metadata, atomic_file
+from figures.report_details import accuracies, drawing_details, headline, lowest_classes, training_details
+from figures.style import html_template
+from network import CHANNELS
 
-PAGE = Path(__file__).with_suffix(".html")
+PAGE = html_template(Path(__file__).with_suffix(".html"))
 PRINTED_INCHES = (7.0, 8.0)  # what an A4 page has room for beside margins, a heading and a caption
 PARTS_SHOWN = 24  # of a figure's files; the others are listed
 
 
 def write_report(
-    folder: Path, inspection: Inspection, outcomes: Mapping[str, Outcome], summary: dict | None, command: str
+    folder: Path, inspection: LoadedNetwork, outcomes: Mapping[str, Outcome], summary: dict | None, command: str
 ) -> Path:
     """Write report.html.
 
@@ -42,108 +34,72 @@ def write_report(
     summary   content of summary.json, if the test images were searched
     command   that drew the figures
     """
-    names = [name for section in SECTIONS for name in FIGURES if FIGURES[name].section == section]
-    drawn = [name for name in names if outcomes[name].files]
-    numbers = {name: n for n, name in enumerate(drawn, 1)}
-    sections = {section: "" for section in SECTIONS}
-    for name in drawn:
-        sections[FIGURES[name].section] += show_figure(folder, name, numbers[name], outcomes[name])
-    for section in SECTIONS:
-        missing = {name: outcomes[name].reason for name in names if FIGURES[name].section == section}
-        sections[section] += list_missing(missing)
+    drawn = [name for section in SECTIONS for name in names_of(section) if outcomes[name].files]
+    figures = {name: figure_content(folder, name, number, outcomes[name]) for number, name in enumerate(drawn, 1)}
     metadata = inspection.metadata
-    single = [(name, file) for name in drawn for file in outcomes[name].files if is_single_channel(file)]
-    text = Template(PAGE.read_text(encoding="utf-8")).substitute(
-        sections,
-        title=escape(f"ResNet-18 on {Path(metadata.config.get('data', inspection.source)).name}"),
-        lead=escape(headline(metadata, summary, len(drawn))),
-        training=table(training_details(metadata)),
-        drawing=table(drawing_details(inspection, command)),
-        accuracy=table(accuracies(metadata, summary), ("", "loss", "accuracy")),
-        classes=accuracy_by_class(summary),
-        dead=escape(dead_channels(summary)),
-        appendix=show_single_channels(folder, numbers, single),
+    text = PAGE.render(
+        title=f"ResNet-18 on {Path(metadata.config.get('data', inspection.source)).name}",
+        lead=headline(metadata, summary, len(drawn)),
+        training=training_details(metadata),
+        drawing=drawing_details(inspection, command),
+        accuracies=list(accuracies(metadata, summary)),
+        summary=summary,
+        classes=lowest_classes(summary),
+        channels=CHANNELS,
+        figures={section: [figures[name] for name in names_of(section) if name in figures] for section in SECTIONS},
+        missing={section: missing_figures(section, outcomes) for section in SECTIONS},
+        single=[
+            (figures[name]["number"], picture)
+            for name in drawn
+            for picture in pictures_of(folder, [file for file in outcomes[name].files if is_single_channel(file)])
+        ],
+        parts_shown=PARTS_SHOWN,
     )
-    with atomic_file(folder / "report.html") as file:
+    with output_file(folder / "report.html") as file:
         file.write(text.encode(errors="replace"))  # a file name need not be valid text
     return folder / "report.html"
 
 
-def headline(metadata: Metadata, summary: dict | None, figures: int) -> str:
-    """The most important numbers in two sentences."""
-    result = metadata.result
-    if "test_accuracy" in result:
-        first = f"Test accuracy {percent(result['test_accuracy'])} after {plural(result['epoch'], 'epoch')}."
-    else:
-        first = "The training is not finished." if metadata.history else "The checkpoint holds no result of a training."
-    searched = f", drawn from {summary['images_searched']:,} test images" if summary else ""
-    return f"{first} {plural(figures, 'figure')}{searched}."
+def names_of(section: str) -> list[str]:
+    """The registry's figures of a section."""
+    return [name for name, entry in FIGURES.items() if entry.section == section]
 
 
-def show_figure(folder: Path, name: str, number: int, outcome: Outcome) -> str:
-    """A figure's pictures, one below the other; the first has the registry's sentence and the JSON file's numbers."""
-    entry, files = FIGURES[name], [file for file in outcome.files if not is_single_channel(file)]
-    text = []
-    for part, file in enumerate(files[:PARTS_SHOWN], 1):
-        label = f"Figure {number}.{part}" if len(files) > 1 else f"Figure {number}"
-        caption = f"<b>{label}. {escape(entry.title)}</b> ({file_link(file)})."
-        caption += f" {escape(entry.reading)}" * (part == 1)
-        text.append(show_picture(folder, file, f"{label}: {entry.title}, {file.stem}", caption))
-    if others := files[PARTS_SHOWN:]:
-        text.append(f"<p>{len(others)} more of figure {number}: {', '.join(map(file_link, others))}.</p>")
-    words = entry.words(outcome.content) if entry.words and outcome.content is not None else ""
-    return "".join(text) + f"<p>{escape(words)}</p>" * bool(words)
+def figure_content(folder: Path, name: str, number: int, outcome: Outcome) -> dict[str, Any]:
+    """What the page shows of a figure: title, sentence on how to read it, pictures, numbers of its JSON file."""
+    entry = FIGURES[name]
+    return {
+        "number": number,
+        "title": entry.title,
+        "reading": entry.reading,
+        "pictures": pictures_of(folder, [file for file in outcome.files if not is_single_channel(file)]),
+        "words": entry.words(outcome.content) if entry.words and outcome.content is not None else "",
+    }
 
 
 def is_single_channel(file: Path) -> bool:
-    """Whether the picture shows one channel, large."""
+    """Whether the picture shows one channel, large: such pictures are an appendix."""
     return "_channel_" in file.stem
 
 
-def show_single_channels(folder: Path, numbers: Mapping[str, int], files: Sequence[tuple[str, Path]]) -> str:
-    """The appendix: figures of single channels."""
-    shown = (
-        show_picture(
-            folder,
-            file,
-            f"Figure A{n}: {file.stem}",
-            f"<b>Figure A{n}.</b> {file_link(file)}, one channel of figure {numbers[name]}.",
-        )
-        for n, (name, file) in enumerate(files[:PARTS_SHOWN], 1)
-    )
-    others = [file_link(file) for _, file in files[PARTS_SHOWN:]]
-    heading = "<h2 id=channels>Appendix: single channels</h2>\n" if files else ""
-    return heading + "".join(shown) + (f"<p>{len(others)} more: {', '.join(others)}.</p>" if others else "")
+def pictures_of(folder: Path, files: list[Path]) -> list[dict[str, Any]]:
+    """Name and URL of each picture, and its width and height in pixels of CSS, at most as large as A4 allows."""
+    pictures = []
+    for file in files:
+        with Image.open(folder / file) as picture:
+            dpi = picture.info.get("dpi", (300, 300))
+            inches = [pixels / per_inch for pixels, per_inch in zip(picture.size, dpi, strict=True)]
+        scale = min(1, *(most / size for most, size in zip(PRINTED_INCHES, inches, strict=True)))
+        size = [round(96 * scale * length) for length in inches]
+        url = quote(os.fsencode(file.as_posix()))
+        pictures.append({"name": file.as_posix(), "stem": file.stem, "url": url, "size": size})
+    return pictures
 
 
-def show_picture(folder: Path, file: Path, alt: str, caption: str) -> str:
-    """A picture that links to its file, at the size it was drawn for or, if that is larger, as large as A4 allows."""
-    with Image.open(folder / file) as picture:
-        inches = [pixels / dpi for pixels, dpi in zip(picture.size, picture.info.get("dpi", (300, 300)), strict=True)]
-    scale = min(1, *(most / size for most, size in zip(PRINTED_INCHES, inches, strict=True)))
-    width, height = (round(96 * scale * size) for size in inches)  # pixels of CSS
-    link = url(file)
-    return (
-        f'<figure><a href="{link}"><img src="{link}" width={width} height={height} alt="{escape(alt)}"></a>'
-        f"<figcaption>{caption}</figcaption></figure>\n"
-    )
-
-
-def list_missing(reasons: Mapping[str, str]) -> str:
-    """The figures that were not drawn, by reason."""
-    names: dict[str, list[str]] = {}
-    for name, reason in reasons.items():
-        names.setdefault(reason, []).append(f"{FIGURES[name].title} ({name})")
-    items = (f"<li>{escape(', '.join(each))}: {escape(reason)}." for reason, each in names.items() if reason)
-    text = "".join(items)
-    return f"<p>Not drawn:</p><ul>{text}</ul>" if text else ""
-
-
-def file_link(file: Path) -> str:
-    """The file's name, linked."""
-    return f'<a href="{url(file)}">{escape(file.as_posix())}</a>'
-
-
-def url(file: Path) -> str:
-    """A path below the page's folder as a relative URL."""
-    return quote(os.fsencode(file.as_posix()))
+def missing_figures(section: str, outcomes: Mapping[str, Outcome]) -> dict[str, list[str]]:
+    """The figures of a section that were not drawn: reason -> titles with names."""
+    reasons: dict[str, list[str]] = {}
+    for name in names_of(section):
+        if reason := outcomes[name].reason:
+            reasons.setdefault(reason, []).append(f"{FIGURES[name].title} ({name})")
+    return reasons

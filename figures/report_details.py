@@ -1,8 +1,8 @@
 """The report's words and tables: how the network was trained, how well it does, how the figures were drawn."""
 
 import platform
-from collections.abc import Iterable, Iterator, Sequence
-from html import escape
+from collections.abc import Iterator
+from datetime import timedelta
 from itertools import groupby
 
 import matplotlib
@@ -10,8 +10,8 @@ import numpy
 import torch
 import torchvision
 
-from analysis.inspection import Inspection
-from network import CHANNELS
+from analysis.inspection import ImageInspection, LoadedNetwork, PictureInspection
+from figures.style import format_percent, plural
 from runtime.checkpoint import Metadata
 from runtime.command_line import recipe
 
@@ -43,7 +43,7 @@ def training_details(metadata: Metadata) -> Iterator[tuple[str, str]]:
     if "device" in result:
         yield "device", str(result["device"])
     if "seconds" in result:
-        yield "time", duration(result["seconds"])
+        yield "time", f"{timedelta(seconds=round(result['seconds']))} (hours:minutes:seconds)"
     if "torch" in result:
         yield "version", f"torch {result['torch']}"
     yield "seed", str(config.get("seed"))
@@ -103,14 +103,14 @@ def commands(config: dict) -> Iterator[tuple[str, str]]:
         yield "command", f"python train.py {' '.join(lines)}"
 
 
-def drawing_details(inspection: Inspection, command: str) -> Iterator[tuple[str, str]]:
+def drawing_details(inspection: LoadedNetwork, command: str) -> Iterator[tuple[str, str]]:
     """How the figures were drawn."""
     yield "checkpoint", str(inspection.checkpoint)
-    if inspection.searched is not None:
+    if isinstance(inspection, ImageInspection):
         searched, known = len(inspection.searched), len(inspection.images)
         count = f"{searched:,} of {known:,}, evenly spread" if searched < known else f"all {known:,}"
         yield "test images", f"{count}; {inspection.source}"
-    for picture in inspection.pictures:
+    for picture in inspection.pictures if isinstance(inspection, PictureInspection) else ():
         yield "picture", picture.title
     yield "device", str(inspection.device)
     versions = {"Python": platform.python_version()}
@@ -119,84 +119,37 @@ def drawing_details(inspection: Inspection, command: str) -> Iterator[tuple[str,
     yield "command", command
 
 
-def accuracies(metadata: Metadata, summary: dict | None) -> Iterator[tuple[str, str, str]]:
-    """Loss and accuracy of the checkpoint's result, and accuracy on the images searched."""
+def accuracies(metadata: Metadata, summary: dict | None) -> Iterator[tuple[str, float | None, float]]:
+    """Loss and accuracy in 0..1 of the checkpoint's result, and accuracy on the images searched."""
     result = metadata.result
     tested = "held-out training images" if metadata.config.get("hold_out") else "test images"
     if "train_accuracy" in result:
         name = "training images, mean over the last epoch, augmented as in training"
-        yield name, f"{result['train_loss']:.3f}", percent(result["train_accuracy"])
+        yield name, result["train_loss"], result["train_accuracy"]
     if "test_accuracy" in result:
-        yield f"{tested}, after the last epoch", f"{result['test_loss']:.3f}", percent(result["test_accuracy"])
+        yield f"{tested}, after the last epoch", result["test_loss"], result["test_accuracy"]
     elif tests := [line for line in metadata.history if line["kind"] == "test"]:
         name = f"{tested}, after epoch {tests[-1].get('epoch')} of an unfinished run"
-        yield name, f"{tests[-1]['loss']:.3f}", percent(tests[-1]["accuracy"])
+        yield name, tests[-1]["loss"], tests[-1]["accuracy"]
     if "test_accuracy_flipped" in result:
-        yield f"{tested}, averaged with their mirror images", "", percent(result["test_accuracy_flipped"])
+        yield f"{tested}, averaged with their mirror images", None, result["test_accuracy_flipped"]
     if summary and "accuracy" in summary:
-        yield f"the {summary['images_searched']:,} test images of these figures", "", percent(summary["accuracy"])
+        yield f"the {summary['images_searched']:,} test images of these figures", None, summary["accuracy"]
 
 
-def accuracy_by_class(summary: dict | None) -> str:
-    """A table with bars; of many classes those with the lowest accuracy."""
-    by_class = (summary or {}).get("accuracy_by_class")
-    if not by_class:
-        return "<p>Accuracy by class is not known: it needs a search of test images of the network's classes.</p>"
-    known = {name: value for name, value in by_class.items() if value is not None}
-    shown = (
-        known if len(known) <= CLASSES_SHOWN else dict(sorted(known.items(), key=lambda item: item[1])[:CLASSES_SHOWN])
-    )
-    rows = (
-        f'<tr><th scope=row>{escape(name)}<td>{percent(value)}<td class=bar><i style="width:{100 * value:.1f}%"></i>'
-        for name, value in shown.items()
-    )
-    which = f"the {len(shown)} lowest of {len(known)}; " if len(shown) < len(known) else ""
-    empty = [name for name in by_class if name not in known]
-    notes = [f"No test image: {', '.join(empty)}."] if empty else []
-    notes += [f"Never predicted: {', '.join(summary['never_predicted'])}."] if summary.get("never_predicted") else []
-    caption = f"Accuracy by class ({which}{summary['images_searched']:,} test images)"
-    return f"<table class=classes><caption>{caption}</caption>{''.join(rows)}</table><p>{escape(' '.join(notes))}</p>"
+def lowest_classes(summary: dict | None) -> list[tuple[str, float]]:
+    """Class and accuracy in 0..1, of those with test images; of many classes, those with the lowest accuracy."""
+    by_class = (summary or {}).get("accuracy_by_class", {})
+    rows = [(name, value) for name, value in by_class.items() if value is not None]
+    return rows if len(rows) <= CLASSES_SHOWN else sorted(rows, key=lambda row: row[1])[:CLASSES_SHOWN]
 
 
-def dead_channels(summary: dict | None) -> str:
-    """How many channels of each searched stage no image excites."""
-    if not summary:
-        return ""
-    counts = (f"{stage} {len(dead)} of {CHANNELS[stage]}" for stage, dead in summary["dead_channels"].items())
-    return f"Dead channels, which are zero in all {summary['images_searched']:,} images: {', '.join(counts)}."
-
-
-def table(rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> str:
-    """Rows of text as HTML, the first cell of each being its name; nothing without rows."""
-    body = [f"<tr><th scope=row>{escape(row[0])}" + "".join(f"<td>{cell(text)}" for text in row[1:]) for row in rows]
-    head = "<tr>" + "".join(f"<th scope=col>{escape(text)}" for text in header) if header else ""
-    return f"<table>{head}{''.join(body)}</table>" if body else ""
-
-
-def cell(text: str) -> str:
-    """Escaped text; a command breaks between its words only."""
-    if not text.startswith("python "):
-        return escape(text)
-    return "<code>" + " ".join(f"<span>{escape(word)}</span>" for word in text.split(" ")) + "</code>"
-
-
-def plural(count: int, noun: str) -> str:
-    """1 epoch, 2 epochs."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
-def percent(share: float) -> str:
-    """0.8838 as 88.38 %."""
-    return f"{100 * share:.2f} %"
-
-
-def duration(seconds: float) -> str:
-    """Hours and minutes, or seconds."""
-    minutes = round(seconds / 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"{minutes} min"
-        if minutes > 2
-        else f"{seconds:.0f} s"
-    )
+def headline(metadata: Metadata, summary: dict | None, figures: int) -> str:
+    """The most important numbers in two sentences."""
+    result = metadata.result
+    if "test_accuracy" in result:
+        first = f"Test accuracy {format_percent(result['test_accuracy'], 2)} after {plural(result['epoch'], 'epoch')}."
+    else:
+        first = "The training is not finished." if metadata.history else "The checkpoint holds no result of a training."
+    searched = f", drawn from {summary['images_searched']:,} test images" if summary else ""
+    return f"{first} {plural(figures, 'figure')}{searched}."

@@ -8,16 +8,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.activations import split_dead_channels
-from analysis.inspection import Inspection
+from analysis.inspection import Inspection, LoadedNetwork
 from analysis.scores import Scores, score
 from analysis.settings import Settings
 from figures.image_grid import to_array
 from figures.registry import NotDrawn, register
-from figures.style import WIDTH_INCHES, heading, styled, truncate
+from figures.style import WIDTH_INCHES, format_percent, heading, styled, truncate
 from network import CHANNELS
 
 MISTAKES_SHOWN = 24
 MAX_CLASSES = 50  # that a confusion matrix is legible for
+MAX_CLASSES_WITH_DECIMALS = 12  # whose cells are wider than "100.0"
 
 
 @register(
@@ -31,7 +32,7 @@ def draw_confusion_matrix(inspection: Inspection, settings: Settings) -> Iterato
     scores, classes = score(inspection), inspection.metadata.classes
     if not scores or len(classes) > MAX_CLASSES:
         raise NotDrawn(f"it needs test images of the network's classes, {MAX_CLASSES} at most")
-    title = f"accuracy {scores.accuracy:.2%} on {len(scores.labels):,} test images"
+    title = f"accuracy {format_percent(scores.accuracy, 2)} on {len(scores.labels):,} test images"
     yield Path("confusion_matrix"), confusion_figure(scores.counts, classes, title)
 
 
@@ -52,7 +53,7 @@ def draw_mistakes(inspection: Inspection, settings: Settings) -> Iterator[tuple[
     indices, classes = inspection.searched[worst], inspection.metadata.classes
     captions = [
         f"{truncate(classes[scores.labels[n]], 12)}, image {index}\n"
-        f"as {truncate(classes[scores.predicted[n]], 14)}, {scores.confidence[n]:.1%}"
+        f"as {truncate(classes[scores.predicted[n]], 14)}, {format_percent(scores.confidence[n], 1)}"
         for n, index in zip(worst, indices.tolist(), strict=True)
     ]
     pictures = to_array(inspection.resized(inspection.images[indices]))
@@ -61,20 +62,23 @@ def draw_mistakes(inspection: Inspection, settings: Settings) -> Iterator[tuple[
     yield Path("mistakes"), mistakes_figure(pictures, captions, title)
 
 
-def summary(inspection: Inspection, settings: Settings) -> dict:
-    """What summary.json holds: accuracy, accuracy by class, classes never predicted, dead channels by stage, settings.
+def summary(inspection: LoadedNetwork, settings: Settings) -> dict:
+    """What summary.json says of the network and the settings, and after a search, of the images searched.
 
-    A channel is dead if it is zero in every searched image.
+    That is: accuracy, accuracy by class, classes never predicted, dead channels by stage. A channel is dead if it is
+    zero at all units searched, in every searched image.
     """
-    top = inspection.search.top
     content = {
         "checkpoint": str(inspection.checkpoint),
         "data": inspection.source,
         "result": inspection.metadata.result,
         "settings": asdict(settings) | {"device": str(inspection.device)},
-        "images_searched": len(inspection.searched),
-        "dead_channels": {stage: split_dead_channels(found, range(CHANNELS[stage]))[1] for stage, found in top.items()},
     }
+    if not isinstance(inspection, Inspection):
+        return content
+    top = inspection.search.top.items()
+    content["images_searched"] = len(inspection.searched)
+    content["dead_channels"] = {stage: split_dead_channels(best, range(CHANNELS[stage]))[1] for stage, best in top}
     if scores := score(inspection):
         classes = inspection.metadata.classes
         content |= {
@@ -114,7 +118,9 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], title: str) -> Fi
     axes.set_yticks(range(count), [f"{label} ({total})" for label, total in zip(labels, counts.sum(1), strict=True)])
     for row, column in np.argwhere(counts) if count <= 20 else ():
         color = "white" if shares[row, column] > 55 else "black"
-        axes.text(column, row, f"{shares[row, column]:.1f}", ha="center", va="center", color=color, fontsize=6)
+        share = shares[row, column]
+        number = f"{share:.1f}" if count <= MAX_CLASSES_WITH_DECIMALS else format_percent(share / 100)[:-2]
+        axes.text(column, row, number, ha="center", va="center", color=color, fontsize=6)
     axes.tick_params(length=0)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class (number of images)")

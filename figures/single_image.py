@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from torch.nn.functional import interpolate
 
 from analysis.activations import feature_maps, strongest_channels
-from analysis.inspection import Inspection
+from analysis.inspection import PictureInspection
 from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings
-from figures.image_grid import color_limit, diverging_rgb, draw_numbered_grid, hstack_images, to_array, upscale
+from figures.image_grid import color_limit, diverging_rgb, draw_numbered_grid, hstack_images, to_array
 from figures.registry import register
 from figures.style import WIDTH_INCHES, heading, styled, truncate, unpooling_note
 
@@ -26,7 +27,7 @@ from figures.style import WIDTH_INCHES, heading, styled, truncate, unpooling_not
     needs="pictures",
     section="maps",
 )
-def draw_input(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
+def draw_input(inspection: PictureInspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """Each picture with the network's prediction."""
     for picture in inspection.pictures:
         inputs = inspection.inputs(picture.image[None])
@@ -44,7 +45,7 @@ def draw_input(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pat
     needs="pictures",
     section="maps",
 )
-def draw_feature_maps(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
+def draw_feature_maps(inspection: PictureInspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """All maps of the chosen stages, for each picture."""
     for picture in inspection.pictures:
         inputs = inspection.inputs(picture.image[None])
@@ -59,7 +60,7 @@ def draw_feature_maps(inspection: Inspection, settings: Settings) -> Iterator[tu
     "Beside each feature map is the image structure that caused it, projected back to the pixels by each rule.",
     needs="pictures",
 )
-def draw_reconstructions(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
+def draw_reconstructions(inspection: PictureInspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """The strongest channels of each picture, or those asked for: map beside reconstructions."""
     mirrors = mirrors_by_rule(inspection.network, settings.rules, settings.unpool)
     for picture in inspection.pictures:
@@ -72,7 +73,7 @@ def draw_reconstructions(inspection: Inspection, settings: Settings) -> Iterator
             which = "channels asked for" if settings.channel_numbers else "strongest channels"
             note = unpooling_note(settings.unpool)
             title = f"{stage} of {picture.title}: {which}, reconstructed from their whole maps{note}"
-            pictures = {rule: to_array(each) for rule, each in drawn.items()}
+            pictures = {rule: to_array(tiles) for rule, tiles in drawn.items()}
             shown = to_array(inspection.resized(image)[0])
             figure = reconstructions_figure(shown, maps[0, channels].numpy(), pictures, channels, title)
             yield Path(picture.folder, f"{stage}_reconstructions"), figure
@@ -147,8 +148,9 @@ def reconstructions_figure(
         axes.set_axis_off()
         if n < len(channels):
             peak = float(maps[n].max())
-            shade = upscale(maps[n] / peak if peak > 0 else maps[n], image.shape[:2])
-            drawn = [diverging_rgb(each[n], color_limit(each[n])) for each in pictures.values()]
+            shade = torch.from_numpy(maps[n : n + 1] / (peak or 1))[None]
+            shade = interpolate(shade, image.shape[:2])[0, 0].numpy()  # by nearest neighbour: units one can count
+            drawn = [diverging_rgb(picture[n], color_limit(picture[n])) for picture in pictures.values()]
             axes.imshow(hstack_images([colormaps["magma"](shade)[:, :, :3], *drawn]), interpolation="nearest")
             axes.set_title(f"channel {channels[n]}, peak {peak:.2f}" + ("" if peak > 0 else " (dead)"), loc="left")
     return figure

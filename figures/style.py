@@ -1,9 +1,11 @@
-"""How all figures look and are saved: 7 inches wide for print, text of at least 6 points."""
+"""How all figures and pages look and are saved: 7 inches wide for print, text of at least 6 points."""
 
 import textwrap
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
+from jinja2 import Environment, StrictUndefined, Template
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.style import context
@@ -90,7 +92,8 @@ def bare_axes_at(figure: Figure, left: float, top: float, width: float, height: 
 
 
 def truncate(name: str, most: int) -> str:
-    """A name of at most this many letters, with an ellipsis where it was cut."""
+    """A name in one line of at most this many letters, with an ellipsis where it was cut."""
+    name = " ".join(name.split())
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
@@ -109,9 +112,32 @@ def unpooling_note(unpool: str) -> str:
     return "" if unpool == "sum" else ", overwriting unpooling"
 
 
-def format_percent(share: float) -> str:
-    """0.734 as 73 %."""
-    return "<1 %" if 0 < share < 0.005 else f"{share:.0%}".replace("%", " %")
+def format_percent(share: float, decimals: int = 0) -> str:
+    """0.734 as 73 %, or 73.40 % with two decimals. What would round to none or to all is <1 % or >99 %."""
+    text, least = f"{share:.{decimals}%}", 10.0**-decimals
+    if share > 0 and text == f"{0:.{decimals}%}":
+        text = f"<{least:.{decimals}f}%"
+    elif share < 1 and text == f"{1:.{decimals}%}":
+        text = f">{100 - least:.{decimals}f}%"
+    return text.replace("%", " %")
+
+
+def format_short(value: float | None) -> str:
+    """A number with two decimals, or two digits below 0.1; a dash for None."""
+    return format_number(value, ".2g" if value and abs(value) < 0.1 else ".2f")
+
+
+def plural(count: int, noun: str) -> str:
+    """1 epoch, 2 epochs."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def html_template(file: Path) -> Template:
+    """A page to render; everything put into it is escaped, and a name without a value is an error."""
+    pages = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    pages.filters |= {"percent": format_percent, "short": format_short, "two_digits": format_two_digits}
+    pages.globals["plural"] = plural
+    return pages.from_string(file.read_text(encoding="utf-8"))
 
 
 def describe_count(inspection: Inspection, settings: Settings) -> str:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.inspection import Inspection
+from analysis.inspection import LoadedNetwork
 from analysis.settings import Settings
 from figures.registry import NotDrawn, register
 from figures.style import ERROR_COLOR, WIDTH_INCHES, styled
@@ -22,7 +22,7 @@ from figures.style import ERROR_COLOR, WIDTH_INCHES, styled
     needs="checkpoint",
     section="curves",
 )
-def draw_training_curves(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
+def draw_training_curves(inspection: LoadedNetwork, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """The history that a checkpoint of train.py holds."""
     metadata = inspection.metadata
     if not metadata.history:

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -41,9 +42,15 @@ def working_directory(tmp_path_factory):
 def fp32():
     """Removed blocks go through the network in fp32: rounding to bf16 differs between CPUs and batches."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("faithfulness", "unit_faithfulness"):
-            patch.setattr(f"analysis.{module}.bf16_if_native", lambda device: nullcontext())
+        score_under(patch, nullcontext)
         yield
+
+
+def score_under(patch, context):
+    """Removed blocks go through the network under this context, wherever they are scored."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("analysis", "figures") and hasattr(module, "bf16_if_native"):
+            patch.setattr(module, "bf16_if_native", lambda device: context())
 
 
 @pytest.fixture(autouse=True)

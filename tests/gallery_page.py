@@ -2,12 +2,7 @@
 
 import html.parser
 
-import torch
-
-from analysis import atlas
-from analysis.channel_groups import ChannelGroups
-from analysis.channels import ChannelResult, TopImage
-from figures.gallery_card import Card, StagePage, article, section
+from figures.gallery import PAGE, bars, sheet_size, sheet_windows, stage_content
 
 NAMES = ["7", "a & b", 'ring <b>"x"']  # of classes: a number, and what HTML gives a meaning
 CHANNELS = [0, 5, 10, 20, 30, 40]
@@ -49,30 +44,36 @@ def card(channel, labels, peak=1.5, correct=None, means=(1.0, 2.0, 3.0), represe
 
     representative: of its group; by default it is alone.
     """
-    images = tuple(
-        TopImage(
-            n + 1, n, peak if n + 1 < len(labels) else 0.0, 0, 0, label, "dog", correct, None, False, (0, 0, 8, 8), {}
-        )
-        for n, label in enumerate(labels)
-    )
-    result = ChannelResult("conv1", channel, images, torch.zeros(len(labels), 3, 8, 8), {}, {})
-    best = max(range(3), key=lambda n: means[n])
-    first = channel if representative is None else representative
-    profile = atlas.ChannelProfile("conv1", channel, peak, 1, (0, 1), means, best, 0.5, None, (), first)
-    return Card(result, profile, (), "a.webp")
+    images = [
+        {"rank": n, "index": n, "activation": peak, "label": label, "predicted": "dog", "correct": correct}
+        for n, label in enumerate(labels, 1)
+    ]
+    images[-1]["activation"] = 0.0
+    numbers = {
+        "channel": channel,
+        "peak": peak,
+        "exciting": 1,
+        "density": [0, 1],
+        "class_means": means,
+        "best_class": means.index(max(means)),
+        "selectivity": 0.5,
+        "class_weights": None,
+        "neighbours": [],
+        "representative": channel if representative is None else representative,
+        "top": images,
+        "strip": [],
+    }
+    return {"numbers": numbers, "file": "a.webp", "rules": {}}
 
 
-def stage_page(shown):
-    """What these cards share."""
-    channels = {each.profile.channel: each.profile for each in shown}
+def page(*cards):
+    """The page of these cards of conv1."""
+    channels = {card["numbers"]["channel"]: card["numbers"] for card in cards}
     members = {}
-    for channel, profile in channels.items():
-        members.setdefault(profile.representative, []).append(channel)
-    groups = ChannelGroups(tuple(members), tuple(map(tuple, members.values())))
-    return StagePage(atlas.StageProfile("conv1", channels, groups, ()), channels, NAMES, NAMES, 12)
-
-
-def cards(*shown):
-    """The section of these cards."""
-    page = stage_page(shown)
-    return section(page, [article(each, page) for each in shown])
+    for channel, numbers in channels.items():
+        members.setdefault(numbers["representative"], []).append(channel)
+    groups = [{"representative": first, "channels": channels} for first, channels in members.items()]
+    stage = stage_content("conv1", {"dead": [], "groups": groups, "channels": channels}, cards)
+    shared = {"images": 12, "classes": NAMES, "network_classes": NAMES, "what": "", "checkpoint": "", "accuracy": ""}
+    windows = sheet_windows(1, 4)
+    return PAGE.render(shared, stages=[stage], windows=windows, sheet=sheet_size(windows), bars=bars)

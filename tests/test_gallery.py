@@ -7,7 +7,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from gallery_page import CHANNELS, NAMES, Page, card, cards
+from gallery_page import CHANNELS, NAMES, Page, card, page
 from PIL import Image
 
 from analysis import atlas
@@ -15,7 +15,7 @@ from analysis.channels import ChannelResult, TopImage, inspect_channel
 from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import gallery as gallery_module
-from figures.gallery_card import short
+from figures.style import format_percent, format_short
 from network import STAGES
 
 SETTINGS = Settings(stages=STAGES, channels=tuple(CHANNELS), top=2)
@@ -42,7 +42,7 @@ def test_pictures_are_there_lazy_and_described(gallery, gallery_html):
     for picture in pictures:
         assert picture["loading"] == "lazy" and "channel" in picture["alt"]
         with Image.open(gallery / picture["src"]) as image:
-            assert image.size == gallery_module.Sheet(3, 2).size()
+            assert image.size == gallery_module.sheet_size(gallery_module.sheet_windows(3, 2))
     assert sum(file.stat().st_size for file in (gallery / "channels").iterdir()) / len(cards) < 50e6 / 1024
 
 
@@ -62,7 +62,7 @@ def test_nothing_comes_from_elsewhere(gallery):
 
 
 def test_the_dead_channel_is_named(gallery, gallery_json):
-    dead = re.findall("No image excites channel (.*?)[.]", (gallery / "index.html").read_text())
+    dead = re.findall("Zero at all units searched: channel (.*?)[.]", (gallery / "index.html").read_text())
     assert "5" in dead[0].split(", ") and 5 in gallery_json["stages"]["conv1"]["dead"]
 
 
@@ -71,15 +71,15 @@ def test_atlas_json_holds_the_numbers_of_the_analyses(inspection, gallery_json):
     assert list(gallery_json["stages"]) == list(STAGES)
     for stage, found in gallery_json["stages"].items():
         profile = atlas.profile_stage(inspection, stage)
-        assert [entry["channel"] for entry in found["channels"]] == [n for n in CHANNELS if n in profile.channels]
-        assert [group["channels"] for group in found["groups"]] == [list(each) for each in profile.groups.members]
+        assert [entry["channel"] for entry in found["channels"]] == [n for n in CHANNELS if n in profile["channels"]]
+        assert found["groups"] == profile["groups"] and found["dead"] == profile["dead"]
         for entry in found["channels"][:2]:
             result = inspect_channel(inspection, SETTINGS, stage, entry["channel"])
             images, _ = atlas.strip(inspection, stage, entry["channel"], result.patches.shape[-1])
-            expected = asdict(profile.channels[entry["channel"]]) | {
+            expected = profile["channels"][entry["channel"]] | {
                 "correlation": result.correlation,
                 "top": [asdict(image) for image in result.images],
-                "strip": [asdict(image) for image in images],
+                "strip": images,
             }
             found, expected = flatten(entry), flatten(expected)
             assert found.keys() == expected.keys()
@@ -118,20 +118,20 @@ def test_the_page_shows_the_numbers_of_atlas_json(gallery_html, gallery_json):
 
 
 def test_a_file_holds_the_blocks_and_the_strip():
-    sheet = gallery_module.Sheet(2, 5)
+    windows = gallery_module.sheet_windows(2, 5)
     random = np.random.default_rng(0)
     patches, guided, strip = (torch.from_numpy(random.random((n, 3, 32, 32))).float() for n in (5, 5, 5))
     images = tuple(
         TopImage(n + 1, n, 1.0, 0, 0, "a", "a", True, None, False, (0, 0, 32, 32), {"guided": 2.0}) for n in range(5)
     )
-    picture = gallery_module.compose(ChannelResult("conv1", 0, images, patches, {"guided": guided}, {}), strip, sheet)
-    assert picture.shape == (*sheet.size()[::-1], 4)
+    picture = gallery_module.compose(ChannelResult("conv1", 0, images, patches, {"guided": guided}, {}), strip, windows)
+    assert picture.shape == (*gallery_module.sheet_size(windows)[::-1], 4)
     blocks = [patches, 0.5 + guided / 4, strip]
-    for block, columns, (left, top, width, height) in zip(blocks, (3, 3, 5), sheet.windows(), strict=True):
+    for block, columns, (left, top, width, height) in zip(blocks, (3, 3, 5), windows, strict=True):
         window = picture[top : top + height, left : left + width]
         assert window.shape == (height, width, 4)
         for n, tile in enumerate(block):
-            row, column = (132 * place for place in divmod(n, columns))
+            row, column = (132 * number for number in divmod(n, columns))
             shown = window[row : row + 128, column : column + 128]
             assert (shown[..., 3] == 255).all()
             pixels = (tile.movedim(0, -1).numpy().repeat(4, 0).repeat(4, 1) * 255).round()
@@ -144,22 +144,43 @@ def test_tiles_of_any_size():
 
 
 def test_images_that_do_not_excite_a_channel_are_not_listed():
-    text = cards(card(3, ["cat", "bird"]))
-    assert "cat" in text and "bird" not in text and "wrong" not in text
-    assert "wrong" in cards(card(3, ["cat", "bird"], correct=False))
+    rows = [[row[3] for row in Page(page(card(3, ["cat", "bird"], correct=verdict))).rows if row] for verdict in (1, 0)]
+    assert rows == [["cat"], ["cat"]]
+    assert "<tr class=wrong" not in page(card(3, ["cat", "bird"])) and "<tr class=wrong" in page(
+        card(3, ["cat", "bird"], correct=False)
+    )
 
 
 def test_names_are_escaped():
-    text = cards(card(3, [NAMES[2], "x"]))
-    assert "<b>&quot;" not in text and '<b>"' not in text
+    text = page(card(3, [NAMES[2], "x"]))
+    assert '<b>"' not in text
     assert [row[3] for row in Page(text).rows if row] == [NAMES[2]]
 
 
+def test_of_many_classes_those_with_the_largest_values_have_bars():
+    values = [(-1) ** n * n for n in range(30)]
+    rows = gallery_module.bars([str(n) for n in range(30)], values)
+    assert [name for name, _, _ in rows] == [str(n) for n in range(29, 19, -1)]
+    assert rows[1] == ("28", 28, 28 / 29) and rows[0][2] == -1
+
+
 def test_numbers_have_two_decimals_or_two_digits():
-    assert [short(value) for value in (1.234, 0.0, 0.0031, -0.5, None)] == ["1.23", "0.00", "0.0031", "-0.50", "–"]
+    assert [format_short(value) for value in (1.234, 0.0, 0.0031, -0.5, None)] == [
+        "1.23",
+        "0.00",
+        "0.0031",
+        "-0.50",
+        "–",
+    ]
+
+
+def test_no_share_is_rounded_to_none_or_all():
+    shares = {0: "0 %", 0.001: "<1 %", 0.734: "73 %", 0.998: ">99 %", 1: "100 %"}
+    assert [format_percent(share) for share in shares] == list(shares.values())
+    assert [format_percent(share, 2) for share in (0.00001, 0.8838, 0.99999)] == ["<0.01 %", "88.38 %", ">99.99 %"]
 
 
 def test_the_header_says_how_good_the_network_is_on_these_images(gallery):
     accuracy = json.loads((gallery / "summary.json").read_text())["accuracy"]
-    assert f"accuracy on these images {accuracy:.2%}" in (gallery / "index.html").read_text()
+    assert f"accuracy on these images {format_percent(accuracy, 2)}" in (gallery / "index.html").read_text()
     assert "top 2 of 12 test images of each channel" in (gallery / "index.html").read_text()

@@ -10,10 +10,9 @@ import shutil
 import subprocess
 
 import pytest
-from gallery_page import NAMES, card, cards, stage_page
+from gallery_page import NAMES, card, page
 
-from figures.gallery import Sheet
-from figures.gallery_card import group_options
+from figures.gallery import sheet_size, sheet_windows
 from network import STAGES
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -46,19 +45,6 @@ def title(file, query, tmp_path):
     return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", text, re.DOTALL)[1]))
 
 
-def write_page(gallery, folder, shown):
-    """The gallery's page with these cards of the tests' in the place of the network's."""
-    options = f'<option value="">all{group_options([stage_page(shown)])}'
-    parts = {
-        "<main.*</main>": f"<main id=main>{cards(*shown)}</main>",
-        "<select id=group>.*?</select>": f"<select id=group>{options}</select>",
-    }
-    text = (gallery / "index.html").read_text()
-    for pattern, part in parts.items():
-        text = re.sub(pattern, lambda found, part=part: part, text, flags=re.DOTALL)
-    (folder / "index.html").write_text(text)
-
-
 def test_search_by_number_and_activation(gallery, gallery_json, gallery_html, tmp_path):
     peaks = sorted(round(entry["peak"], 4) for stage in gallery_json["stages"].values() for entry in stage["channels"])
     least = peaks[-3] - 1e-3
@@ -74,11 +60,11 @@ def test_search_by_number_and_activation(gallery, gallery_json, gallery_html, tm
     assert strong == [each["id"] for each in gallery_html.all("article") if float(each["data-peak"]) >= least]
 
 
-def test_search_by_stage_and_class(gallery, tmp_path):
+def test_search_by_stage_and_class(tmp_path):
     best = {10: (1.0, 2.0, 3.0), 20: (1.0, 3.0, 2.0), 25: (3.0, 1.0, 2.0)}
     shown = [card(channel, ["x", "y"], means=means) for channel, means in best.items()]
     shown.append(card(30, [NAMES[2], "x"], means=best[20]))
-    write_page(gallery, tmp_path, shown)
+    (tmp_path / "index.html").write_text(page(*shown))
     queries = {"ring": [10, 30], "&": [20, 30], "7": [25], "CONV1 ring": [10, 30], "conv2": []}
     script = f"return {json.dumps(list(queries))}.map(words => {{ set('words', words); return shown(); }});"
     found = run(tmp_path, tmp_path, "", script)
@@ -106,11 +92,11 @@ def test_the_order(gallery, gallery_json, tmp_path):
             assert order[0] < STAGES.index(b.split("-")[0]) or order[1] <= key(entries[b]) + 1e-4
 
 
-def test_groups(gallery, tmp_path):
+def test_groups(tmp_path):
     """The filter has those with several cards, the largest first; so has the link on a card."""
     members = {30: [30, 31, 32], 3: [3, 8], 9: [9]}
     shown = [card(channel, ["x", "y"], representative=first) for first in members for channel in members[first]]
-    write_page(gallery, tmp_path, shown)
+    (tmp_path / "index.html").write_text(page(*shown))
     script = (
         "const groups = [...document.querySelectorAll('#group option')].map(option => option.value);"
         "const results = groups.map(group => { set('group', group); return shown(); }); set('group', '');"
@@ -179,6 +165,6 @@ def test_a_phone_does_not_scroll_sideways_and_windows_show_their_part(gallery, t
     )
     inner, used, windows = title(gallery / "frame.html", "", tmp_path)
     assert used <= inner == 420
-    sheet = Sheet(3, 2)
-    for found, expected in zip(windows, sheet.windows(), strict=True):
-        assert found == pytest.approx([pixels / sheet.size()[0] for pixels in expected], abs=3e-3)
+    expected = sheet_windows(3, 2)
+    for found, window in zip(windows, expected, strict=True):
+        assert found == pytest.approx([pixels / sheet_size(expected)[0] for pixels in window], abs=3e-3)

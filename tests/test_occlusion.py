@@ -27,8 +27,7 @@ from figures.occlusion import (
     row_title,
     square_side,
 )
-from figures.registry import NotDrawn
-from figures.selection import SLOW, choose_figures
+from figures.registry import SLOW, NotDrawn, choose_figures
 from network import ResNet18
 
 SETTINGS = Settings(occluder=9)

@@ -64,7 +64,17 @@ def test_the_matrix_shows_percent_of_the_true_class(inspection):
     ((_, figure),) = scores.draw_confusion_matrix(inspection, Settings())
     shares = figure.get_axes()[0].get_images()[0].get_array()
     assert shares.tolist() == [[50, 25, 25], [0, 100, 0], [50, 25, 25]]
-    assert "accuracy 58.33% on 12 test images" in figure.get_suptitle()
+    assert "accuracy 58.33 % on 12 test images" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("count", [10, 12, 13, 18, 20])
+def test_numbers_of_the_matrix_fit_their_cells(count):
+    figure = scores.confusion_figure(np.eye(count, dtype=int), ["of\ntwo lines"] * count, "a title")
+    figure.draw_without_rendering()
+    axes = figure.get_axes()[0]
+    assert axes.get_yticklabels()[0].get_text() == "of two lines (1)"
+    assert len(axes.texts) == count
+    assert max(text.get_window_extent().width for text in axes.texts) <= axes.get_window_extent().width / count
 
 
 def test_mistakes_come_with_the_surest_first(inspection):
@@ -73,7 +83,7 @@ def test_mistakes_come_with_the_surest_first(inspection):
     confidence = [np.exp(margin) / (np.exp(margin) + 2) for margin in (6, 5, 4, 2, 1)]
     names = inspection.metadata.classes
     expected = [
-        f"{names[LABELS[n]]}, image {n}\nas {names[PREDICTED[n]]}, {each:.1%}"
+        f"{names[LABELS[n]]}, image {n}\nas {names[PREDICTED[n]]}, {100 * each:.1f} %"
         for n, each in zip((8, 11, 3, 10, 1), confidence, strict=True)
     ]
     assert captions == expected

@@ -1,11 +1,19 @@
 """The script's flags and the files it writes."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import visualize
+from conftest import ends, visualize
+from matplotlib.figure import Figure
 from PIL import Image
 
 import visualizer
@@ -14,7 +22,7 @@ from analysis.inspection import add_search, inspect
 from analysis.settings import Settings
 from dataset import sources
 from dataset.preprocess import Preprocess
-from network import STAGES
+from figures import FIGURES, output
 from runtime import checkpoint
 
 FIXED_NAMES = {
@@ -135,15 +143,13 @@ class TestFlags:
     @pytest.mark.parametrize(
         "name, files",
         [
-            ("filters", {"conv1_filters.png", *(f"conv1_filters_{c}.png" for c in ("red", "green", "blue"))}),
-            ("evolution", {"summary.json"}),  # the run kept no snapshots
-            ("feature_maps", {"conv1_feature_maps.png", "conv5_x_feature_maps.png"}),
-            ("confusion_matrix", {"confusion_matrix.png", "summary.json"}),
+            ("evolution", set()),  # the run kept no snapshots
+            ("confusion_matrix", {"confusion_matrix.png"}),
         ],
     )
     def test_one_figure_alone(self, small_run, tmp_path, name, files):
         visualize(small_run, tmp_path, "--figures", name)
-        assert {path.name for path in tmp_path.iterdir()} == files | {"report.html"}
+        assert {path.name for path in tmp_path.iterdir()} == files | {"report.html", "summary.json"}
 
     def test_stages_channels_top_rules_and_units(self, small_run, tmp_path, inspection):
         settings = Settings(stages=("conv3_x",))
@@ -193,7 +199,90 @@ class TestFlags:
             visualizer.parse_args("--channels 3 all".split())
         assert end.value.code == 2 and "numbers, or one word" in capsys.readouterr().err
 
-    @pytest.mark.slow
-    def test_every_stage(self, small_run, tmp_path):
-        visualize(small_run, tmp_path, "--figures", "feature_maps", "reconstructions", "--stages", *STAGES)
-        assert len(list(tmp_path.glob("*_feature_maps.png"))) == len(list(tmp_path.glob("*_reconstructions.png"))) == 5
+
+class TestFaults:
+    def test_a_figure_that_raises_does_not_cost_the_others(self, small_run, tmp_path, capsys, monkeypatch):
+        def draw(inspection, settings):
+            yield Path("confusion_matrix"), Figure()
+            raise RuntimeError("broken\non purpose")
+
+        monkeypatch.setitem(FIGURES, "confusion_matrix", replace(FIGURES["confusion_matrix"], draw=draw))
+        with pytest.raises(SystemExit) as end:
+            visualize(small_run, tmp_path, "--figures", "confusion_matrix", "filters")
+        assert end.value.code == 1
+        assert "error: confusion_matrix: RuntimeError: broken on purpose\n" in capsys.readouterr().err
+        assert (tmp_path / "conv1_filters_red.png").exists() and (tmp_path / "summary.json").exists()
+        text = (tmp_path / "report.html").read_text()
+        assert "(confusion_matrix): RuntimeError: broken on purpose." in text and "conv1_filters_red.png" in text
+
+    @pytest.mark.parametrize(
+        "error, said",
+        [
+            (ValueError("a\nb"), "error: gallery: ValueError: a b\n"),
+            (torch.OutOfMemoryError("CUDA"), "error: gallery: out of memory: pass a smaller --batch-size\n"),
+        ],
+    )
+    def test_a_gallery_that_raises_does_not_cost_the_report(
+        self, small_run, tmp_path, capsys, monkeypatch, error, said
+    ):
+        monkeypatch.setattr(visualizer, "write_gallery", lambda *args: (_ for _ in ()).throw(error))
+        with pytest.raises(SystemExit) as end:
+            visualize(small_run, tmp_path, "--figures", "filters", "--gallery", "--stages", "conv1")
+        assert end.value.code == 1 and said in capsys.readouterr().err and (tmp_path / "report.html").exists()
+
+    @pytest.mark.parametrize("name", ["conv1_filters.png", "report.html", "summary.json"])
+    def test_a_full_disk_names_the_file_and_what_to_do(self, small_run, tmp_path, capsys, monkeypatch, name):
+        @contextmanager
+        def atomic_file(path):
+            if path.name == name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            with checkpoint.atomic_file(path) as file:
+                yield file
+
+        monkeypatch.setattr(output, "atomic_file", atomic_file)
+        flags = ["--ckpt", small_run / "model.pt", "--out", tmp_path, "--device", "cpu", "--figures", "filters"]
+        ends(capsys, visualizer.main, flags, 1, tmp_path / name, "No space left on device", "free space", "--out")
+
+    def test_figures_of_another_network_are_removed_and_nothing_else(self, small_run, tmp_path, capsys):
+        out, other = tmp_path / "plots", tmp_path / "other"
+        visualize(small_run, out, "--figures", "filters")
+        visualize(small_run, out, "--figures", "training_curves", "--no-report")
+        assert {"conv1_filters.png", "training_curves.png", "report.html"} < {path.name for path in out.iterdir()}
+        state = checkpoint.load(small_run / "model.pt")
+        state["model"]["fc.bias"][0] += 1
+        other.mkdir()
+        torch.save(state, other / "model.pt")
+        (out / "mine.png").touch()
+        (tmp_path / "outside.png").touch()
+        content = json.loads((out / "summary.json").read_text())
+        content["files"].append("../outside.png")
+        (out / "summary.json").write_text(json.dumps(content))
+        capsys.readouterr()
+        visualize(other, out, "--figures", "training_curves", "--no-report")
+        assert {path.name for path in out.iterdir()} == {"training_curves.png", "summary.json", "mine.png"}
+        assert (tmp_path / "outside.png").exists()
+        assert "removed 5 files of another network" in capsys.readouterr().out
+        assert json.loads((out / "summary.json").read_text())["files"] == ["training_curves.png"]
+
+    def test_the_results_of_a_search_stay_if_the_next_run_of_the_network_has_none(self, small_run, tmp_path):
+        visualize(small_run, tmp_path, "--figures", "confusion_matrix", "--no-report")
+        before = json.loads((tmp_path / "summary.json").read_text())
+        visualize(small_run, tmp_path, "--figures", "training_curves", "--no-report")
+        after = json.loads((tmp_path / "summary.json").read_text())
+        assert after == before | {"files": ["confusion_matrix.png", "training_curves.png"]}
+
+    @pytest.mark.skipif(os.name == "nt", reason="os.kill ends a process on Windows")
+    def test_ctrl_c_while_the_libraries_load(self, tmp_path):
+        (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nlibrary_is_loaded")
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        ended = subprocess.run([sys.executable, visualizer.__file__], capture_output=True, text=True, env=environment)
+        assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
+
+    def test_ctrl_c_is_said_in_a_word(self, small_run, tmp_path, capsys, monkeypatch):
+        def interrupt(*args):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(visualizer, "write_figures", interrupt)
+        with pytest.raises(SystemExit) as end:
+            visualize(small_run, tmp_path, "--figures", "filters")
+        assert end.value.code == 130 and capsys.readouterr().err == "interrupted\n"

@@ -8,6 +8,7 @@ import torch
 from conftest import visualize
 from PIL import Image
 
+from analysis.inspection import read_pictures
 from figures.hierarchy import hierarchy_figure
 from network import ResNet18
 from runtime import checkpoint
@@ -62,7 +63,7 @@ def test_what_needs_no_images_is_drawn_without_them(small_run, tmp_path, capsys)
     visualize(tmp_path, tmp_path / "plots")
     drawn = {path.stem for path in (tmp_path / "plots").iterdir()}
     filters = {f"conv1_filters{color}" for color in ("", "_red", "_green", "_blue")}
-    assert drawn == {"training_curves", "report"} | filters
+    assert drawn == {"training_curves", "report", "summary"} | filters
     assert "the test images are missing; --data" in (tmp_path / "plots" / "report.html").read_text()
     printed = capsys.readouterr().out
     assert "left out, they need the test images: input, feature_maps" in printed
@@ -76,6 +77,14 @@ def test_odd_file_names(small_run, tmp_path, name, folder):
     Image.fromarray(np.full((9, 9, 3), 99, np.uint8)).save(tmp_path / name, "png")
     visualize(small_run, tmp_path / "plots", "--images", str(tmp_path / name), "--figures", "input")
     assert (tmp_path / "plots" / folder / "input.png").exists()
+
+
+def test_files_of_almost_one_name_have_folders_of_their_own_on_any_system(tmp_path):
+    names = ["Cat.png", "cat.jpg", "\u00e9.png", "e\u0301.png", "STRASSE.png", "stra\u00dfe.png"]
+    for name in names:
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / name)
+    folders = [picture.folder for picture in read_pictures([str(tmp_path / name) for name in names], 32)]
+    assert folders == ["Cat", "cat-2", "\u00e9", "e\u0301-2", "STRASSE", "stra\u00dfe-2"]
 
 
 def test_dead_channels_are_named_and_not_drawn(small_run, tmp_path, capsys):
