@@ -75,7 +75,7 @@ def comparison_figure(
     lines = 1 + max(text.count("\n") for texts in tile_captions.values() for text in texts)
     figure = Figure((0.8 + across * tile, 0.6 + count * (tile + 0.06 + 0.1 * lines)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    heading(figure, *title, width=int(15 * (0.8 + across * tile)))
+    heading(figure, *title)
     draw_rows(figure.subplots(count, across, squeeze=False), patches, columns, row_captions, tile_captions)
     return figure
 
@@ -103,7 +103,7 @@ def draw_rows(
         axes.set_ylabel(caption, rotation=0, ha="right", va="center")
     for column, name in enumerate(columns, 1):
         for axes, caption in zip(grid[:, column], tile_captions.get(name, ()), strict=False):
-            axes.set_xlabel(caption, labelpad=2, fontsize=6)
+            axes.set_xlabel(caption, labelpad=2)
 
 
 def show_tile(axes: Axes, tile: np.ndarray | None = None) -> None:

@@ -240,7 +240,7 @@ def correspondence_figure(content: dict, images: np.ndarray, note: str) -> Figur
         f"{DRAWS} random squares per image.",
         "The paper hides eyes and noses of five dogs, chosen by hand.",
     )
-    figure.supxlabel("\n".join(lines), fontsize=6)
+    figure.supxlabel("\n".join(lines))
     return figure
 
 

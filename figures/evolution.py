@@ -235,7 +235,7 @@ def evolution_figure(content: dict, tiles: dict[str, list[np.ndarray]], note: st
     chance = axes["shares"].axhline(content["chance"], color="0.5", linestyle="--", linewidth=0.8, label="chance")
     handles = [*axes["shares"].lines[: len(tiles)], chance]
     axes["correlations"].legend(
-        handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=6, handlelength=1.2
+        handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=1.2
     )
     resized = " Dotted: the image size changes." if len(set(content["image_sizes"])) > 1 else ""
     lines = (
@@ -245,7 +245,7 @@ def evolution_figure(content: dict, tiles: dict[str, list[np.ndarray]], note: st
         f"Left: mean over all living channels. Right: the same units of the same images at each epoch, mean over "
         f"up to {COMPARED_CHANNELS} channels.{resized}",
     )
-    figure.supxlabel("\n".join(lines), fontsize=6)
+    figure.supxlabel("\n".join(lines))
     return figure
 
 
@@ -262,7 +262,7 @@ def draw_tiles(axes: Axes, content: dict, tiles: dict[str, list[np.ndarray]], co
             axes.imshow(pictures[n], interpolation="antialiased", extent=(column, column + 0.95, top + 0.95, top))
         for column, n in enumerate(columns):
             color = ERROR_COLOR if n > 0 and images[n] != images[n - 1] else "black"
-            axes.text(column + 0.475, top + 1, images[n], ha="center", va="top", color=color, fontsize=6)
+            axes.text(column + 0.475, top + 1, images[n], ha="center", va="top", color=color)
     epochs = ["now" if epoch is None else f"epoch {epoch}" for epoch in content["epochs"]]
     headings = [f"{epochs[n]}\n{content['image_sizes'][n]} px" for n in columns]
     labels = [f"{stage}\nchannel {entry['channel']}" for stage, entry in content["stages"].items()]

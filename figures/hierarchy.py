@@ -66,7 +66,7 @@ def hierarchy_figure(stages: dict[str, dict[int, dict[str, np.ndarray]]], rule: 
     block = (WIDTH_INCHES - 0.3) / CHANNELS_PER_STAGE / 2
     figure = Figure((WIDTH_INCHES, 0.35 + len(stages) * (block + 0.16)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.02, wspace=0.01, hspace=0.01)
-    heading(figure, title, width=130)
+    heading(figure, title)
     grid = figure.subplots(len(stages), CHANNELS_PER_STAGE, squeeze=False)
     for axes in grid.flatten():
         axes.set_axis_off()
@@ -78,5 +78,5 @@ def hierarchy_figure(stages: dict[str, dict[int, dict[str, np.ndarray]]], rule: 
             side = int(np.ceil(len(blocks["patches"]) ** 0.5))
             shown = hstack_images([tile_grid(blocks[name], side) for name in ("patches", rule)], gap_share=1 / 12)
             axes.imshow(shown, interpolation="antialiased")
-            axes.set_title(f"channel {channel}", loc="left", fontsize=6, pad=2)
+            axes.set_title(f"channel {channel}", loc="left", pad=2)
     return figure

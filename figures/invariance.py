@@ -271,6 +271,6 @@ def draw_legend(figure: Figure, content: dict) -> None:
     lines = [Line2D([], [], color=color, label=name) for name, color in zip(names, COLORS, strict=False)]
     lines.append(Line2D([], [], color="black", linewidth=1.6, label=f"mean of {len(content['many'])} images"))
     figure.legend(
-        handles=lines, loc="center", bbox_to_anchor=(0.5, 0.07), ncols=len(lines), frameon=False, fontsize=6,
+        handles=lines, loc="center", bbox_to_anchor=(0.5, 0.07), ncols=len(lines), frameon=False,
         columnspacing=1, handlelength=1.2,
     )  # fmt: skip

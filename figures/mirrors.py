@@ -251,8 +251,8 @@ def mirrors_figure(
     draw_medians(grid[count], deviations)
     for n, (name, mistake) in enumerate(MISTAKES.items()):
         y = 1 - n / len(MISTAKES)
-        below.text(0.235, y, name, ha="right", va="top", fontsize=6, weight="bold")
-        below.text(0.245, y, f"{mistake.wrong}\n{mistake.visible}", va="top", fontsize=6, linespacing=1.1)
+        below.text(0.235, y, name, ha="right", va="top", weight="bold")
+        below.text(0.245, y, f"{mistake.wrong}\n{mistake.visible}", va="top", linespacing=1.1)
     return figure
 
 
@@ -265,7 +265,7 @@ def draw_medians(row: np.ndarray, deviations: dict[str, dict[str, dict[str, list
         texts.append([f"{format_error(v['error'])} / {format_two_digits(v['correlation'])}" for v in values])
     for axes, lines in zip(row, texts, strict=True):
         show_tile(axes)
-        axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", fontsize=6, linespacing=1.6)
+        axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", linespacing=1.6)
 
 
 def format_error(error: float | None) -> str:

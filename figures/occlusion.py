@@ -288,6 +288,6 @@ def draw_classes(axes: Axes, predicted: Tensor, classes: Sequence[str], colors: 
         for number, share in shares
     ]
     axes.legend(
-        handles=patches, loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=6,
+        handles=patches, loc="upper left", bbox_to_anchor=(1, 1), frameon=False,
         handlelength=0.9, handleheight=0.9, handletextpad=0.4, borderpad=0, labelspacing=0.7,
     )  # fmt: skip

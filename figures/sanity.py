@@ -208,17 +208,17 @@ def draw_example(figure: SubFigure, image: Tensor, caption: str, steps: list[Ste
     box = crop_boxes([steps[0].example[rule][None] for rule in ALL_RULES])
     grid = figure.subplots(len(ALL_RULES), 1 + len(steps))
     show_tile(grid[0, 0], to_array(crop(image, *box))[0])
-    grid[0, 0].set_title("image", fontsize=6)
-    grid[1, 0].text(0.5, 1, caption, ha="center", va="top", fontsize=6)
+    grid[0, 0].set_title("image")
+    grid[1, 0].text(0.5, 1, caption, ha="center", va="top")
     for row, rule in enumerate(ALL_RULES):
         show_tile(grid[row, 0])
         color, _ = RULE_STYLE[rule]
         grid[row, 0].set_ylabel(rule, rotation=0, ha="right", va="center", color=color, weight="bold")
         for axes, step in zip(grid[row, 1:], steps, strict=True):
             show_tile(axes, diverging_tiles(crop(step.example[rule][None], *box))[0])
-            axes.set_xlabel(format_two_digits(step.correlations[rule][0]), fontsize=6, labelpad=1)
+            axes.set_xlabel(format_two_digits(step.correlations[rule][0]), labelpad=1)
             if row == 0:
-                axes.set_title(textwrap.fill(step.name, 9), fontsize=6)
+                axes.set_title(textwrap.fill(step.name, 9))
 
 
 def draw_curves(axes: Axes, steps: list[Step]) -> None:
@@ -236,6 +236,6 @@ def draw_curves(axes: Axes, steps: list[Step]) -> None:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.set_ylim(top=1.03)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, borderpad=0, labelspacing=0.2, fontsize=6)
+    axes.legend(frameon=False, borderpad=0, labelspacing=0.2)
     count = len(steps[0].correlations[ALL_RULES[0]]) - 1
-    axes.set_title(f"rank correlation, {count} images:\nmedian and quartiles", fontsize=6)
+    axes.set_title(f"rank correlation, {count} images:\nmedian and quartiles")

@@ -120,7 +120,7 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], title: str) -> Fi
         color = "white" if shares[row, column] > 55 else "black"
         share = shares[row, column]
         number = f"{share:.1f}" if count <= MAX_CLASSES_WITH_DECIMALS else format_percent(share / 100)[:-2]
-        axes.text(column, row, number, ha="center", va="center", color=color, fontsize=6)
+        axes.text(column, row, number, ha="center", va="center", color=color)
     axes.tick_params(length=0)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class (number of images)")
@@ -128,7 +128,7 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str], title: str) -> Fi
     most = f"most frequent confusion: {wrong.max():.1f} % of {labels[true]} predicted as {labels[seen]}"
     never = [label for label, total in zip(labels, counts.sum(0), strict=True) if not total]
     notes = [f"never predicted: {', '.join(never)}"] if never else []
-    heading(figure, title, most if wrong.any() else "no mistakes", *notes, width=80)
+    heading(figure, title, most if wrong.any() else "no mistakes", *notes)
     return figure
 
 
@@ -144,6 +144,6 @@ def mistakes_figure(pictures: np.ndarray, captions: list[str], title: str) -> Fi
         axes.set_axis_off()
     for axes, picture, caption in zip(grid, pictures, captions, strict=False):
         axes.imshow(picture, interpolation="nearest")
-        axes.set_title(caption, fontsize=6)
+        axes.set_title(caption)
     heading(figure, title)
     return figure

@@ -92,7 +92,7 @@ def input_figure(
     best = np.argsort(-probabilities, kind="stable")[:10]
     colors = ["#2166ac" if label is None or names[n] == label else "0.7" for n in best]
     bars = right.barh(range(len(best)), probabilities[best] * 100, color=colors)
-    right.bar_label(bars, [f"{100 * probabilities[n]:.1f}" for n in best], padding=2, fontsize=6)
+    right.bar_label(bars, [f"{100 * probabilities[n]:.1f}" for n in best], padding=2)
     right.set_yticks(range(len(best)), [truncate(names[n], 30) for n in best])
     right.invert_yaxis()
     right.set_xlim(0, 112)

@@ -1,14 +1,15 @@
-"""How all figures and pages look and are saved: 7 inches wide for print, text of at least 6 points."""
+"""How all figures and pages look and are saved: 7 inches wide for print, text of at least 7 points."""
 
-import textwrap
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, StrictUndefined, Template  # comes with torch
+from matplotlib import font_manager, rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.style import context
+from matplotlib.textpath import text_to_path
 
 from analysis.channels import ChannelResult
 from analysis.inspection import Inspection
@@ -16,22 +17,44 @@ from analysis.settings import Settings
 
 WIDTH_INCHES = 7.0
 DPI = 300
+MARGIN_INCHES = 0.05  # left of a title and of a caption
+LINE_INCHES = 0.13  # of a caption
+# The first of these that is installed, then fonts for letters that it lacks.
+FONTS = ("Helvetica", "Arial", "Liberation Sans", "Nimbus Sans", "DejaVu Sans")
+FONTS_OF_OTHER_SCRIPTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Hiragino Sans", "PingFang SC", "Yu Gothic",
+    "Microsoft YaHei", "Malgun Gothic", "WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans Hebrew",
+    "Noto Sans Devanagari", "Noto Sans Thai", "DejaVu Sans",
+)  # fmt: skip
+
+
+def font_families() -> list[str]:
+    """The installed ones of FONTS and FONTS_OF_OTHER_SCRIPTS, the first of FONTS first."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    families = [name for name in FONTS if name in installed][:1]
+    return list(dict.fromkeys(families + [name for name in FONTS_OF_OTHER_SCRIPTS if name in installed]))
+
+
 STYLE = {
     "pdf.fonttype": 42,  # as journals ask for
     "text.parse_math": False,  # a $ in a file or class name is a $
+    "font.family": font_families(),
     "font.size": 7,
     "axes.titlesize": 7,
     "axes.labelsize": 7,
-    "xtick.labelsize": 6,
-    "ytick.labelsize": 6,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
     "legend.fontsize": 7,
-    "figure.titlesize": 8,
+    "figure.titlesize": 9,
+    "figure.titleweight": "bold",
+    "figure.labelsize": 7,
     "axes.linewidth": 0.5,
     "xtick.major.width": 0.5,
     "ytick.major.width": 0.5,
     "xtick.major.size": 2,
     "ytick.major.size": 2,
 }
+CAPTION_COLOR = "0.35"
 ERROR_COLOR = "#b2182b"
 # color and marker of each rule, in every figure
 RULE_STYLE = {
@@ -60,20 +83,47 @@ def save(figure: Figure, file, format: str = "png", dpi: int = DPI) -> None:
         figure.savefig(file, format=format, dpi=dpi, metadata={"CreationDate": None} if format == "pdf" else None)
 
 
-def heading(figure: Figure, *lines: str, width: int = 105) -> None:
-    """A title over the whole figure, wrapped at `width` letters."""
-    figure.suptitle("\n".join(wrapped(lines, width)))
+def heading(figure: Figure, title: str, *caption: str) -> None:
+    """A title over the whole figure, what is shown, and a caption below it, how to read it; both left-aligned.
+
+    Layout engines make room for both; other figures leave `heading_inches`.
+    """
+    lines, left = _wrapped(title, caption, figure.get_figwidth()), MARGIN_INCHES / figure.get_figwidth()
+    figure.suptitle("\n".join(lines[0]), x=left, ha="left")
+    if caption:
+        figure.supxlabel("\n".join(lines[1]), x=left, ha="left", color=CAPTION_COLOR, linespacing=1.3)
 
 
-def wrapped(lines: Iterable[str], width: int = 105) -> list[str]:
-    """The lines that `heading` makes of these."""
-    return "\n".join(textwrap.fill(line, width) for line in lines).split("\n")
+def heading_inches(title: str, *caption: str, width: float = WIDTH_INCHES) -> tuple[float, float]:
+    """The height of `heading`'s title and of its caption in a figure of this width, in inches."""
+    title_lines, caption_lines = _wrapped(title, caption, width)
+    return 0.1 + 0.15 * len(title_lines), (0.06 + LINE_INCHES * len(caption_lines)) * bool(caption)
+
+
+@styled
+def _wrapped(title: str, caption: Iterable[str], width: float) -> tuple[list[str], list[str]]:
+    inner = width - 2 * MARGIN_INCHES
+    title_lines = wrap(title, inner, STYLE["figure.titlesize"], STYLE["figure.titleweight"])
+    return title_lines, [line for text in caption for line in wrap(text, inner)]
+
+
+def wrap(text: str, inches: float, points: float = STYLE["font.size"], weight: str = "normal") -> list[str]:
+    """The text in lines that are at most this wide; a longer word has a line of its own."""
+    font = font_manager.FontProperties(rcParams["font.family"], weight=weight, size=points)
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and text_to_path.get_text_width_height_descent(longer, font, ismath=False)[0] <= 72 * inches:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def text_at(figure: Figure, left: float, top: float, text: str, **how) -> None:
-    """Text at a place in inches from the figure's upper left corner: centred, 6 points, unless said otherwise."""
+    """Text at a place in inches from the figure's upper left corner: centred, unless said otherwise."""
     width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - top / height, text, **{"fontsize": 6, "ha": "center", "va": "center"} | how)
+    figure.text(left / width, 1 - top / height, text, **{"ha": "center", "va": "center"} | how)
 
 
 def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:

@@ -23,10 +23,10 @@ from figures.style import (
     format_percent,
     format_two_digits,
     heading,
+    heading_inches,
     styled,
     truncate,
     unpooling_note,
-    wrapped,
 )
 
 CHANNELS_PER_PAGE = 9  # of the overview
@@ -119,7 +119,7 @@ def channel_figure(result: ChannelResult, title: list[str]) -> Figure:
     columns = min(3, count)
     rows = math.ceil(count / columns)
     parts = 1 + len(result.reconstructions)
-    heading_height = 0.6 + 0.13 * max(0, len(wrapped(title)) - 3)
+    heading_height = 0.15 + sum(heading_inches(*title))
     height = heading_height + rows * (WIDTH_INCHES / columns / parts + 0.3)
     figure = Figure((WIDTH_INCHES, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.02)

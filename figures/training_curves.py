@@ -61,7 +61,7 @@ def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
         axes.grid(color="0.92", linewidth=0.5)
         axes.set_axisbelow(True)
         if axes.lines:
-            axes.legend(title="last values", title_fontsize=6, frameon=False)
+            axes.legend(title="last values", title_frameon=False)
     return figure
 
 
@@ -88,7 +88,7 @@ def _mark_image_sizes(axes: Axes, history: list[dict]) -> None:
         if n % 2:
             axes.axvspan(start, end, color="0.95", linewidth=0, zorder=-1)
         label = str(segment[0]["image_size"]) + " px" * (n == 0)
-        axes.text((start + end) / 2, 1.01, label, fontsize=6, ha="center", transform=axes.get_xaxis_transform())
+        axes.text((start + end) / 2, 1.01, label, ha="center", transform=axes.get_xaxis_transform())
         start = end
     axes.set_xlim(right=start)
 
