@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dataset.folders import DataError, Listing, list_split, read_image, unreadable
+from dataset.folders import DataError, Listing, describe_ignored, list_split, read_image, unreadable
 from dataset.preprocess import color_histogram
 from dataset.split import Split
 from runtime.checkpoint import atomic_file
@@ -35,7 +35,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-CROPPING_RULE = "shorter side resized bilinearly, centre crop; 1"  # changes whenever `read_image` or the format does
+CROPPING_RULE = "shorter side resized bilinearly, centre crop; 2"  # changes whenever `read_image` or the format does
 BLOCK_BYTES = 8 * 2**20  # decoded and written at a time by each thread
 BLOCK_IMAGES = 64
 FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -49,6 +49,8 @@ def load_folder(path: Path, split: str, root: Path, image_size: int) -> Split:
     larger. Raises DataError if an image cannot be read, or the disk is full.
     """
     listing = list_split(path, split)
+    if note := describe_ignored(listing):
+        print(note, flush=True)
     key = hashlib.sha256("\n".join([os.path.abspath(path), str(image_size), CROPPING_RULE]).encode()).hexdigest()[:16]
     places = [base / "decoded" / key for base in (root, cache_folder())]
     for place in places:
