@@ -77,6 +77,8 @@ def summary(inspection: Inspection, settings: Settings) -> dict:
     }
     if scores := score(inspection):
         classes = inspection.metadata.classes
+        if scores.accuracy <= 1 / len(classes):
+            print(f"warning: an accuracy of {scores.accuracy:.1%}, not above chance: are the classes in another order?")
         content |= {
             "accuracy": scores.accuracy,
             "accuracy_by_class": accuracy_by_class(inspection, scores),

@@ -18,7 +18,8 @@ except ImportError:  # Windows
 def exclusive_lock(folder: Path) -> Iterator[None]:
     """Keeps a second run out of the folder; the system releases the lock of a killed process.
 
-    Raises CheckpointError if another process holds it. Does nothing on Windows, where folders cannot be locked.
+    Raises CheckpointError if another process holds it. Does nothing where folders cannot be locked, as on Windows and
+    some network file systems, of which a line tells.
     """
     if fcntl is None:
         yield
@@ -29,6 +30,8 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise CheckpointError(f"another run is writing to {folder}: wait, or pass another --out") from error
+        except OSError as error:
+            print(f"note: {folder} cannot be locked ({error.strerror}): let no second run write to it")
         yield
     finally:
         os.close(descriptor)

@@ -1,6 +1,7 @@
 """A checkpoint appears whole or not at all, and nothing in it is run."""
 
 import contextlib
+import errno
 import os
 import pickle
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from network import ResNet18
-from runtime import checkpoint
+from runtime import checkpoint, signals
 from runtime.checkpoint import CheckpointError
 
 
@@ -147,3 +148,46 @@ class TestReplace:
         monkeypatch.setattr(checkpoint, "IS_WINDOWS", False)
         with pytest.raises(checkpoint.CheckpointError, match="could not be written"):
             checkpoint.save({"a": 1}, tmp_path / "a.pt")
+
+
+def raising(number):
+    def call(*_):
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+class TestOddFileSystems:
+    @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+    def test_what_cannot_be_synchronised_is_written(self, tmp_path, monkeypatch, number):
+        monkeypatch.setattr(os, "fsync", raising(number))
+        checkpoint.save({"n": 1}, tmp_path / "a.pt")
+        assert checkpoint.load(tmp_path / "a.pt") == {"n": 1}
+
+    @pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="folders cannot be opened")
+    def test_a_folder_that_cannot_be_opened(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(checkpoint.os, "open", raising(errno.EACCES))
+        checkpoint.save({"n": 1}, tmp_path / "a.pt")
+        assert checkpoint.load(tmp_path / "a.pt") == {"n": 1}
+
+    def test_a_real_error_is_not_tolerated(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "fsync", raising(errno.EIO))
+        with pytest.raises(CheckpointError, match="could not be written"):
+            checkpoint.save({"n": 1}, tmp_path / "a.pt")
+
+    @pytest.mark.skipif(signals.fcntl is None, reason="folders cannot be locked")
+    @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EBADF])
+    def test_a_folder_that_cannot_be_locked_is_a_note(self, tmp_path, monkeypatch, capsys, number):
+        monkeypatch.setattr(signals.fcntl, "flock", raising(number))
+        with signals.exclusive_lock(tmp_path):
+            said = capsys.readouterr().out
+        assert said.startswith(f"note: {tmp_path} cannot be locked") and said.count("\n") == 1
+
+    @pytest.mark.skipif(signals.fcntl is None, reason="folders cannot be locked")
+    def test_a_second_run_in_the_folder_is_refused(self, tmp_path):
+        with (
+            signals.exclusive_lock(tmp_path),
+            pytest.raises(CheckpointError, match="another run is writing"),
+            signals.exclusive_lock(tmp_path),
+        ):
+            pytest.fail("it was let in")

@@ -1,5 +1,6 @@
 """Both scripts from the command line: every wrong input ends in one line, and nothing is overwritten."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -227,6 +228,18 @@ class TestBadInputOfVisualizer:
 
     def test_a_device_that_is_not_there(self, capsys, small_run):
         ends(capsys, visualizer.main, ["--ckpt", small_run / "model.pt", "--device", "cuda:99"], 1, "cuda:99")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_cannot_show_a_path(small_run, tmp_path, monkeypatch, encoding):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    out = tmp_path / "опыт"
+    flags = ["--ckpt", small_run / "model.pt", "--out", out, "--figures", "training_curves", "--device", "cpu"]
+    visualizer.main([*map(str, flags), "--dpi", "50"])
+    assert (out / "report.html").exists()
+    terminal.flush()
+    assert "\\u043e\\u043f\\u044b\\u0442" in terminal.buffer.getvalue().decode(encoding)
 
 
 @pytest.mark.slow
