@@ -22,10 +22,10 @@ from network import ResNet18
 TRAINED = Path("checkpoints/model.pt")  # in the working directory
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
 SNAPSHOT = "snapshot_{}.pt"  # {}: epoch
+HISTORY_KEYS = {"kind", "step", "loss", "accuracy"}
 REPLACE_SECONDS = 5
 IS_WINDOWS = os.name == "nt"
-# what a file system answers that cannot synchronise a file or folder, or lets nobody open the folder
-NO_FSYNC = {getattr(errno, name, None) for name in "EINVAL ENOTSUP EOPNOTSUPP ENOSYS EBADF EACCES EPERM".split()}
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
 # around the state dict, in the files of other training scripts
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 # around the network, in its names: DataParallel and AveragedModel, torch.compile, Lightning and the like
@@ -48,13 +48,20 @@ def atomic_file(path: str | Path, keep_previous: bool = False) -> Iterator[Binar
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            _fsync(file.fileno())
+            with _where_supported():
+                os.fsync(file.fileno())
         if keep_previous and path.exists():
             _replace(path, previous(path))
         _replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    if hasattr(os, "O_DIRECTORY"):  # not on Windows: the rename survives a power failure
+        with _where_supported():
+            descriptor = os.open(path.parent, os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -69,27 +76,13 @@ def _replace(source: Path, target: Path) -> None:
             time.sleep(0.05)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power failure, where folders can be opened (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        try:
-            descriptor = os.open(folder, os.O_DIRECTORY)
-        except OSError as error:
-            if error.errno not in NO_FSYNC:
-                raise
-            return
-        try:
-            _fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _fsync(descriptor: int) -> None:
-    """os.fsync, where the file system can: some network file systems cannot."""
+@contextmanager
+def _where_supported() -> Iterator[None]:
+    """Tolerates a file system that cannot synchronise a file or a folder, as some network file systems."""
     try:
-        os.fsync(descriptor)
+        yield
     except OSError as error:
-        if error.errno not in NO_FSYNC:
+        if error.errno not in UNSUPPORTED:
             raise
 
 
@@ -111,8 +104,8 @@ def previous(path: Path) -> Path:
 
 def snapshots(folder: Path) -> dict[int, Path]:
     """The snapshots in a folder: epoch -> file, in order."""
-    found = {file.stem.partition("_")[2]: file for file in folder.glob(SNAPSHOT.format("*"))}
-    return {int(epoch): found[epoch] for epoch in sorted((name for name in found if name.isdecimal()), key=int)}
+    files = {file.stem.partition("_")[2]: file for file in folder.glob(SNAPSHOT.format("*"))}
+    return dict(sorted((int(epoch), file) for epoch, file in files.items() if epoch.isdecimal()))
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -169,7 +162,7 @@ class Metadata:
 
     def entries(self) -> dict[str, Any]:
         """The fields by name, as a checkpoint holds them."""
-        return {name.name: getattr(self, name.name) for name in fields(self)}
+        return dict(vars(self))
 
 
 def load_network(path: str | Path) -> tuple[ResNet18, Metadata]:
@@ -181,7 +174,7 @@ def load_network(path: str | Path) -> tuple[ResNet18, Metadata]:
     """
     state = load(path)
     is_own = {"model", "image_size", "history"} <= state.keys()
-    weights = _torchvision_names((state.get("ema") or state["model"]) if is_own else _unwrapped(state))
+    weights = _plain_weights({"model": state.get("ema", state["model"])} if is_own else state)
     last = weights.get("fc.weight")
     if not isinstance(last, Tensor) or last.ndim != 2:
         raise CheckpointError(f"{path} is not a ResNet-18 (no fc.weight): its names must be torchvision's")
@@ -203,18 +196,11 @@ def load_network(path: str | Path) -> tuple[ResNet18, Metadata]:
     return network.eval(), metadata
 
 
-def _unwrapped(state: dict[str, Any]) -> dict[str, Any]:
-    """The state dict inside the usual wrappers."""
+def _plain_weights(state: dict[str, Any]) -> dict[str, Any]:
+    """The state dict inside the usual wrappers; its names without wrapping modules, unless two would be the same."""
     for _ in WRAPPERS:
         state = next((state[name] for name in WRAPPERS if isinstance(state.get(name), dict)), state)
-    return state
-
-
-def _torchvision_names(weights: Any) -> dict[str, Any]:
-    """The weights without wrapping modules in their names, unless two would get the same name."""
-    if not isinstance(weights, dict):
-        return {}
-    weights = {str(name): value for name, value in weights.items() if name != "n_averaged"}  # of AveragedModel
+    weights = {str(name): value for name, value in state.items() if name != "n_averaged"}  # of AveragedModel
     names = [".".join(part for part in name.split(".") if part not in WRAPPING_MODULES) for name in weights]
     return dict(zip(names, weights.values(), strict=True)) if len(set(names)) == len(names) else weights
 
@@ -248,8 +234,8 @@ def _metadata(state: dict[str, Any], path: str | Path) -> Metadata:
     names = [entry.name for entry in fields(Metadata)]
     if missing := sorted(set(names) - state.keys()):
         raise CheckpointError(f"{path} lacks {', '.join(missing)}: pass a model.pt of train.py")
-    found = {name: tuple(state[name]) if isinstance(state[name], list) else state[name] for name in names[:3]}
-    metadata = Metadata(**found, **{name: state[name] for name in names[3:]})
+    metadata = Metadata(*(tuple(state[name]) if isinstance(state[name], list) else state[name] for name in names[:3]),
+                        *(state[name] for name in names[3:]))  # fmt: skip
     if metadata.classes is None:
         return metadata
     if not _is_valid(metadata):
@@ -258,20 +244,16 @@ def _metadata(state: dict[str, Any], path: str | Path) -> Metadata:
 
 
 def _is_valid(metadata: Metadata) -> bool:
-    numbers = [*metadata.mean, *metadata.std]
-    line_keys = {"kind", "step", "loss", "accuracy"}
+    """Whether everything has the type and range that train.py writes."""
+    types = {"image_size": int, "config": dict, "result": dict, "history": list}
     return (
-        all(isinstance(name, str) for name in metadata.classes)
-        and len(numbers) == 6
-        and all(isinstance(number, float) for number in numbers)
+        all(isinstance(getattr(metadata, name), kind) for name, kind in types.items())
+        and all(isinstance(name, str) for name in metadata.classes)
+        and [type(value) for value in (*metadata.mean, *metadata.std)] == [float] * 6
         and min(metadata.std) > 0
-        and isinstance(metadata.image_size, int)
         and 8 <= metadata.image_size <= 4096
-        and isinstance(metadata.config, dict)
-        and isinstance(metadata.result, dict)
-        and isinstance(metadata.history, list)
-        and all(isinstance(entry, dict) and line_keys <= entry.keys() for entry in metadata.history)
-        and all("learning_rate" in entry for entry in metadata.history if entry["kind"] == "train")
+        and all(isinstance(line, dict) and line.keys() >= HISTORY_KEYS for line in metadata.history)
+        and all("learning_rate" in line for line in metadata.history if line["kind"] == "train")
     )
 
 

@@ -37,18 +37,17 @@ class TestSaveAndLoad:
         assert checkpoint.load(tmp_path / "last.pt") == {"n": 2}
         assert checkpoint.load(tmp_path / "last.prev.pt") == {"n": 1}
 
-    def test_an_error_while_writing_leaves_the_old_file(self, tmp_path, monkeypatch):
-        path = tmp_path / "a.pt"
-        checkpoint.save({"n": 1}, path)
+    def test_a_full_disk_while_writing_leaves_the_old_file(self, tmp_path, monkeypatch):
+        checkpoint.save({"n": 1}, tmp_path / "a.pt")
 
-        def disk_full(state, file):
+        def fill(state, file):
             file.write(b"half")
-            raise RuntimeError("unexpected pos 64 vs 0")
+            raise RuntimeError("unexpected pos 64 vs 0")  # as torch reports it
 
-        monkeypatch.setattr(torch, "save", disk_full)
+        monkeypatch.setattr(torch, "save", fill)
         with pytest.raises(CheckpointError, match="could not be written"):
-            checkpoint.save({"n": 2}, path, keep_previous=True)
-        assert os.listdir(tmp_path) == ["a.pt"] and checkpoint.load(path) == {"n": 1}
+            checkpoint.save({"n": 2}, tmp_path / "a.pt", keep_previous=True)
+        assert os.listdir(tmp_path) == ["a.pt"] and checkpoint.load(tmp_path / "a.pt") == {"n": 1}
 
     def test_a_full_disk_at_the_last_moment_leaves_both_old_files(self, tmp_path, monkeypatch):
         path = tmp_path / "last.pt"
@@ -78,13 +77,9 @@ class TestBadFiles:
             for word in words:
                 assert word in str(caught.value)
 
-    def test_missing(self, tmp_path):
+    def test_missing_or_a_folder_or_empty(self, tmp_path):
         self.refuses(tmp_path / "a.pt", "no checkpoint at", "train.py")
-
-    def test_a_folder(self, tmp_path):
         self.refuses(tmp_path, "no checkpoint at")
-
-    def test_empty(self, tmp_path):
         (tmp_path / "a.pt").touch()
         self.refuses(tmp_path / "a.pt", "damaged or not a checkpoint")
 
@@ -139,15 +134,6 @@ class TestReplace:
         monkeypatch.setattr(checkpoint, "IS_WINDOWS", True)
         checkpoint.save({"a": 1}, tmp_path / "a.pt")
         assert len(attempts) == 3 and checkpoint.load(tmp_path / "a.pt") == {"a": 1}
-
-    def test_elsewhere_a_folder_without_permission_is_an_error_at_once(self, tmp_path, monkeypatch):
-        def refuse(source, target):
-            raise PermissionError("no")
-
-        monkeypatch.setattr(checkpoint.os, "replace", refuse)
-        monkeypatch.setattr(checkpoint, "IS_WINDOWS", False)
-        with pytest.raises(checkpoint.CheckpointError, match="could not be written"):
-            checkpoint.save({"a": 1}, tmp_path / "a.pt")
 
 
 def raising(number):
