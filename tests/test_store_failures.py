@@ -31,15 +31,11 @@ class TestFailures:
         names = [file.name for file in (root / "decoded").rglob("*") if file.is_file()]
         assert set(names) <= {"lock"}
 
-    def test_an_unreadable_image_is_named_and_nothing_is_left(self, folder, root):
-        file = folder / "train" / "ring" / "3.png"
-        content = file.read_bytes()
-        file.write_bytes(content[:200])
+    def test_an_unreadable_image_leaves_nothing(self, folder, root):
+        (folder / "train" / "ring" / "3.png").write_bytes(b"hello")
         with pytest.raises(sources.DataError, match="3.png cannot be read as an image"):
             load(folder, root)
         self.leaves_nothing(root)
-        file.write_bytes(content)
-        assert torch.equal(load(folder, root).images, decoded(folder))
 
     def test_a_link_to_nothing_is_named(self, folder, root):
         (folder / "train" / "ring" / "gone.png").symlink_to(folder / "nowhere.png")
