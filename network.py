@@ -3,7 +3,7 @@
 Parameters and buffers have the names and shapes of torchvision's `resnet18`, so either's weights load into the other.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,12 +52,14 @@ class Trace:
     switches    position of each pooling maximum, (N, 64, h, w) int64: the flat index into its conv1 map;
                 None if the trace ends at conv1
     blocks      outputs of relu1 and relu2 of each residual block computed, in order
+    training    whether batch norm used the statistics of the batch, as in training mode
     """
 
     image_size: tuple[int, int]
     features: dict[str, Tensor]
     switches: Tensor | None
     blocks: list[tuple[Tensor, Tensor]]
+    training: bool = False
 
     def select(self, images: Tensor) -> "Trace":
         """The trace of some of the images, a copy. images: (n,) int64, in any order, repeated or not."""
@@ -65,7 +67,12 @@ class Trace:
         last_blocks = blocks[BLOCKS_PER_STAGE - 1 :: BLOCKS_PER_STAGE]
         maps = [self.features["conv1"][images], *(output for _, output in last_blocks)]
         switches = None if self.switches is None else self.switches[images]
-        return Trace(self.image_size, dict(zip(self.features, maps, strict=True)), switches, blocks)
+        return replace(self, features=dict(zip(self.features, maps, strict=True)), switches=switches, blocks=blocks)
+
+
+def uses_batch_statistics(module: nn.Module) -> bool:
+    """Whether any batch norm of the module is in training mode."""
+    return any(part.training for part in module.modules() if isinstance(part, nn.BatchNorm2d))
 
 
 class ResNet18(nn.Module):
@@ -129,4 +136,4 @@ class ResNet18(nn.Module):
                 inner, x = block.trace(x)
                 blocks.append((inner, x))
             features[stage] = x
-        return Trace(tuple(images.shape[-2:]), features, switches, blocks)
+        return Trace(tuple(images.shape[-2:]), features, switches, blocks, uses_batch_statistics(self))

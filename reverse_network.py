@@ -10,13 +10,14 @@ ReLUs (Mahendran & Vedaldi 2016, Salient deconvolutional networks):
     gradient    g         where y > 0, else 0       backpropagation
 """
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network import BLOCKS_PER_STAGE, STAGES, BasicBlock, ResNet18, Trace
+from network import BLOCKS_PER_STAGE, STAGES, BasicBlock, ResNet18, Trace, uses_batch_statistics
 
 RULES = ("deconvnet", "guided", "gradient")
 UNPOOLINGS = ("sum", "overwrite")
@@ -148,20 +149,23 @@ class ReverseResNet18(nn.Module):
     def forward(self, signal: Tensor, stage: str, trace: Trace) -> Tensor:
         """Signal (N, C, h, w) at `stage` -> reconstruction (N, 3, H, W), in units of the normalised image.
 
-        trace: of the same N images, up to `stage` or further
+        trace: of the same N images, up to `stage` or further; a signal does not tell its image size, the trace does
 
-        Raises ValueError if the trace lacks the stage or the signal has another shape than its features, RuntimeError
-        if the network is in training mode.
+        Raises ValueError if the trace lacks the stage, the signal has another shape than its features, or these do not
+        belong to its image size; RuntimeError if the network is in training mode, or was when the trace was made.
         """
-        if any(module.training for module in self.modules() if isinstance(module, nn.BatchNorm2d)):
+        if trace.training or uses_batch_statistics(self):
             raise RuntimeError("the mirror needs the network in evaluation mode: call network.eval() before trace()")
         if stage not in trace.features:
             raise ValueError(f"no stage {stage!r} in this trace: it has {', '.join(trace.features)}")
         if signal.shape != trace.features[stage].shape:
             expected = tuple(trace.features[stage].shape)
             raise ValueError(f"signal at {stage} must have shape {expected}, got {tuple(signal.shape)}")
-
         conv1 = trace.features["conv1"]
+        if tuple(conv1.shape[-2:]) != tuple((side + 1) // 2 for side in trace.image_size):
+            size = tuple(conv1.shape[-2:])
+            raise ValueError(f"this trace is not of images of size {trace.image_size}: its conv1 maps are {size}")
+
         depth = STAGES.index(stage)
         for index in reversed(range(depth * BLOCKS_PER_STAGE)):
             inner, output = trace.blocks[index]
@@ -179,41 +183,61 @@ class ReverseResNet18(nn.Module):
         return F.max_unpool2d(signal, switches, pool.kernel_size, pool.stride, pool.padding, output_size=size)
 
 
-def isolate(features: Tensor, channels: int | Sequence[int] | Tensor, units: str | Tensor = "map") -> Tensor:
+def isolate(
+    features: Tensor, channels: int | Sequence[int] | Tensor, units: str | int | Sequence[int] | Tensor = "map"
+) -> Tensor:
     """The starting signal of a reconstruction: zero except channel channels[n] of image n.
 
     features  (N, C, h, w), of a trace
-    channels  one per image, or one for all
-    units     "map": the whole feature map; "peak": its strongest unit; int64 (N,): the unit at this flat position,
-              row * w + column
+    channels  an integer for all images, or one per image
+    units     "map": the whole feature map; "peak": its strongest unit; integers as `channels`: the unit at this flat
+              position, row * w + column
 
-    Returns a new tensor of the shape of `features`. Raises ValueError for a channel or unit out of range; tensors on a
-    GPU are not checked, because that would make the host wait.
+    Returns a new tensor of the shape of `features`. Raises ValueError for what is no integer, another number of them,
+    and a channel or unit out of range; the values of tensors on a GPU are not checked, because the host would wait.
     """
     num_images, num_channels = features.shape[:2]
-    channels = _indices("channels", channels, num_channels, features).expand(num_images)
+    channels = _indices("channels", channels, num_channels, features)
     images = torch.arange(num_images, device=features.device)
     kept = features[images, channels].flatten(1)  # (N, h * w)
-    if isinstance(units, Tensor) or units == "peak":
+    if isinstance(units, str) and units not in UNITS:
+        raise ValueError(f"unknown units {units!r}: choose from {', '.join(UNITS)}, or pass positions")
+    if not isinstance(units, str) or units == "peak":
         positions = kept.argmax(1) if isinstance(units, str) else _indices("units", units, kept.shape[1], features)
         positions = positions[:, None]
         kept = torch.zeros_like(kept).scatter(1, positions, kept.gather(1, positions))
-    elif units != "map":
-        raise ValueError(f"unknown units {units!r}: choose from {', '.join(UNITS)}, or pass positions")
     signal = torch.zeros_like(features)
     signal[images, channels] = kept.unflatten(1, features.shape[2:])
     return signal
 
 
 def _indices(name: str, values: int | Sequence[int] | Tensor, limit: int, features: Tensor) -> Tensor:
-    """Indices below `limit` on the device of `features`; those that the host knows are checked."""
-    if not isinstance(values, Tensor) or values.device.type == "cpu":
-        known = [values] if isinstance(values, int) else list(map(int, values))
-        if known and not (0 <= min(known) and max(known) < limit):
-            raise ValueError(f"{name} must be 0 to {limit - 1}, got {known}")
-    if isinstance(values, int):
-        return torch.full((1,), values, device=features.device)
-    return torch.as_tensor(values).to(features.device)
+    """Indices below `limit`, (N,) int64 on the device of `features` (N, ...); those that the host knows are checked."""
+    count, device = len(features), features.device
+    try:
+        if isinstance(values, Tensor) and values.device.type != "cpu":
+            if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+                raise TypeError
+            known, indices = [], values.long().to(device)
+        else:
+            known = values.tolist() if hasattr(values, "tolist") else values  # of a tensor, or NumPy's
+            is_single = not isinstance(known, Iterable)
+            known = [_integer(known)] if is_single else [_integer(value) for value in known]
+            indices = torch.full((), known[0], device=device) if is_single else torch.tensor(known).long().to(device)
+    except TypeError:
+        indices = None
+    if indices is None or indices.shape not in ((), (count,)):
+        raise ValueError(f"{name} must be an integer for all images, or one for each of the {count}; got {values!r}")
+    if known and not (0 <= min(known) and max(known) < limit):
+        raise ValueError(f"{name} must be 0 to {limit - 1}, got {known}")
+    return indices.expand(count)
+
+
+def _integer(value) -> int:
+    """Raises TypeError for anything else than an integer of any type, bool included."""
+    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
+        raise TypeError
+    return operator.index(value)
 
 
 def class_signal(
@@ -226,9 +250,9 @@ def class_signal(
     channel k to the logit, and all entries and the bias to the logit itself.
 
     features  (N, 512, h, w) of conv5_x
-    classes   one per image, or one for all; raises ValueError if out of range, as `isolate`
+    classes   an integer for all images, or one per image; raises ValueError as `isolate`
     """
-    classes = _indices("classes", classes, network.fc.out_features, features).expand(len(features))
+    classes = _indices("classes", classes, network.fc.out_features, features)
     height, width = features.shape[2:]
     weights = network.fc.weight[classes] / (height * width)
     signal = weights[:, :, None, None].expand_as(features)

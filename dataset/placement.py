@@ -58,31 +58,20 @@ def batches_of(images: Tensor | HostImages, indices: Iterable[Tensor], device: t
     if isinstance(images, Tensor):
         yield from (images[index] for index in indices)
         return
-    transfer = PinnedTransfer(images, device) if device.type == "cuda" else DirectTransfer(images, device)
+    if device.type == "cuda":
+        transfer = PinnedTransfer(images, device)
+        send, receive = transfer.send, transfer.receive
+    else:  # shares the host's memory, or has no streams
+        send, receive = (lambda index: images.take(index).to(device)), (lambda batch: batch)
     with ThreadPoolExecutor(1) as thread:
         pending = None
         for index in indices:
-            following = thread.submit(transfer.send, index)
+            following = thread.submit(send, index)
             if pending:
-                yield transfer.receive(pending.result())
+                yield receive(pending.result())
             pending = following
         if pending:
-            yield transfer.receive(pending.result())
-
-
-class DirectTransfer:
-    """Batches from the host to a device that shares its memory, or has no streams."""
-
-    def __init__(self, images: HostImages, device: torch.device):
-        self.images, self.device = images, device
-
-    def send(self, index: Tensor) -> Tensor:
-        """In the thread: a batch on the device."""
-        return self.images.take(index).to(self.device)
-
-    def receive(self, sent: Tensor) -> Tensor:
-        """Where the batch is used."""
-        return sent
+            yield receive(pending.result())
 
 
 class PinnedTransfer:

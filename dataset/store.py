@@ -11,12 +11,11 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,13 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dataset.folders import DataError, Listing, list_split, read_image, unreadable
+from dataset.folders import DataError, Listing, describe_ignored, list_split, read_image, unreadable
 from dataset.preprocess import color_histogram
 from dataset.split import Split
 from runtime.checkpoint import atomic_file
+from runtime.signals import lock
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-CROPPING_RULE = "shorter side resized bilinearly, centre crop; 1"  # changes whenever `read_image` or the format does
+CROPPING_RULE = "shorter side resized bilinearly, centre crop; 2"  # changes whenever `read_image` or the format does
 BLOCK_BYTES = 8 * 2**20  # decoded and written at a time by each thread
 BLOCK_IMAGES = 64
 FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -49,40 +44,35 @@ def load_folder(path: Path, split: str, root: Path, image_size: int) -> Split:
     larger. Raises DataError if an image cannot be read, or the disk is full.
     """
     listing = list_split(path, split)
+    if note := describe_ignored(listing):
+        print(note, flush=True)
     key = hashlib.sha256("\n".join([os.path.abspath(path), str(image_size), CROPPING_RULE]).encode()).hexdigest()[:16]
-    places = [base / "decoded" / key for base in (root, cache_folder())]
-    for place in places:
-        if found := _open(place, split, listing):
-            return found
-    for place, other in zip(places, [*places[1:], None], strict=True):
+    store_folders = [base / "decoded" / key for base in (root, cache_folder())]
+    for store_folder in store_folders:
+        if loaded := _open(store_folder, split, listing):
+            return loaded
+    for store_folder, other in zip(store_folders, [*store_folders[1:], None], strict=True):
         try:
-            return _decode_once(place, path, split, listing, image_size)
+            return _decode_once(store_folder, split, listing, image_size)
         except OSError as error:
             if error.errno in FULL:
-                raise _disk_full(place, f"{path} does not fit") from error
+                raise _disk_full(store_folder, f"{path} does not fit") from error
             if error.errno not in READ_ONLY or other is None:
                 raise
-            print(f"{place} cannot be written ({error.strerror}): the decoded images go to {other}", flush=True)
+            print(f"{store_folder} cannot be written ({error.strerror}): the decoded images go to {other}", flush=True)
     raise AssertionError("unreachable")
 
 
 def cache_folder() -> Path:
-    """Where the system keeps files that can be made again, for a `root` that is read-only."""
-    home = Path(os.path.expanduser("~"))
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = home / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    return base / "resnet18-mirror"
+    """Where torch, too, keeps files that can be made again, for a `root` that is read-only."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet18-mirror"
 
 
-def _open(place: Path, split: str, listing: Listing) -> Split | None:
+def _open(store_folder: Path, split: str, listing: Listing) -> Split | None:
     """The stored split, if it is complete and its files are those of the listing."""
-    file = place / f"{split}.npy"
+    file = store_folder / f"{split}.npy"
     try:
-        facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))[split]
+        facts = json.loads((store_folder / "facts.json").read_text(encoding="utf-8"))[split]
         checksum = facts.pop("sha256")
         if checksum != _checksum(facts) or facts["pictures"] != [list(entry) for entry in listing.files]:
             return None
@@ -107,61 +97,42 @@ def _identity(file: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _decode_once(place: Path, path: Path, split: str, listing: Listing, image_size: int) -> Split:
+def _decode_once(store_folder: Path, split: str, listing: Listing, image_size: int) -> Split:
     """Decodes the split, unless another process has done it meanwhile."""
-    place.mkdir(parents=True, exist_ok=True)
-    with _lock(place, path) as is_locked:
-        if found := _open(place, split, listing):
-            return found
-        file = place / f"{split}.npy"
+    store_folder.mkdir(parents=True, exist_ok=True)
+    path = listing.folder.parent
+    say_waiting = partial(print, f"waiting for another process that decodes {path}", flush=True)
+    with lock(store_folder / "lock", say_waiting) as is_locked:
+        if loaded := _open(store_folder, split, listing):
+            return loaded
+        file = store_folder / f"{split}.npy"
         if is_locked:  # what is outdated, or left by an interrupted process
-            for leftover in (file, *place.glob(".*.tmp")):
+            for leftover in (file, *store_folder.glob(".*.tmp")):
                 leftover.unlink(missing_ok=True)
         side = _common_side([listing.folder / name for name in listing.names], image_size, split)
         shape = (len(listing.files), 3, side, side)
         size = int(np.prod(shape, dtype=np.int64))
         what = f"{len(listing.files):,} {split} images of {path} at {side}x{side}, {_format_bytes(size)}"
-        if shutil.disk_usage(place).free < size:
-            raise _disk_full(place, what)
+        if shutil.disk_usage(store_folder).free < size:
+            raise _disk_full(store_folder, what)
         print(f"decoding once: {what}, to {file}", flush=True)
         with atomic_file(file) as stream:
             histogram = _write(stream, listing, shape, split)
         if list_split(path, split) != listing:
             raise DataError(f"{listing.folder} was changed while it was decoded: run again")
-        _write_facts(place, path, split, listing, shape, histogram)
-    if found := _open(place, split, listing):
-        return found
-    raise DataError(f"{place} was changed by another process: run again")
+        _write_facts(store_folder, split, listing, shape, histogram)
+    if loaded := _open(store_folder, split, listing):
+        return loaded
+    raise DataError(f"{store_folder} was changed by another process: run again")
 
 
-def _disk_full(place: Path, what: str) -> DataError:
-    free = _format_bytes(shutil.disk_usage(place).free)
-    return DataError(f"{what}: {free} are free on the disk of {place}; free some space, or pass another --root")
+def _disk_full(store_folder: Path, what: str) -> DataError:
+    free = _format_bytes(shutil.disk_usage(store_folder).free)
+    return DataError(f"{what}: {free} are free on the disk of {store_folder}; free some space, or pass another --root")
 
 
 def _format_bytes(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-@contextmanager
-def _lock(place: Path, path: Path) -> Iterator[bool]:
-    """Waits until no other process decodes into the folder. Yields False where files cannot be locked.
-
-    The system releases the lock of a killed process.
-    """
-    with open(place / "lock", "a") as file:
-        try:
-            if fcntl is None:
-                raise OSError(errno.ENOTSUP, "no locks on Windows")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another process that decodes {path}", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            is_locked = True
-        except OSError:  # some network file systems have none; every file still appears whole
-            is_locked = False
-        yield is_locked
 
 
 def _common_side(files: list[Path], image_size: int, split: str) -> int:
@@ -196,8 +167,8 @@ def _write(stream, listing: Listing, shape: tuple[int, int, int, int], split: st
 
     def decode(block: range) -> torch.Tensor:
         images = torch.empty(len(block), *shape[1:], dtype=torch.uint8)
-        for place, n in enumerate(block):
-            images[place] = read_image(listing.folder / listing.files[n][0], side)
+        for k, n in enumerate(block):
+            images[k] = read_image(listing.folder / listing.files[n][0], side)
         with lock:
             stream.seek(start + block.start * image_bytes)
             stream.write(images.numpy())
@@ -223,21 +194,21 @@ def _in_blocks(function: Callable[[range], Any], count: int, size: int, title: s
             raise
 
 
-def _write_facts(place: Path, path: Path, split: str, listing: Listing, shape: tuple, histogram: torch.Tensor) -> None:
+def _write_facts(store_folder: Path, split: str, listing: Listing, shape: tuple, histogram: torch.Tensor) -> None:
     """Adds a split to facts.json; only this makes it valid."""
     try:
-        known = json.loads((place / "facts.json").read_text(encoding="utf-8"))
+        known = json.loads((store_folder / "facts.json").read_text(encoding="utf-8"))
         known = known if isinstance(known, dict) else {}
     except (OSError, ValueError):
         known = {}
     facts = {
-        "array": _identity(place / f"{split}.npy"),
+        "array": _identity(store_folder / f"{split}.npy"),
         "shape": list(shape),
         "classes": list(listing.classes),
         "labels": listing.labels,
         "histogram": histogram.tolist(),
         "pictures": [list(entry) for entry in listing.files],
     }
-    known |= {"folder": os.path.abspath(path), split: facts | {"sha256": _checksum(facts)}}
-    with atomic_file(place / "facts.json") as stream:
+    known |= {"folder": os.path.abspath(listing.folder.parent), split: facts | {"sha256": _checksum(facts)}}
+    with atomic_file(store_folder / "facts.json") as stream:
         stream.write(json.dumps(known).encode())

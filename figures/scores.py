@@ -81,6 +81,8 @@ def summary(inspection: LoadedNetwork, settings: Settings) -> dict:
     content["dead_channels"] = {stage: split_dead_channels(best, range(CHANNELS[stage]))[1] for stage, best in top}
     if scores := score(inspection):
         classes = inspection.metadata.classes
+        if scores.accuracy <= 1 / len(classes):
+            print(f"warning: an accuracy of {scores.accuracy:.1%}, not above chance: are the classes in another order?")
         content |= {
             "accuracy": scores.accuracy,
             "accuracy_by_class": accuracy_by_class(inspection, scores),

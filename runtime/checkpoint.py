@@ -3,12 +3,14 @@
 Every file is read with `torch.load(weights_only=True)`, so a file from elsewhere cannot execute code.
 """
 
+import errno
 import os
 import pickle
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,8 +22,14 @@ from network import ResNet18
 TRAINED = Path("checkpoints/model.pt")  # in the working directory
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
 SNAPSHOT = "snapshot_{}.pt"  # {}: epoch
+HISTORY_KEYS = {"kind", "step", "loss", "accuracy"}
 REPLACE_SECONDS = 5
 IS_WINDOWS = os.name == "nt"
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
+# around the state dict, in the files of other training scripts
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+# around the network, in its names: DataParallel and AveragedModel, torch.compile, Lightning and the like
+WRAPPING_MODULES = {"module", "_orig_mod", "model", "net"}
 
 
 class CheckpointError(ValueError):
@@ -40,13 +48,20 @@ def atomic_file(path: str | Path, keep_previous: bool = False) -> Iterator[Binar
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            with _where_supported():
+                os.fsync(file.fileno())
         if keep_previous and path.exists():
             _replace(path, previous(path))
         _replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    if hasattr(os, "O_DIRECTORY"):  # not on Windows: the rename survives a power failure
+        with _where_supported():
+            descriptor = os.open(path.parent, os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -61,14 +76,14 @@ def _replace(source: Path, target: Path) -> None:
             time.sleep(0.05)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename survive a power failure, where folders can be opened (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(folder, os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+@contextmanager
+def _where_supported() -> Iterator[None]:
+    """Tolerates a file system that cannot synchronise a file or a folder, as some network file systems."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def save(state: dict[str, Any], path: str | Path, keep_previous: bool = False) -> None:
@@ -89,8 +104,8 @@ def previous(path: Path) -> Path:
 
 def snapshots(folder: Path) -> dict[int, Path]:
     """The snapshots in a folder: epoch -> file, in order."""
-    found = {file.stem.partition("_")[2]: file for file in folder.glob(SNAPSHOT.format("*"))}
-    return {int(epoch): found[epoch] for epoch in sorted((name for name in found if name.isdecimal()), key=int)}
+    files = {file.stem.partition("_")[2]: file for file in folder.glob(SNAPSHOT.format("*"))}
+    return dict(sorted((int(epoch), file) for epoch, file in files.items() if epoch.isdecimal()))
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -147,27 +162,62 @@ class Metadata:
 
     def entries(self) -> dict[str, Any]:
         """The fields by name, as a checkpoint holds them."""
-        return {name.name: getattr(self, name.name) for name in fields(self)}
+        return dict(vars(self))
 
 
 def load_network(path: str | Path) -> tuple[ResNet18, Metadata]:
     """A network in evaluation mode on the CPU, and its metadata.
 
-    path: a file written by train.py, or a state dict with torchvision's names.
-    Raises CheckpointError for anything that is not a ResNet-18 with finite weights.
+    path: a file written by train.py, or a state dict with torchvision's names, in the usual wrappers or without. Of a
+    last.pt with a moving average this is the average, which its test accuracy belongs to.
+    Raises CheckpointError for anything that is not a ResNet-18 with finite weights and two outputs or more.
     """
     state = load(path)
-    weights = state.get("model", state)
-    network = ResNet18(_num_classes(weights, path))
-    # files from before 2018, torchvision's ImageNet weights among them, have no batch counters; nothing reads them
-    counts = {name: value for name, value in network.state_dict().items() if name.endswith("num_batches_tracked")}
-    weights = counts | weights
-    check_weights(weights, network, path)
-    network.load_state_dict(weights)
-    metadata = _metadata(state, path) if "model" in state else _metadata_of_weights(network.fc.out_features)
-    if metadata.classes is not None and len(metadata.classes) != network.fc.out_features:
-        raise CheckpointError(f"{path} names {len(metadata.classes)} classes for {network.fc.out_features} outputs")
+    is_own = {"model", "image_size", "history"} <= state.keys()
+    weights = _plain_weights({"model": state.get("ema", state["model"])} if is_own else state)
+    last = weights.get("fc.weight")
+    if not isinstance(last, Tensor) or last.ndim != 2:
+        raise CheckpointError(f"{path} is not a ResNet-18 (no fc.weight): its names must be torchvision's")
+    if (outputs := len(last)) < 2:
+        raise CheckpointError(
+            f"{path} has {outputs} output, which is not supported: give it two (a first row of zeros in fc.weight and "
+            "fc.bias makes the probability of the second class the sigmoid of this output)"
+        )
+    network = ResNet18(outputs)
+    try:
+        network.load_state_dict(weights)  # batch counters, which files from before 2018 lack, are added
+    except RuntimeError as error:
+        difference = f"{_difference(weights, error)}; only torchvision's ResNet-18 is supported"
+        raise CheckpointError(f"{path} is not a ResNet-18: {difference}") from error
+    check_finite(network.state_dict(), path)
+    metadata = _metadata(state, path) if is_own else _metadata_of_weights(outputs)
+    if metadata.classes is not None and len(metadata.classes) != outputs:
+        raise CheckpointError(f"{path} names {len(metadata.classes)} classes for {outputs} outputs")
     return network.eval(), metadata
+
+
+def _plain_weights(state: dict[str, Any]) -> dict[str, Any]:
+    """The state dict inside the usual wrappers; its names without wrapping modules, unless two would be the same."""
+    for _ in WRAPPERS:
+        state = next((state[name] for name in WRAPPERS if isinstance(state.get(name), dict)), state)
+    weights = {str(name): value for name, value in state.items() if name != "n_averaged"}  # of AveragedModel
+    names = [".".join(part for part in name.split(".") if part not in WRAPPING_MODULES) for name in weights]
+    return dict(zip(names, weights.values(), strict=True)) if len(set(names)) == len(names) else weights
+
+
+def _difference(weights: dict[str, Any], error: RuntimeError) -> str:
+    """In one line, why these weights cannot be loaded. error: of load_state_dict."""
+    shape = tuple(getattr(weights.get("conv1.weight"), "shape", ()))
+    if "layer1.0.conv3.weight" in weights:
+        return "it has blocks of three convolutions, as ResNet-50"
+    if "layer1.2.conv1.weight" in weights:
+        return "it has more blocks, as ResNet-34"
+    if shape[2:] == (7, 7) and shape[1] != 3:
+        return f"conv1 takes {shape[1]} channels, not the three of RGB images"
+    if shape[2:] == (3, 3):
+        return "conv1 is 3x3, as in ResNets for small images, not 7x7"
+    first = " ".join(str(error).splitlines()[1:2])
+    return textwrap.shorten(first.replace("torch.Size([", "(").replace("])", ")"), 200, placeholder=" ...")
 
 
 def _metadata_of_weights(outputs: int) -> Metadata:
@@ -184,28 +234,26 @@ def _metadata(state: dict[str, Any], path: str | Path) -> Metadata:
     names = [entry.name for entry in fields(Metadata)]
     if missing := sorted(set(names) - state.keys()):
         raise CheckpointError(f"{path} lacks {', '.join(missing)}: pass a model.pt of train.py")
-    found = {name: tuple(state[name]) if isinstance(state[name], list) else state[name] for name in names[:3]}
-    metadata = Metadata(**found, **{name: state[name] for name in names[3:]})
-    if metadata.classes is not None and not _is_valid(metadata):
+    metadata = Metadata(*(tuple(state[name]) if isinstance(state[name], list) else state[name] for name in names[:3]),
+                        *(state[name] for name in names[3:]))  # fmt: skip
+    if metadata.classes is None:
+        return metadata
+    if not _is_valid(metadata):
         raise CheckpointError(f"{path} has been changed since train.py wrote it: pass an unchanged one")
-    return metadata
+    return replace(metadata, classes=tuple(map(one_line, metadata.classes)))
 
 
 def _is_valid(metadata: Metadata) -> bool:
-    numbers = [*metadata.mean, *metadata.std]
-    line_keys = {"kind", "step", "loss", "accuracy"}
+    """Whether everything has the type and range that train.py writes."""
+    types = {"image_size": int, "config": dict, "result": dict, "history": list}
     return (
-        all(isinstance(name, str) for name in metadata.classes)
-        and len(numbers) == 6
-        and all(isinstance(number, float) for number in numbers)
+        all(isinstance(getattr(metadata, name), kind) for name, kind in types.items())
+        and all(isinstance(name, str) for name in metadata.classes)
+        and [type(value) for value in (*metadata.mean, *metadata.std)] == [float] * 6
         and min(metadata.std) > 0
-        and isinstance(metadata.image_size, int)
         and 8 <= metadata.image_size <= 4096
-        and isinstance(metadata.config, dict)
-        and isinstance(metadata.result, dict)
-        and isinstance(metadata.history, list)
-        and all(isinstance(entry, dict) and line_keys <= entry.keys() for entry in metadata.history)
-        and all("learning_rate" in entry for entry in metadata.history if entry["kind"] == "train")
+        and all(isinstance(line, dict) and line.keys() >= HISTORY_KEYS for line in metadata.history)
+        and all("learning_rate" in line for line in metadata.history if line["kind"] == "train")
     )
 
 
@@ -218,25 +266,16 @@ def load_pretrained(path: str | Path, network: ResNet18) -> None:
     network.load_state_dict(weights)
 
 
-def _num_classes(weights: Any, path: str | Path) -> int:
-    last = weights.get("fc.weight") if isinstance(weights, dict) else None
-    if not isinstance(last, Tensor) or last.ndim != 2:
-        raise CheckpointError(f"{path} is not a ResNet-18 (no fc.weight): its names must be torchvision's")
-    return last.shape[0]
-
-
-def check_weights(weights: dict[str, Any], network: ResNet18, path: str | Path) -> None:
-    """Raises CheckpointError unless `weights` are a finite state dict for `network`."""
-    expected = network.state_dict()
-    if strange := sorted(expected.keys() ^ weights.keys(), key=str):
-        raise CheckpointError(f"{path} is not a ResNet-18: {len(strange)} names differ, the first is {strange[0]}")
-    for name, value in expected.items():
-        found = weights[name]
-        if not isinstance(found, Tensor) or found.shape != value.shape:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise CheckpointError(f"{path} is not a ResNet-18: {name} is {shape}, not {tuple(value.shape)}")
-        if not torch.isfinite(found).all():
+def check_finite(weights: dict[str, Tensor], path: str | Path) -> None:
+    """Raises CheckpointError if a weight is NaN or infinite."""
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values: pass an earlier checkpoint")
+
+
+def one_line(name: str) -> str:
+    """A name for labels: without line breaks and other characters that cannot be printed."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
 
 
 def first_line(error: BaseException) -> str:

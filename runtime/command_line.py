@@ -40,6 +40,12 @@ class ArgumentParser(argparse.ArgumentParser):
             fromfile_prefix_chars="@" if reads_files else None,
         )
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Before anything is printed: what the terminal's encoding lacks is printed as an escape, not an error."""
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for stderr
+        return super().parse_known_args(args, namespace)
+
     def convert_arg_line_to_args(self, line: str) -> list[str]:
         try:
             return shlex.split(line, comments=True)

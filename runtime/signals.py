@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,36 +16,59 @@ except ImportError:  # Windows
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder; the system releases the lock of a killed process.
+    """Keeps a second run out of the folder. Raises CheckpointError if another process holds the lock.
 
-    Raises CheckpointError if another process holds it. Does nothing on Windows, where folders cannot be locked.
+    Where there are no locks, a note says so; on Windows nothing does.
+    """
+
+    def refuse():
+        raise CheckpointError(f"another run is writing to {folder}: wait, or pass another --out")
+
+    with lock(folder, refuse) as is_locked:
+        if not is_locked and fcntl is not None:
+            print(f"note: {folder} cannot be locked: let no second run write to it")
+        yield
+
+
+@contextmanager
+def lock(path: Path, when_held: Callable[[], None]) -> Iterator[bool]:
+    """Locks a folder, or a file that is made if it is missing; the system releases the lock of a killed process.
+
+    If another process holds it, calls `when_held`, then waits. Yields False where there are no locks: on Windows, and
+    some network file systems.
     """
     if fcntl is None:
-        yield
+        yield False
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT  # NFS locks only files that may be written
+    descriptor = os.open(path, flags, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(f"another run is writing to {folder}: wait, or pass another --out") from error
-        yield
+            is_locked = True
+        except BlockingIOError:
+            when_held()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            is_locked = True
+        except OSError:
+            is_locked = False
+        yield is_locked
     finally:
         os.close(descriptor)
 
 
 @contextmanager
-def graceful_shutdown(alone: bool = True, says: bool = True) -> Iterator[list[int]]:
+def graceful_shutdown(second_ends: bool = True, verbose: bool = True) -> Iterator[list[int]]:
     """Collects SIGINT, SIGTERM and SIGHUP in a list, so that the current iteration can finish.
 
-    alone  a second signal ends the process at once; not under torchrun, which forwards a terminal's signals that the
-           processes get anyway
-    says   print a message, in one of several processes
+    second_ends  a second signal ends the process at once; not under torchrun, which forwards a terminal's signals that
+                 the processes get anyway
+    verbose      print a message, in one of several processes
     """
     received = []
 
     def receive(number, frame):
-        if received and alone:
+        if received and second_ends:
             raise KeyboardInterrupt
         if received:
             return
@@ -54,8 +77,8 @@ def graceful_shutdown(alone: bool = True, says: bool = True) -> Iterator[list[in
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
-        if says:
-            second = "; a second signal stops at once, without saving" if alone else ""
+        if verbose:
+            second = "; a second signal stops at once, without saving" if second_ends else ""
             os.write(2, f"\nstopping after this iteration or evaluation{second}\n".encode())
 
     signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -1,6 +1,7 @@
 """A checkpoint appears whole or not at all, and nothing in it is run."""
 
 import contextlib
+import errno
 import os
 import pickle
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from network import ResNet18
-from runtime import checkpoint
+from runtime import checkpoint, signals
 from runtime.checkpoint import CheckpointError
 
 
@@ -36,18 +37,17 @@ class TestSaveAndLoad:
         assert checkpoint.load(tmp_path / "last.pt") == {"n": 2}
         assert checkpoint.load(tmp_path / "last.prev.pt") == {"n": 1}
 
-    def test_an_error_while_writing_leaves_the_old_file(self, tmp_path, monkeypatch):
-        path = tmp_path / "a.pt"
-        checkpoint.save({"n": 1}, path)
+    def test_a_full_disk_while_writing_leaves_the_old_file(self, tmp_path, monkeypatch):
+        checkpoint.save({"n": 1}, tmp_path / "a.pt")
 
-        def disk_full(state, file):
+        def fill(state, file):
             file.write(b"half")
-            raise RuntimeError("unexpected pos 64 vs 0")
+            raise RuntimeError("unexpected pos 64 vs 0")  # as torch reports it
 
-        monkeypatch.setattr(torch, "save", disk_full)
+        monkeypatch.setattr(torch, "save", fill)
         with pytest.raises(CheckpointError, match="could not be written"):
-            checkpoint.save({"n": 2}, path, keep_previous=True)
-        assert os.listdir(tmp_path) == ["a.pt"] and checkpoint.load(path) == {"n": 1}
+            checkpoint.save({"n": 2}, tmp_path / "a.pt", keep_previous=True)
+        assert os.listdir(tmp_path) == ["a.pt"] and checkpoint.load(tmp_path / "a.pt") == {"n": 1}
 
     def test_a_full_disk_at_the_last_moment_leaves_both_old_files(self, tmp_path, monkeypatch):
         path = tmp_path / "last.pt"
@@ -77,13 +77,9 @@ class TestBadFiles:
             for word in words:
                 assert word in str(caught.value)
 
-    def test_missing(self, tmp_path):
+    def test_missing_or_a_folder_or_empty(self, tmp_path):
         self.refuses(tmp_path / "a.pt", "no checkpoint at", "train.py")
-
-    def test_a_folder(self, tmp_path):
         self.refuses(tmp_path, "no checkpoint at")
-
-    def test_empty(self, tmp_path):
         (tmp_path / "a.pt").touch()
         self.refuses(tmp_path / "a.pt", "damaged or not a checkpoint")
 
@@ -139,11 +135,45 @@ class TestReplace:
         checkpoint.save({"a": 1}, tmp_path / "a.pt")
         assert len(attempts) == 3 and checkpoint.load(tmp_path / "a.pt") == {"a": 1}
 
-    def test_elsewhere_a_folder_without_permission_is_an_error_at_once(self, tmp_path, monkeypatch):
-        def refuse(source, target):
-            raise PermissionError("no")
 
-        monkeypatch.setattr(checkpoint.os, "replace", refuse)
-        monkeypatch.setattr(checkpoint, "IS_WINDOWS", False)
-        with pytest.raises(checkpoint.CheckpointError, match="could not be written"):
-            checkpoint.save({"a": 1}, tmp_path / "a.pt")
+def raising(number):
+    def call(*_):
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+class TestOddFileSystems:
+    @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+    def test_what_cannot_be_synchronised_is_written(self, tmp_path, monkeypatch, number):
+        monkeypatch.setattr(os, "fsync", raising(number))
+        checkpoint.save({"n": 1}, tmp_path / "a.pt")
+        assert checkpoint.load(tmp_path / "a.pt") == {"n": 1}
+
+    @pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="folders cannot be opened")
+    def test_a_folder_that_cannot_be_opened(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(checkpoint.os, "open", raising(errno.EACCES))
+        checkpoint.save({"n": 1}, tmp_path / "a.pt")
+        assert checkpoint.load(tmp_path / "a.pt") == {"n": 1}
+
+    def test_a_real_error_is_not_tolerated(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(os, "fsync", raising(errno.EIO))
+        with pytest.raises(CheckpointError, match="could not be written"):
+            checkpoint.save({"n": 1}, tmp_path / "a.pt")
+
+    @pytest.mark.skipif(signals.fcntl is None, reason="folders cannot be locked")
+    @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EBADF])
+    def test_a_folder_that_cannot_be_locked_is_a_note(self, tmp_path, monkeypatch, capsys, number):
+        monkeypatch.setattr(signals.fcntl, "flock", raising(number))
+        with signals.exclusive_lock(tmp_path):
+            said = capsys.readouterr().out
+        assert said.startswith(f"note: {tmp_path} cannot be locked") and said.count("\n") == 1
+
+    @pytest.mark.skipif(signals.fcntl is None, reason="folders cannot be locked")
+    def test_a_second_run_in_the_folder_is_refused(self, tmp_path):
+        with (
+            signals.exclusive_lock(tmp_path),
+            pytest.raises(CheckpointError, match="another run is writing"),
+            signals.exclusive_lock(tmp_path),
+        ):
+            pytest.fail("it was let in")

@@ -1,5 +1,6 @@
 """The evidence for a class: Captum's attributions of a logit, and the exact sum of contributions, are the oracles."""
 
+import numpy as np
 import pytest
 import torch
 from captum.attr import Deconvolution, GuidedBackprop, Saliency
@@ -58,6 +59,10 @@ def test_one_class_for_all_and_invalid_classes(random_network):
     features = torch.rand(2, 512, 2, 3, dtype=torch.float64)
     both, one = class_signal(random_network, features, [4, 4]), class_signal(random_network, features, 4)
     assert torch.equal(both, one) and both.shape == features.shape
+    for four in (np.int64(4), torch.tensor(4), np.array([4, 4])):
+        assert torch.equal(class_signal(random_network, features, four), one)
+    with pytest.raises(ValueError, match="classes must be an integer for all images, or one for each of the 2"):
+        class_signal(random_network, features, 4.0)
     for classes in (10, -1, [0, 10]):
         with pytest.raises(ValueError, match="classes must be 0 to 9"):
             class_signal(random_network, features, classes)

@@ -1,5 +1,6 @@
 """Both scripts from the command line: every wrong input ends in one line, and nothing is overwritten."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -8,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torchvision
 from children import Child
 from conftest import ends
 
@@ -63,44 +63,17 @@ class TestBadInputOfTrain:
     def flags(self, folder, tmp_path):
         return ["--data", folder, "--image-size", 32, "--batch-size", 16, "--epochs", 1, "--out", tmp_path / "run"]
 
-    def test_data_that_are_not_there(self, capsys, flags, tmp_path):
+    def test_data_that_cannot_be_used(self, capsys, flags, folder, tmp_path):
         ends(capsys, train.main, [*flags, "--data", tmp_path / "nowhere"], 1, "nowhere is not a folder")
-        (tmp_path / "empty").mkdir()
-        ends(capsys, train.main, [*flags, "--data", tmp_path / "empty"], 1, "has no folder train")
-
-    def test_a_class_without_images(self, capsys, flags, folder):
-        for split in ("train", "test"):
-            (folder / split / "nothing").mkdir()
-        ends(capsys, train.main, flags, 1, "has no images")
-
-    def test_a_broken_image(self, capsys, flags, folder):
         (folder / "test" / "ring" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
         ends(capsys, train.main, flags, 1, folder / "test" / "ring" / "1.png")
 
-    def test_one_class_only(self, capsys, flags, folder):
-        for split in ("train", "test"):
-            for name in ("disk", "ring"):
-                (folder / split / name).rename(folder / f"{split}-{name}")
-        ends(capsys, train.main, flags, 1, "1 class folders")
-
-    def test_different_classes(self, capsys, flags, folder):
-        (folder / "test" / "ring").rename(folder / "test" / "circle")
-        ends(capsys, train.main, flags, 1, "different classes, circle, ring")
-
-    def test_no_network_for_the_download(self, capsys, flags, tmp_path, monkeypatch):
-        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-        ends(capsys, train.main, [*flags, "--data", "cifar10", "--root", tmp_path], 1, "could not be downloaded",
-             "--data FOLDER", "--data shapes")  # fmt: skip
-
     def test_fewer_images_than_a_batch(self, capsys, flags):
         ends(capsys, train.main, [*flags, "--batch-size", 49], 1, "--batch-size 49 is more than the 48")
-
-    def test_more_held_out_than_there_is(self, capsys, flags):
         ends(capsys, train.main, [*flags, "--hold-out", 48], 1, "--hold-out 48 leaves none of 48")
 
-    @pytest.mark.parametrize("name", ["cuda:99", "tpu", "nonsense"])
-    def test_a_device_that_is_not_there(self, capsys, flags, name):
-        ends(capsys, train.main, [*flags, "--device", name], 1, name, "pass --device", "cpu")
+    def test_a_device_that_is_not_there(self, capsys, flags):
+        ends(capsys, train.main, [*flags, "--device", "cuda:99"], 1, "cuda:99", "pass --device", "cpu")
 
     def test_an_output_path_that_is_a_file(self, capsys, flags, tmp_path):
         (tmp_path / "file").write_text("mine")
@@ -138,20 +111,14 @@ class TestBadInputOfTrain:
         torch.save(ResNet18(3).state_dict(), tmp_path / "run" / "last.pt")
         ends(capsys, train.main, [*flags, "--resume"], 1, "--init")
 
-    def test_weights_to_start_from_that_are_not_there(self, capsys, flags, tmp_path):
-        ends(capsys, train.main, [*flags, "--init", tmp_path / "nowhere.pt"], 1, "no checkpoint at")
-
 
 class TestBadInputOfVisualizer:
-    @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04"])
-    def test_what_is_no_checkpoint(self, capsys, tmp_path, content):
-        (tmp_path / "a.pt").write_bytes(content)
+    def test_what_is_no_checkpoint(self, capsys, tmp_path):
         flags = ["--ckpt", tmp_path / "a.pt", "--out", tmp_path / "plots"]
+        ends(capsys, visualizer.main, flags, 1, "no checkpoint at", "run train.py first")
+        (tmp_path / "a.pt").write_bytes(b"hello")
         ends(capsys, visualizer.main, flags, 1, tmp_path / "a.pt")
         assert not (tmp_path / "plots").exists()
-
-    def test_a_missing_checkpoint(self, capsys, tmp_path):
-        ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "no checkpoint at", "run train.py first")
 
     def test_before_any_training_the_shipped_network_is_shown(self, capsys, tmp_path, monkeypatch, small_run):
         monkeypatch.chdir(tmp_path)
@@ -177,16 +144,6 @@ class TestBadInputOfVisualizer:
         ends(capsys, visualizer.main, flags, 1, "has no folder test")
         assert not (tmp_path / "plots").exists()
 
-    def test_another_network(self, capsys, tmp_path):
-        torch.save(torchvision.models.resnet34().state_dict(), tmp_path / "a.pt")
-        ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "is not a ResNet-18")
-
-    def test_nan(self, capsys, tmp_path):
-        state = ResNet18().state_dict()
-        state["fc.bias"][0] = float("nan")
-        torch.save(state, tmp_path / "a.pt")
-        ends(capsys, visualizer.main, ["--ckpt", tmp_path / "a.pt"], 1, "fc.bias holds NaN")
-
     def test_activations_that_are_not_finite(self, capsys, tmp_path, small_run):
         state = torch.load(small_run / "model.pt")
         for name in state["model"]:
@@ -208,10 +165,6 @@ class TestBadInputOfVisualizer:
         flags = ["--ckpt", tmp_path / "a.pt", "--data", small_run.parent / "pictures"]
         ends(capsys, visualizer.main, flags, 1, "has 7 outputs", "has 3 classes", "--data")
 
-    def test_data_that_are_gone(self, capsys, tmp_path, small_run):
-        flags = ["--ckpt", small_run / "model.pt", "--data", tmp_path / "gone", "--out", tmp_path / "plots"]
-        ends(capsys, visualizer.main, flags, 1, "gone is not a folder")
-
     def test_data_that_a_gallery_needs(self, capsys, tmp_path, small_run):
         state = checkpoint.load(small_run / "model.pt")
         state["config"] = state["config"] | {"data": str(tmp_path / "gone")}
@@ -220,13 +173,17 @@ class TestBadInputOfVisualizer:
         ends(capsys, visualizer.main, flags, 1, "gone is not a folder")
         assert not (tmp_path / "plots").exists()
 
-    def test_an_output_path_that_is_a_file(self, capsys, tmp_path, small_run):
-        (tmp_path / "file").write_text("mine")
-        ends(capsys, visualizer.main, ["--ckpt", small_run / "model.pt", "--out", tmp_path / "file"], 1, "--out")
-        assert (tmp_path / "file").read_text() == "mine"
 
-    def test_a_device_that_is_not_there(self, capsys, small_run):
-        ends(capsys, visualizer.main, ["--ckpt", small_run / "model.pt", "--device", "cuda:99"], 1, "cuda:99")
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_cannot_show_a_path(small_run, tmp_path, monkeypatch, encoding):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    out = tmp_path / "опыт"
+    flags = ["--ckpt", small_run / "model.pt", "--out", out, "--figures", "training_curves", "--device", "cpu"]
+    visualizer.main([*map(str, flags), "--dpi", "50"])
+    assert (out / "report.html").exists()
+    terminal.flush()
+    assert "\\u043e\\u043f\\u044b\\u0442" in terminal.buffer.getvalue().decode(encoding)
 
 
 @pytest.mark.slow

@@ -70,17 +70,42 @@ class TestFolder:
         deep = Image.fromarray(array.astype(np.uint16) * 257)
         deep.save(tmp_path / "deep.png")  # 16 bits
         assert torch.equal(folders.read_image(tmp_path / "deep.png", 20), image)
+        twelve_bits = (array.astype(int) * 4095 // 255).astype(np.uint16)
+        Image.fromarray(twelve_bits).save(tmp_path / "deep.png")
+        deep = folders.read_image(tmp_path / "deep.png", 20).int()
+        assert (deep - image.int()).abs().max() <= 1 and deep.max() >= 254
         see_through = grey.convert("RGBA")
         see_through.putalpha(Image.fromarray(np.where(np.arange(20) < 10, 255, 0).astype(np.uint8)[None].repeat(20, 0)))
         see_through.save(tmp_path / "alpha.png")
         alpha = folders.read_image(tmp_path / "alpha.png", 20)
         assert torch.equal(alpha[:, :, :10], image[:, :, :10]) and (alpha[:, :, 10:] == 255).all()
 
-    def test_other_files_are_passed_over(self, folder):
-        (folder / "train" / "disk" / "notes.txt").write_text("not a picture")
-        (folder / "train" / "disk" / ".hidden.png").write_bytes(b"nor this")
-        (folder / "train" / ".cache").mkdir()
-        assert len(sources.load(str(folder), "train")[0]) == 48
+    def test_what_is_left_out_is_counted_in_one_line(self, folder, capsys):
+        images = sources.load(str(folder), "train")[0]
+        assert "left out" not in capsys.readouterr().out
+        train = folder / "train"
+        for name in ("disk/notes.txt", "disk/a.gif", "ring/b.GIF", "ring/c.heic", "ring/README", "stray.png"):
+            (train / name).write_text("not an image of a class")
+        for name in ("disk/nested", "ring/folder.jpg", ".cache", "disk/.cache"):
+            (train / name).mkdir()
+        (train / "disk" / ".hidden.png").write_bytes(b"nor this")
+        if hasattr(os, "mkfifo"):
+            os.mkfifo(train / "ring" / "pipe.tif")
+        assert torch.equal(sources.load(str(folder), "train")[0], images)
+        (line,) = capsys.readouterr().out.splitlines()
+        tif = ", .tif (1)" if hasattr(os, "mkfifo") else ""
+        counts = f".gif (2), .heic (1), .png (1){tif}, .txt (1), folders (2), other files (1)"
+        assert line.startswith(f"note: {train}: left out {counts}; images are .bmp, .jpeg")
+
+    def test_names_of_classes_become_one_line(self, folder):
+        for split in ("train", "test"):
+            (folder / split / "ring").rename(folder / split / "r\ning")
+        images, _, classes = sources.load(str(folder), "train")
+        assert len(images) == 48 and classes == ("disk", "r ing", "stripes")
+        for split in ("train", "test"):
+            (folder / split / "disk").rename(folder / split / "r ing")
+        with pytest.raises(sources.DataError, match="two folders that read 'r ing': rename one"):
+            sources.load(str(folder), "train")
 
 
 class TestBadFolder:
@@ -113,12 +138,13 @@ class TestBadFolder:
         self.refuses(folder, "different classes", "moon, ring")
         self.refuses(folder, "different classes", "moon, ring", split="test")
 
-    def test_a_broken_picture_is_named(self, folder):
+    def test_a_picture_that_is_broken_or_none_is_named(self, folder):
         path = folder / "train" / "ring" / "3.png"
-        path.write_bytes(path.read_bytes()[:200])
-        self.refuses(folder, str(path), "cannot be read", "replace or remove")
+        for content in (path.read_bytes()[:200], b"hello"):
+            path.write_bytes(content)
+            self.refuses(folder, str(path), "cannot be read", "replace or remove")
 
-    def test_a_picture_that_is_none_is_named(self, folder):
-        path = folder / "train" / "ring" / "3.png"
-        path.write_text("hello")
-        self.refuses(folder, str(path), "cannot be read")
+    def test_floating_point_pixels(self, tmp_path):
+        Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tif")
+        with pytest.raises(sources.DataError, match=r"a.tif cannot be read .* .floating-point pixels: save it with 8"):
+            folders.read_image(tmp_path / "a.tif", 8)

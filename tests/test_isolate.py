@@ -1,5 +1,6 @@
 """The seeds of reconstructions, by hand on a small tensor."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +32,36 @@ class TestIsolate:
     def test_a_channel_out_of_range(self, channels):
         with pytest.raises(ValueError, match="channels must be 0 to 2"):
             isolate(self.features, channels)
+
+    @pytest.mark.parametrize(
+        "one", [1, np.int64(1), np.uint8(1), np.array(1), torch.tensor(1), torch.tensor(1, dtype=torch.uint8)], ids=repr
+    )
+    @pytest.mark.parametrize("several", [list, tuple, np.array, torch.tensor, lambda values: np.array(values)[::-1]])
+    def test_any_integers(self, one, several):
+        expected = isolate(self.features, 1, 1)
+        assert torch.count_nonzero(expected) == 2 and expected[0, 1, 0, 1] == 5
+        assert torch.equal(isolate(self.features, one, one), expected)
+        assert torch.equal(isolate(self.features, [one, one], several([1, 1])), expected)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [True, 1.0, [True, 1], [0.0, 1], [0], [0, 1, 2], [[0, 1]], None, np.bool_(True), np.array([0.0, 1]),
+         torch.tensor(True), torch.tensor([0.0, 1]), torch.tensor([0]), torch.tensor([[0, 1]])],
+        ids=repr,
+    )  # fmt: skip
+    def test_anything_else_is_told_what_is_expected(self, wrong):
+        for name, arguments in {"channels": (wrong,), "units": (0, wrong)}.items():
+            with pytest.raises(ValueError, match=f"{name} must be an integer for all images, or one for each of the 2"):
+                isolate(self.features, *arguments)
+
+    def test_tensors_on_a_device_are_not_read(self):
+        """The device "meta" has no values to read, like a GPU without waiting for it."""
+        features, one = self.features.to("meta"), torch.tensor(99, device="meta")
+        assert isolate(features, one, one).shape == features.shape
+        assert isolate(features, one.expand(2), one.expand(2)).device == features.device
+        for wrong in (one.float(), one.bool(), one.expand(3), one.expand(1, 2)):
+            with pytest.raises(ValueError, match="channels must be an integer"):
+                isolate(features, wrong)
 
     def test_units_out_of_range(self):
         with pytest.raises(ValueError, match="unknown units 'all'"):

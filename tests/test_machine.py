@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from runtime import device
 from runtime.device import (
     bf16_if_native,
     has_native_bf16,
@@ -66,41 +65,6 @@ def test_freed_memory_is_kept():
 
     keep_freed_memory()
     assert min(faults() for _ in range(30)) < 1000
-
-
-class FakeLibrary:
-    """A C library whose mallopt accepts some values only, and records the calls."""
-
-    def __init__(self, accepts):
-        self.calls, self.accepts = [], accepts
-
-    def mallopt(self, parameter, value):
-        self.calls.append((parameter, value))
-        return int(value in self.accepts)
-
-
-@pytest.mark.parametrize(
-    "accepts, expected",
-    [
-        ({2**30, 2**31 - 1}, [(-3, 2**30), (-1, 2**31 - 1)]),
-        ({2**25, 2**31 - 1}, [(-3, 2**30), (-3, 2**25), (-1, 2**31 - 1)]),  # as glibc before 2.34
-        (set(), [(-3, 2**30), (-3, 2**25)]),  # nothing is switched off for nothing
-    ],
-)
-def test_the_trim_threshold_follows_an_accepted_mmap_threshold(monkeypatch, accepts, expected):
-    library = FakeLibrary(accepts)
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: library)
-    monkeypatch.setattr(device.sys, "platform", "linux")
-    keep_freed_memory()
-    assert library.calls == expected
-
-
-def test_windows_is_told_where_a_torch_with_cuda_is(monkeypatch, capsys):
-    monkeypatch.setattr(device.sys, "platform", "win32")
-    monkeypatch.setattr(torch.version, "cuda", None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto").type == "cpu"
-    assert "--index-url" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")

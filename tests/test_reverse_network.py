@@ -1,6 +1,7 @@
 """reverse_network.py against autograd and Captum; adjoints and linearity as properties."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -171,17 +172,28 @@ def test_mismatched_arguments_are_refused(random_network):
         reverse(trace.features["conv2_x"], "conv3_x", trace)
     with pytest.raises(ValueError, match=r"\(2, 64, 16, 16\), got \(2, 64, 8, 8\)"):
         reverse(trace.features["conv2_x"], "conv1", trace)
-    with pytest.raises(ValueError, match="unknown rule 'relu'"):
-        ReverseResNet18(random_network, "relu")
-    with pytest.raises(ValueError, match="unknown unpooling 'mean'"):
-        ReverseResNet18(random_network, unpool="mean")
+    with pytest.raises(ValueError, match=r"not of images of size \(34, 32\): its conv1 maps are \(16, 16\)"):
+        reverse(trace.features["conv1"], "conv1", replace(trace, image_size=(34, 32)))
+    for name, value in {"rule": "relu", "unpool": "mean", "branches": "left"}.items():
+        with pytest.raises(ValueError, match=f"unknown {name}.* '{value}'"):
+            ReverseResNet18(random_network, **{name: value})
 
 
 def test_training_mode_is_refused():
+    """At the reconstruction, or when the trace was made; batch norms frozen in a network that trains are in order."""
     network = ResNet18()
-    trace = network.trace(torch.randn(2, 3, 32, 32), "conv1")
-    with pytest.raises(RuntimeError, match="evaluation mode"):
-        ReverseResNet18(network)(trace.features["conv1"], "conv1", trace)
+    images = torch.randn(2, 3, 32, 32)
+    trace = network.trace(images, "conv1")
+    for network.training in (True, False):
+        with pytest.raises(RuntimeError, match="evaluation mode"):
+            ReverseResNet18(network)(trace.features["conv1"], "conv1", trace)
+    network.eval()
+    for made_in_training in (trace, trace.select(torch.tensor([1, 0]))):
+        with pytest.raises(RuntimeError, match="evaluation mode"):
+            ReverseResNet18(network)(trace.features["conv1"], "conv1", made_in_training)
+    network.training = True
+    trace = network.trace(images, "conv1")
+    assert ReverseResNet18(network)(trace.features["conv1"], "conv1", trace).any()
 
 
 class OneBranch(torch.nn.Module):
@@ -212,11 +224,6 @@ def test_one_branch_equals_the_gradient_with_the_other_detached(random_network, 
     for name in ("layer1", "layer2", "layer3", "layer4"):
         setattr(cut, name, torch.nn.Sequential(*(OneBranch(block, branches) for block in getattr(cut, name))))
     assert relative_error(reconstruction, oracle(cut, rule, "conv5_x", signal, images)) < 1e-12
-
-
-def test_unknown_branches_are_refused(random_network):
-    with pytest.raises(ValueError, match="unknown branches 'left'"):
-        ReverseResNet18(random_network, branches="left")
 
 
 @pytest.mark.cuda

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from dataset.sources import DATASETS
-from network import ResNet18
 from runtime import checkpoint
 from runtime.checkpoint import CheckpointError
 from runtime.command_line import ArgumentParser, one_line_errors, recipe
@@ -38,7 +37,7 @@ def exported(path: str | Path, data: str | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path} was trained on a folder: pass --data, where others have these images")
     config = {name: value for name, value in metadata.config.items() if name not in LOCAL_SETTINGS}
     weights = {name: _halved(value) for name, value in network.state_dict().items()}
-    checkpoint.check_weights(weights, ResNet18(network.fc.out_features), f"{path} in half precision")
+    checkpoint.check_finite(weights, f"{path} in half precision")
     entries = metadata.entries() | {"config": config | {"data": data, "recipe": recipe(config)}}
     return {"model": weights, **entries}
 
