@@ -20,13 +20,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from analysis.blocks import block_means, block_side
-from analysis.bootstrap import estimate
-from analysis.faithfulness import METHODS, ClassCurves, block_ranks, class_curves, spread_images
-from analysis.faithfulness_table import class_scores
+
+from analysis.blocks import block_means, block_side, estimate
+from analysis.importance import METHODS
 from analysis.inspection import Inspection, add_preprocessing, add_test_images, load_inspection
 from dataset import sources
 from dataset.shapes import draw_shapes
+from figures.faithfulness import block_ranks, class_curves, class_scores, spread_images
 from runtime.checkpoint import SHIPPED, CheckpointError, atomic_file
 from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder
 
@@ -48,8 +48,8 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-def compute(inspection: Inspection, images: Tensor, folder: Path, batch_size: int) -> ClassCurves:
-    """The curves of all images; those of every part that is not stored yet are computed and stored.
+def compute(inspection: Inspection, images: Tensor, folder: Path, batch_size: int) -> tuple[Tensor, Tensor]:
+    """The images and their `class_curves`, part by part; those of every part that is not stored yet are computed.
 
     Of PARTS parts, or as many as there are images, part n holds every PARTS-th image from image n on.
     """
@@ -58,23 +58,13 @@ def compute(inspection: Inspection, images: Tensor, folder: Path, batch_size: in
     for n in tqdm(range(count), desc="parts", leave=False, disable=None):
         file = folder / f"part-{n:02}.pt"
         if not file.exists():
-            found = class_curves(inspection, images[n::count], batch_size=batch_size)
+            curves = class_curves(inspection, images[n::count], batch_size=batch_size)
             with atomic_file(file) as stream:
-                torch.save(vars(found), stream)
-        parts.append(ClassCurves(**torch.load(file, weights_only=True)))
-        if not torch.equal(parts[-1].images, images[n::count]):
+                torch.save({"images": images[n::count], "curves": curves}, stream)
+        parts.append(torch.load(file, weights_only=True))
+        if not torch.equal(parts[-1]["images"], images[n::count]):
             sys.exit(f"error: {file} holds other images: pass another --out")
-    return join(parts)
-
-
-def join(parts: list[ClassCurves]) -> ClassCurves:
-    """The curves of several sets of images as one."""
-    most, least = (
-        {name: torch.cat([getattr(part, order)[name] for part in parts]) for name in METHODS}
-        for order in ("most", "least")
-    )
-    images, classes = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "classes"))
-    return ClassCurves(images, classes, parts[0].block, most, least)
+    return torch.cat([part["images"] for part in parts]), torch.cat([part["curves"] for part in parts])
 
 
 def coverage(scores: Tensor) -> int:
@@ -110,16 +100,18 @@ def main(argv=None):
         loaded = load_inspection(args.ckpt, args.device, args.data, args.root)
         inspection = add_test_images(add_preprocessing(loaded))
         images = spread_images(inspection, args.images)
-        curves = compute(inspection, images, folder, args.batch_size)
-    scores = class_scores(curves)
-    content = {"images": len(curves.images), "scores": {name: vars(each.score) for name, each in scores.items()}}
-    print(f"{len(curves.images):,} images, blocks of {curves.block}x{curves.block} pixels\n")
+        computed, curves = compute(inspection, images, folder, args.batch_size)
+    scores, block = class_scores(curves), block_side(inspection.metadata.image_size)
+    numbers = {name: {"mean": each["score"], "low": each["low"], "high": each["high"]} for name, each in scores.items()}
+    content = {"images": len(computed), "scores": numbers}
+    print(f"{len(computed):,} images, blocks of {block}x{block} pixels\n")
     print("| method | score (95 % interval) | beyond the random map |\n|---|---|---|")
-    for name, found in scores.items():
-        cells = (f"{each.mean:.3f} ({each.low:.3f} to {each.high:.3f})" for each in (found.score, found.over_random))
+    for name, score in numbers.items():
+        cells = ("{mean:.3f} ({low:.3f} to {high:.3f})".format(**each) for each in (score, scores[name]["over_random"]))
         print(f"| {name} | {' | '.join(cells)} |")
-    if len(curves.images) > DRAWN:
-        content["coverage"] = {name: coverage(curves.scores(name)) for name in METHODS}
+    if len(computed) > DRAWN:
+        by_image = (curves[:, :, 1] - curves[:, :, 0]).mean(2)  # (N, M)
+        content["coverage"] = {name: coverage(by_image[:, n]) for n, name in enumerate(METHODS)}
         print(f"\nintervals of {DRAWN} images that cover the mean of all, of {DRAWS}: {content['coverage']}")
     if inspection.source == "shapes":
         masks = torch.from_numpy(draw_shapes("test")[2])[images]

@@ -12,7 +12,6 @@ from analysis.channels import ChannelResult, TopImage, channels_to_draw, inspect
 from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
 from analysis.settings import Settings
-from analysis.unit_faithfulness import kept_by_tenth
 from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
 from figures.registry import NotDrawn, register
 from figures.style import (
@@ -28,6 +27,7 @@ from figures.style import (
     unpooling_note,
     wrapped,
 )
+from figures.unit_faithfulness import kept_by_tenth
 
 CHANNELS_PER_PAGE = 9  # of the overview
 BLOCK_GAP = 1 / 12  # between patches and reconstructions, relative to a block's width

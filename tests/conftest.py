@@ -43,7 +43,7 @@ def fp32():
     """Removed blocks go through the network in fp32: rounding to bf16 differs between CPUs and batches."""
     with pytest.MonkeyPatch.context() as patch:
         for module in ("faithfulness", "unit_faithfulness"):
-            patch.setattr(f"analysis.{module}.bf16_if_native", lambda device: nullcontext())
+            patch.setattr(f"figures.{module}.bf16_if_native", lambda device: nullcontext())
         yield
 
 
