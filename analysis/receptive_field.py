@@ -1,6 +1,6 @@
 """Which part of the image a unit sees, and images cropped to it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -95,24 +95,35 @@ def locate_units(network: ResNet18, stage: str, inputs: Tensor, channels: Tensor
 
 
 def crop_to_receptive_field(
-    network: ResNet18, units: Units, maps: dict[str, Tensor]
-) -> tuple[Units, dict[str, Tensor]]:
-    """The same units in images cropped to what they see, and maps (N, H, W) cropped alike. Their activations are equal.
+    network: ResNet18, units: Units, maps: Mapping[str, Tensor]
+) -> Iterator[tuple[Tensor, Units, dict[str, Tensor]]]:
+    """The same units in images cropped to what they see, in groups whose crops are equally large.
 
-    Exact for units that see no padding. A crop begins at a multiple of the stage's stride, so that the layers' grids
-    stay where they are.
+    Yields which units a group has, (n,) int64; the units in the crops; and maps (N, H, W), cropped alike. The
+    activations are equal: a crop ends where a unit sees no further or the image ends, and it begins at a multiple of
+    the stage's stride, so that the layers' grids stay where they are.
     """
-    field = receptive_field(network, units.stage)
-    before = -field.offset % field.stride
-    length = before + field.size
-    corners = units.corners - before  # of the crops
-    rows, columns = (corners[:, axis, None] + torch.arange(length, device=corners.device) for axis in (0, 1))
-    number = torch.arange(len(corners), device=corners.device)[:, None, None]
-    pixels = number, rows[:, :, None], columns[:, None, :]
-    inputs = units.inputs.movedim(1, -1)[pixels].movedim(-1, 1)
-    cells = units.cells - corners // field.stride
-    cropped = replace(units, inputs=inputs, cells=cells, corners=units.corners - corners)
-    return cropped, {name: whole[pixels] for name, whole in maps.items()}
+    stride, size = receptive_field(network, units.stage).stride, units.inputs.shape[-2:]
+    first = (units.corners // stride * stride).clamp(min=0)  # (N, 2)
+    lengths = (units.corners + units.size).minimum(torch.tensor(size, device=first.device)) - first
+    for height, width in lengths.unique(dim=0).tolist():
+        members = ((lengths[:, 0] == height) & (lengths[:, 1] == width)).nonzero().flatten()
+        rows, columns = (
+            first[members, axis, None] + torch.arange(length, device=first.device)
+            for axis, length in enumerate((height, width))
+        )
+        pixels = members[:, None, None], rows[:, :, None], columns[:, None, :]
+        yield (
+            members,
+            replace(
+                units,
+                inputs=units.inputs.movedim(1, -1)[pixels].movedim(-1, 1),
+                channels=units.channels[members],
+                cells=units.cells[members] - first[members] // stride,
+                corners=units.corners[members] - first[members],
+            ),
+            {name: whole[pixels] for name, whole in maps.items()},
+        )
 
 
 def blocks_seen(units: Units) -> Tensor:

@@ -41,11 +41,11 @@ MOST_COLOR, LEAST_COLOR = "#b2182b", "#2166ac"
 def spread_images(inspection: Inspection, count: int | None = None) -> Tensor:
     """(n,) int64: `count` images, evenly spread over the test split.
 
-    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, from 2 to 100.
+    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, from 2 to 20.
     """
     total = len(inspection.images)
     searched = total if inspection.searched is None else len(inspection.searched)
-    default = min(100, max(2, searched // 20)) if inspection.device.type == "cpu" else 1000
+    default = min(20, max(2, searched // 20)) if inspection.device.type == "cpu" else 1000
     count = min(count or default, total)
     return spread(count, total)
 

@@ -19,7 +19,7 @@ from analysis.blocks import block_means, estimate, importance_ranks, remove_bloc
 from analysis.channels import ChannelResult, reconstruct_top_images
 from analysis.importance import random_maps, saliency, sobel_edges
 from analysis.inspection import Inspection
-from analysis.receptive_field import Units, blocks_seen, crop_to_receptive_field, locate_units, searched_units
+from analysis.receptive_field import Units, blocks_seen, crop_to_receptive_field, locate_units
 from analysis.reconstruction import ALL_RULES
 from analysis.settings import Settings
 from figures.style import RULE_STYLE
@@ -106,15 +106,18 @@ def unit_shares(
     }
     maps = {**maps, **{name: compute() for name, compute in others.items() if name in methods}}
     maps = {name: pixels.to(device) for name, pixels in maps.items()}
-    if searched_units(network, [stage], inspection.metadata.image_size, settings.border)[stage]:
-        units, maps = crop_to_receptive_field(network, units, maps)
-    maps |= {turned: turn_about_unit(maps[rule], units) for rule, turned in TURNED.items() if turned in methods}
-    importance = {
-        name: square_importance(units) if name == SQUARE else block_means(maps[name], units.block) for name in methods
-    }
-    with bf16_if_native(device):
-        shares = surviving_shares(network, units, importance, changes, settings.batch_size, advance)
-    return {name: by_unit.cpu() for name, by_unit in shares.items()}
+    shares = {name: units.inputs.new_empty(len(images), len(changes), device="cpu") for name in methods}
+    for members, cropped, crops in crop_to_receptive_field(network, units, maps):
+        crops |= {turned: turn_about_unit(crops[rule], cropped) for rule, turned in TURNED.items() if turned in methods}
+        importance = {
+            name: square_importance(cropped) if name == SQUARE else block_means(crops[name], cropped.block)
+            for name in methods
+        }
+        with bf16_if_native(device):
+            left = surviving_shares(network, cropped, importance, changes, settings.batch_size, advance)
+        for name in methods:
+            shares[name][members.cpu()] = left[name].cpu()
+    return shares
 
 
 def kept_by_tenth(inspection: Inspection, settings: Settings, result: ChannelResult) -> dict[str, float]:

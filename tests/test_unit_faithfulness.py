@@ -1,6 +1,7 @@
 """Units without the blocks that a picture marks: against receptive fields, brute force and the whole image."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ from figures.unit_faithfulness import (
 )
 
 SIZE = (130, 110)
-LOW_STAGES = ("conv1", "conv2_x", "conv3_x")
+# all units of conv4_x see the padding
+STAGES_AND_BORDER = [*product(("conv1", "conv2_x", "conv3_x"), (True, False)), ("conv4_x", True)]
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +66,7 @@ def activations(network, units, inputs):
     return features[torch.arange(len(inputs)), units.channels, units.cells[:, 0], units.cells[:, 1]]
 
 
-@pytest.mark.parametrize(
-    "stage, border", [(stage, border) for stage in LOW_STAGES for border in (True, False)] + [("conv4_x", True)]
-)
+@pytest.mark.parametrize("stage, border", STAGES_AND_BORDER)
 def test_blocks_outside_the_receptive_field_change_a_unit_by_exactly_0(random_network, images, stage, border):
     with torch.inference_mode():
         units = live_units(random_network, stage, images, border)
@@ -79,21 +79,24 @@ def test_blocks_outside_the_receptive_field_change_a_unit_by_exactly_0(random_ne
         assert (activations(random_network, units, images * ~pixels) - whole).abs().min() > 1e-3 * whole.abs().max()
 
 
-@pytest.mark.parametrize("stage", LOW_STAGES)
-def test_a_unit_in_the_crop_of_what_it_sees_is_the_unit_in_the_image(random_network, images, stage):
+@pytest.mark.parametrize("stage, border", STAGES_AND_BORDER)
+def test_a_unit_in_the_crop_of_what_it_sees_is_the_unit_in_the_image(random_network, images, stage, border):
     maps = {"row": torch.arange(SIZE[0])[:, None].expand(4, *SIZE), "column": torch.arange(SIZE[1]).expand(4, *SIZE)}
     with torch.inference_mode():
-        units = live_units(random_network, stage, images, border=False)
-        cropped, maps = crop_to_receptive_field(random_network, units, maps)
+        units = live_units(random_network, stage, images, border)
         whole = activations(random_network, units, images)
-        assert activations(random_network, cropped, cropped.inputs).tolist() == pytest.approx(whole.tolist(), rel=1e-10)
-    assert cropped.inputs.shape[-1] < receptive_field(random_network, stage).size + 8
-    for n in range(4):
-        row, column = units.corners[n] - cropped.corners[n]
-        height, width = cropped.inputs.shape[-2:]
-        assert torch.equal(cropped.inputs[n], images[n, :, row : row + height, column : column + width])
-        assert torch.equal(maps["row"][n, :, 0], torch.arange(row, row + height))
-        assert torch.equal(maps["column"][n, 0], torch.arange(column, column + width))
+        groups = list(crop_to_receptive_field(random_network, units, maps))
+        for members, cropped, crops in groups:
+            of_crops = activations(random_network, cropped, cropped.inputs)
+            assert of_crops.tolist() == pytest.approx(whole[members].tolist(), rel=1e-10)
+            height, width = cropped.inputs.shape[-2:]
+            assert height <= min(receptive_field(random_network, stage).size + 15, SIZE[0] - 1)
+            for m, n in enumerate(members):
+                row, column = units.corners[n] - cropped.corners[m]
+                assert torch.equal(cropped.inputs[m], images[n, :, row : row + height, column : column + width])
+                assert torch.equal(crops["row"][m, :, 0], torch.arange(row, row + height))
+                assert torch.equal(crops["column"][m, 0], torch.arange(column, column + width))
+    assert torch.cat([members for members, _, _ in groups]).sort().values.tolist() == [0, 1, 2, 3]
 
 
 def test_blocks_seen_by_pixel(random_network, images):
@@ -192,9 +195,12 @@ class TestChannels:
     def test_a_cropped_unit_has_the_shares_of_the_whole_image(self, inspection, monkeypatch):
         """Of the whole image, the same pixels of the receptive field count."""
         few = [int(n) for n in inspection.search.top["conv1"].scores[:, 0].argsort(descending=True)[:2]]
-        cropped = channel_shares(inspection, SETTINGS, "conv1", few, count=3)[1]
-        monkeypatch.setattr("figures.unit_faithfulness.searched_units", lambda *args: {"conv1": None})
-        whole = channel_shares(inspection, SETTINGS, "conv1", few, count=3)[1]
+        _, cropped = channel_shares(inspection, SETTINGS, "conv1", few, count=3)
+        everything = torch.arange(6)
+        monkeypatch.setattr(
+            unit_faithfulness, "crop_to_receptive_field", lambda network, units, maps: [(everything, units, maps)]
+        )
+        _, whole = channel_shares(inspection, SETTINGS, "conv1", few, count=3)
         for name in (*TURNED, *TURNED.values()):  # the others may have equal values
             assert cropped[name].flatten().tolist() == pytest.approx(whole[name].flatten().tolist(), abs=1e-3), name
 
