@@ -104,17 +104,6 @@ def search(
     return SearchResult(top, all_peaks, logits.rows().cpu() if with_logits else None, units)
 
 
-def top_activations(
-    network: ResNet18, batches: Iterable[Tensor], stage: str, k: int = 9
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The k images that excite each channel of a stage most: scores, indices, positions, each (C, k).
-
-    batches: normalised images (N, 3, H, W). `TopActivations` explains the three tensors; `search` the errors raised.
-    """
-    top = search(network, batches, [stage], k).top[stage]
-    return top.scores, top.indices, top.positions
-
-
 def strongest_channels(peaks: Tensor, count: int = 9) -> list[int]:
     """The `count` channels with the highest peaks (C,), in descending order; on ties the lower number first."""
     return peaks.sort(dim=0, descending=True, stable=True).indices[:count].tolist()

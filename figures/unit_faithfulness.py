@@ -55,23 +55,22 @@ def channel_shares(
     if not alive:
         return [], {}
     pictures = reconstruct_top_images(inspection, replace(settings, rules=ALL_RULES, units="peak"), stage, alive)
-    owner, rank = (top.scores[alive] > 0).nonzero().cpu().T  # of each unit: its channel's row of `alive`, its image's
-    images = torch.stack([inspection.top_images(top, channel) for channel in alive])[owner, rank]
-    numbers, positions = torch.tensor(alive)[owner], top.positions[alive].cpu()[owner, rank]
-    batches: list[dict[str, Tensor]] = []
-    total = len(owner) * len(METHODS) * len(CHANGES)
+    is_on = top.scores[alive].cpu() > 0  # (C, count), the first ones of each row
+    scored, shares, seed = [], {name: [] for name in METHODS}, 0
+    total = int(is_on.sum()) * len(METHODS) * len(CHANGES)
     with tqdm(total=total, desc=f"faithfulness, {stage}", unit="images", leave=False, disable=None) as progress:
-        for rows in torch.arange(len(owner)).split(settings.batch_size):
-            maps = {rule: saliency(whole[owner[rows], rank[rows]]) for rule, whole in pictures.items()}
-            units = images[rows], numbers[rows], positions[rows]
-            batches.append(unit_shares(inspection, settings, stage, *units, maps, rows, progress.update))
-    shares = {name: torch.cat([batch[name] for batch in batches]) for name in METHODS}
-    is_known = ~shares[SQUARE].isnan().any(1)  # NaN by every method or by none
-    weights = F.one_hot(owner[is_known], len(alive)).T.float()  # (C, N)
-    counts = weights.sum(1, keepdim=True)
-    weights = (weights / counts)[counts[:, 0] > 0]
-    scored = [channel for channel, count in zip(alive, counts.tolist(), strict=True) if count[0]]
-    return scored, {name: weights @ by_unit[is_known] for name, by_unit in shares.items()} if scored else {}
+        for n, channel in enumerate(alive):
+            images, positions = inspection.top_images(top, channel), top.positions[channel].cpu()
+            parts = []
+            for ranks in is_on[n].nonzero().flatten().split(settings.batch_size):
+                maps = {rule: saliency(by_channel[n, ranks]) for rule, by_channel in pictures.items()}
+                units = images[ranks], positions[ranks], maps, torch.arange(seed, seed := seed + len(ranks))
+                parts.append(unit_shares(inspection, settings, stage, channel, *units, progress.update))
+            if not torch.cat([part[SQUARE] for part in parts]).isnan().all():  # NaN by every method or by none
+                scored.append(channel)
+                for name in METHODS:
+                    shares[name].append(torch.cat([part[name] for part in parts]).nanmean(0))
+    return scored, {name: torch.stack(by_channel) for name, by_channel in shares.items()} if scored else {}
 
 
 @torch.inference_mode()
@@ -79,8 +78,8 @@ def unit_shares(
     inspection: Inspection,
     settings: Settings,
     stage: str,
+    channel: int,
     images: Tensor,
-    channels: Tensor,
     positions: Tensor,
     maps: Mapping[str, Tensor],
     seeds: Tensor,
@@ -88,16 +87,17 @@ def unit_shares(
     methods: Sequence[str] = METHODS,
     changes: Sequence[tuple[str, float]] = CHANGES,
 ) -> dict[str, Tensor]:
-    """For units of the inspection's search, method -> `surviving_shares`, on the CPU.
+    """For units of a channel, method -> `surviving_shares`, (N, len(changes)) on the CPU.
 
-    images, channels, positions  (N,) int64: index in the test split, and the unit at row * w + column
-    maps                         rule -> (N, S, S): saliency of the units' reconstructions
-    seeds                        (N,) int64, of the random map
-    advance                      called with the number of images after each forward pass
-    methods, changes             some of METHODS and of CHANGES
+    images, positions  (N,) int64: index in the test split, and the unit at row * w + column
+    maps               rule -> (N, S, S): saliency of the units' reconstructions
+    seeds              (N,) int64, of the random map
+    advance            called with the number of images after each forward pass
+    methods, changes   some of METHODS and of CHANGES
     """
     network, device = inspection.network, inspection.device
     stored = inspection.images[images]
+    channels = torch.full_like(positions, channel)
     units = locate_units(network, stage, inspection.inputs(stored), channels.to(device), positions.to(device))
     others: dict[str, Callable[[], Tensor]] = {
         "the unit's map": lambda: unit_maps(network, units),
@@ -128,17 +128,16 @@ def kept_by_tenth(inspection: Inspection, settings: Settings, result: ChannelRes
     ranks = [n for n, image in enumerate(result.images) if image.activation > 0]
     if not ranks:
         return {}
-    images = [result.images[n] for n in ranks]
-    columns = inspection.search.top[result.stage].map_size[1]
+    top = inspection.search.top[result.stage]
     shares = unit_shares(
         inspection,
         settings,
         result.stage,
-        torch.tensor([image.index for image in images]),
-        torch.full((len(images),), result.channel),
-        torch.tensor([image.row * columns + image.column for image in images]),
+        result.channel,
+        inspection.top_images(top, result.channel)[ranks],
+        top.positions[result.channel].cpu()[ranks],
         {rule: maps[ranks] for rule, maps in result.saliency.items()},
-        torch.arange(len(images)),
+        seeds=torch.arange(len(ranks)),
         methods=[*result.saliency, SQUARE],
         changes=[("kept", 0.1)],
     )

@@ -190,8 +190,7 @@ class TestTop9:
         figure = top9.overview_figure([result(n) for n in range(9)], "conv5_x")
         assert len(figure.get_axes()) == 9 and all(axes.get_images() for axes in figure.get_axes())
 
-    @pytest.mark.parametrize("rules", [("gradient",), ("deconvnet", "guided", "gradient")])
-    @pytest.mark.parametrize("count", [1, 4, 16])
+    @pytest.mark.parametrize("rules, count", [(("gradient",), 1), (("deconvnet", "guided", "gradient"), 16)])
     def test_other_numbers_of_rules_and_images(self, rules, count):
         one = result(rules=rules, count=count)
         assert len(drawn(top9.channel_figure(one, ["x"]))) == count

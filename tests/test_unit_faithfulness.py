@@ -196,9 +196,10 @@ class TestChannels:
         """Of the whole image, the same pixels of the receptive field count."""
         few = [int(n) for n in inspection.search.top["conv1"].scores[:, 0].argsort(descending=True)[:2]]
         _, cropped = channel_shares(inspection, SETTINGS, "conv1", few, count=3)
-        everything = torch.arange(6)
         monkeypatch.setattr(
-            unit_faithfulness, "crop_to_receptive_field", lambda network, units, maps: [(everything, units, maps)]
+            unit_faithfulness,
+            "crop_to_receptive_field",
+            lambda network, units, maps: [(torch.arange(len(units.inputs)), units, maps)],
         )
         _, whole = channel_shares(inspection, SETTINGS, "conv1", few, count=3)
         for name in (*TURNED, *TURNED.values()):  # the others may have equal values
