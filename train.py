@@ -62,6 +62,9 @@ def parse_args(argv=None):
     add("--flip", choices=FLIPS, default="random", help="horizontal flip: random, or alternate (every other epoch)")
     add("--cutout", type=number(int, least=0, most=4096), default=0,
         help="side of the hidden square in pixels before resizing, smaller at smaller --sizes; 0: none")  # fmt: skip
+    add("--cutmix", type=number(float, least=0, most=1), default=0.0, metavar="P",
+        help="probability of CutMix: a batch's images get a box of other images, and their labels by "
+        "its share")  # fmt: skip
     add("--scale-crop", type=number(float, above=0, most=1), metavar="MIN",
         help="for photographs, instead of --shift: a random box of MIN to 1 of the image's area, aspect ratio 3/4 to "
         "4/3, resized to the image size, as torchvision's RandomResizedCrop")  # fmt: skip
@@ -77,7 +80,7 @@ def parse_args(argv=None):
     add("--momentum", type=share, default=0.9, help="momentum of SGD")
     add("--nesterov", action="store_true", help="Nesterov momentum")
     add("--weight-decay", type=number(float, least=0), default=5e-4, help="L2 penalty of SGD")
-    add("--norm-decay", action=BooleanOptionalAction, default=True, help="weight decay on biases and batch norms, too")
+    add("--norm-decay", action=BooleanOptionalAction, default=False, help="weight decay on biases and batch norms, too")
     add("--label-smoothing", type=share, default=0.0, help="label smoothing, 0 to 1")
     add("--schedule", choices=SCHEDULES, default="step", help="learning-rate schedule")
     add("--lr-step-size", type=count, default=20, help="epochs between decays of --schedule step")
@@ -100,7 +103,8 @@ def parse_args(argv=None):
         help="auto: bf16 where it is native (NVIDIA Ampere or newer; CPUs with AVX512-BF16 or AMX), else fp32; fp32 "
         "convolutions use TF32 on newer NVIDIA GPUs")  # fmt: skip
     add("--compile", action="store_true", help="compile the network with torch.compile")
-    add("--cuda-graph", action="store_true", help="replay each iteration as one CUDA graph")
+    add("--cuda-graph", action=BooleanOptionalAction,
+        help="replay each iteration as one CUDA graph (default: on a CUDA GPU with one process)")  # fmt: skip
 
     add = parser.add_argument_group("output").add_argument
     add("--out", default="checkpoints", help="folder for last.pt, model.pt, history.jsonl, training_curves.png")
@@ -123,6 +127,8 @@ def parse_args(argv=None):
     if args.lr_gamma and args.schedule not in DEFAULT_GAMMA:
         parser.error(f"--lr-gamma has no effect on --schedule {args.schedule}: leave it out")
     args.lr_gamma = args.lr_gamma or DEFAULT_GAMMA.get(args.schedule)
+    if args.cutmix and args.scale_crop:
+        parser.error("--cutmix needs the images' common pixel grid, which --scale-crop resizes: leave one of them out")
     if args.nesterov and not args.momentum:
         parser.error("--nesterov needs --momentum above 0")
     set_sizes(parser, args)
@@ -149,7 +155,7 @@ def augmentation(args) -> Augmentation:
     """The augmentation at the last image size."""
     if not args.augment:
         return Augmentation(0, "none", 0)
-    return Augmentation(0 if args.scale_crop else args.shift, args.flip, args.cutout, args.scale_crop)
+    return Augmentation(0 if args.scale_crop else args.shift, args.flip, args.cutout, args.scale_crop, args.cutmix)
 
 
 def loop_settings(args, device: torch.device) -> Settings:
@@ -172,8 +178,8 @@ def loop_settings(args, device: torch.device) -> Settings:
             ema_decay=args.ema_decay,
         ),
         precision=pick_precision(args.precision, device),
-        compiles=args.compile,
-        captures=args.cuda_graph,
+        use_compile=args.compile,
+        use_cuda_graph=args.cuda_graph,
         log_every=args.log_every,
         save_every=args.save_every,
         snapshots=tuple(args.snapshots),

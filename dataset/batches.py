@@ -17,7 +17,7 @@ from dataset.preprocess import Preprocess
 
 FLIPS = ("random", "alternate", "none")
 # columns of a plan: index of the image, offset of the crop in pixels, flip (0 or 1), centre of the cutout; then, with
-# `scale_crop`, those of a box (dataset/boxes.py)
+# `scale_crop`, those of a box (dataset/boxes.py); with `cutmix`, the same columns of the partner and those of a box
 COLUMNS = ("image", "down", "right", "flip", "cutout_row", "cutout_column")
 BOXES_AT_A_TIME = 2**16  # drawn; their random words take 12 MB
 
@@ -33,12 +33,15 @@ class Augmentation:
                 arXiv:1708.04552)
     scale_crop  instead of the translation: a random box of at least this share of the area, resized to the network's
                 input (dataset/boxes.py); the cutout is then as large in the result; None disables it
+    cutmix      probability that a batch's images get a box of their partners, each its neighbor in the batch, whose
+                order is random (`boxes.draw_cutmix_boxes`); not with scale_crop, whose results share no pixel grid
     """
 
     shift: int = 4
     flip: str = "random"
     cutout: int = 0
     scale_crop: float | None = None
+    cutmix: float = 0.0
 
 
 class Batches:
@@ -49,7 +52,7 @@ class Batches:
     preprocess    turns augmented images into the network's input
     batch_size    images per iteration, at most N
     seed          seed of order and augmentation
-    augmentation  random shift or box, flip and cutout
+    augmentation  random shift or box, flip, cutout and CutMix
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Batches:
         """Source rows and columns of every crop, and hidden ones of every cutout: a batch only looks them up."""
         _, channels, height, width = self.images.shape
         device, shift, cutout = self.device, self.augmentation.shift, self.augmentation.cutout
-        y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+        self._y, self._x = y, x = torch.arange(height, device=device), torch.arange(width, device=device)
         # in the order 0, ..., shift, -shift, ..., -1, so that negative offsets count from the end
         offsets = torch.cat([torch.arange(shift + 1, device=device), torch.arange(-shift, 0, device=device)])[:, None]
         self._channels = torch.arange(channels, device=device)[:, None, None]
@@ -91,7 +94,7 @@ class Batches:
     def plan(self, epoch: int) -> Tensor:
         """All batches of an epoch (counted from 0): (iterations, batch_size, columns) int64 on the device; see COLUMNS.
 
-        There are six columns, or ten with `scale_crop`.
+        There are six columns, ten with `scale_crop`, 16 with `cutmix`.
         """
         order = epoch_order(len(self.images), self.seed, epoch)[: len(self) * self.batch_size]
         words = random_words(self.seed, epoch * len(self), len(self), self.batch_size * 5)
@@ -112,6 +115,11 @@ class Batches:
         plan = np.stack(columns, -1)
         if self.augmentation.scale_crop is not None:
             plan = np.concatenate([plan, self._draw_boxes(epoch)], -1)
+        if self.augmentation.cutmix:
+            words = random_words(self.seed, epoch * len(self), len(self), boxes.CUTMIX_WORDS, stream=4)
+            box = boxes.draw_cutmix_boxes(words, height, width, self.augmentation.cutmix)[:, None]
+            # every row has its partner's columns, so that a process's shard needs no rows of the others
+            plan = np.concatenate([plan, np.roll(plan, 1, 1), np.repeat(box, self.batch_size, 1)], -1)
         return torch.from_numpy(plan).to(self.device)
 
     def _draw_boxes(self, epoch: int) -> np.ndarray:
@@ -128,12 +136,13 @@ class Batches:
     def iterate(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The arguments of a call for each iteration of a plan (iterations, B, columns).
 
-        Images on the host are gathered one iteration ahead.
+        Images on the host are gathered one iteration ahead, with `cutmix` followed by those of the partners.
         """
         if isinstance(self.images, Tensor):
             yield from ((row, None) for row in rows)
         else:
-            yield from zip(rows, batches_of(self.images, rows[..., 0].cpu(), self.device), strict=True)
+            index = rows[..., 0:7:6].transpose(1, 2).flatten(1) if self.augmentation.cutmix else rows[..., 0]
+            yield from zip(rows, batches_of(self.images, index.cpu(), self.device), strict=True)
 
     def crop(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Rows (B, 6) of a plan -> shifted, flipped images (B, 3, H, W) uint8 and labels (B,) int64.
@@ -151,10 +160,30 @@ class Batches:
             images = torch.where(hidden_y[:, None, :, None] & hidden_x[:, None, None, :], self.mean_color, images)
         return images, self.labels[image]
 
-    def __call__(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What `iterate` yields -> the network's input (B, 3, S, S) float32, and labels (B,) int64."""
+    def mix(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`crop` for rows (B, 16) with CutMix: images, their labels (B,), the partners' (B,), and the images' share ().
+
+        Outside the box, pixels are those of `crop`. The share, in 0..1, is exact: it is that of the clipped box.
+        """
+        n = len(COLUMNS)
+        images, labels = self.crop(torch.cat([rows[:, :n], rows[:, n : 2 * n]]), stored)
+        (images, partners), (labels, partner_labels) = images.chunk(2), labels.chunk(2)
+        top, left, height, width = rows[:, 2 * n :, None].unbind(1)  # (B, 1)
+        inside_y = (self._y >= top) & (self._y < top + height)  # (B, H)
+        inside_x = (self._x >= left) & (self._x < left + width)  # (B, W)
+        images = torch.where(inside_y[:, None, :, None] & inside_x[:, None, None, :], partners, images)
+        return images, labels, partner_labels, 1 - (height * width)[0, 0] / (len(self._y) * len(self._x))
+
+    def __call__(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What `iterate` yields -> the network's input (B, 3, S, S) float32, and labels (B,) int64.
+
+        With `cutmix`, the partners' labels (B,) and the share () of the first labels follow.
+        """
         if self.augmentation.scale_crop is not None:
             return self.scale_crop(rows, stored)
+        if self.augmentation.cutmix:
+            images, *labels = self.mix(rows, stored)
+            return self.preprocess(images), *labels
         images, labels = self.crop(rows, stored)
         return self.preprocess(images), labels
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-NEGATABLE = {"augment", "norm_decay"}  # flags of train.py with a --no- form
+NEGATABLE = {"augment", "norm_decay", "cuda_graph"}  # flags of train.py with a --no- form
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from dataset.batches import COLUMNS, Augmentation, Batches, epoch_order, random_words
+from dataset.boxes import draw_cutmix_boxes
+from dataset.placement import HostImages
 from dataset.preprocess import Preprocess
 
 
@@ -151,3 +153,75 @@ class TestCrop:
         made = batches(images, batch_size=5, shift=0, flip="none")
         inputs, labels = made(made.plan(0)[1])
         assert torch.equal(inputs, made.preprocess(images[labels])) and len(labels) == 5
+
+
+def papers_box(height, width, share, row, column):
+    """rand_bbox of the paper's code: top, bottom, left, right."""
+    ratio = np.sqrt(1.0 - share)
+    cut_height, cut_width = int(height * ratio), int(width * ratio)
+    rows = [np.clip(row + sign * (cut_height // 2), 0, height) for sign in (-1, 1)]
+    columns = [np.clip(column + sign * (cut_width // 2), 0, width) for sign in (-1, 1)]
+    return *rows, *columns
+
+
+class TestCutMix:
+    @pytest.mark.parametrize("where", [torch.Tensor.clone, HostImages], ids=["device", "host"])
+    def test_it_is_the_papers(self, where):
+        """Share, centre and probability of a batch are the words of its step; the partner is the row before."""
+        height, width, epoch = 20, 32, 1
+        mixing, plain = (
+            batches(images, seed=3, batch_size=10, cutout=5, cutmix=probability)
+            for images, probability in ((where(noise(80, (height, width))), 0.6), (noise(80, (height, width)), 0.0))
+        )
+        rows, shares = mixing.plan(epoch), []
+        assert torch.equal(rows[..., : len(COLUMNS)], plain.plan(epoch))  # order and crops are not affected
+        for step, (row, stored) in enumerate(mixing.iterate(rows)):
+            words = random_words(3, 8 * epoch + step, 1, 4, stream=4)[0]
+            draw, share = words[:2] / 2.0**64
+            center = [int(word) % size for word, size in zip(words[2:], (height, width), strict=True)]
+            expected, labels = plain.crop(plain.plan(epoch)[step])
+            partners, partner_labels = expected.roll(1, 0), labels.roll(1)
+            expected, area = expected.clone(), 0
+            if draw < 0.6:
+                top, bottom, left, right = papers_box(height, width, share, *center)
+                expected[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
+                area = (bottom - top) * (right - left)
+            images, *found = mixing.mix(row, stored)
+            assert torch.equal(images, expected) and images.dtype == torch.uint8
+            assert torch.equal(found[0], labels) and torch.equal(found[1], partner_labels)
+            assert found[2] == pytest.approx(1 - area / (height * width))
+            inputs, *again = mixing(row, stored)
+            assert torch.equal(inputs, mixing.preprocess(expected)) and torch.equal(again[2], found[2])
+            shares.append(found[2].item())
+        assert {share == 1 for share in shares} == {True, False}  # batches without a box and with one
+
+    @pytest.mark.parametrize("where", [torch.Tensor.clone, HostImages], ids=["device", "host"])
+    def test_the_shards_of_two_processes_make_up_the_batch(self, where):
+        made = batches(where(noise(20)), batch_size=10, cutmix=1.0)
+        rows = made.plan(0)
+        for whole, *halves in zip(*(made.iterate(part) for part in (rows, rows[:, :5], rows[:, 5:])), strict=True):
+            expected, parts = made(*whole), [made(*half) for half in halves]
+            for n in range(3):
+                assert torch.equal(expected[n], torch.cat([part[n] for part in parts]))
+            assert parts[0][3] == parts[1][3] == expected[3] < 1
+
+    def test_boxes_depend_on_the_seed_and_the_step_alone(self):
+        def boxes(count, *epochs, seed=0, **others):
+            made = batches(noise(count), seed=seed, batch_size=10, cutmix=0.5, **others)
+            return torch.cat([made.plan(epoch)[:, 0, 12:] for epoch in epochs])
+
+        expected = boxes(40, 0, 1)
+        assert torch.equal(expected, boxes(20, 0, 1, 2, 3)) and torch.equal(expected, boxes(40, 0, 1, flip="none"))
+        assert not torch.equal(expected, boxes(40, 0, 1, seed=1))
+
+    def test_shares_are_uniform_and_centres_anywhere(self):
+        words = random_words(0, 0, 10_000, 4, stream=4)
+        top, left, height, width = draw_cutmix_boxes(words, 100, 100, 0.5).T
+        mixed = (words[:, 0] / 2.0**64) < 0.5
+        assert not height[~mixed].any() and abs(mixed.mean() - 0.5) < 0.02
+        inside = mixed & (top > 0) & (left > 0) & (top + height < 100) & (left + width < 100)  # not clipped
+        area = (height * width)[inside] / 100**2
+        assert area.min() < 0.01 and area.max() > 0.8
+        covered = (top <= 50) & (50 < top + height) & (left <= 50) & (50 < left + width)
+        # the mean over u of P(|x - 50| < 50 sqrt(u)) squared is 1/2, as the centre pixel is covered with probability u
+        assert abs(covered[mixed].mean() - 0.5) < 0.03

@@ -237,7 +237,7 @@ def test_a_gpu_gets_the_same_images(captures):
         network = ResNet18(10).to(device, memory_format=torch.channels_last)
         step = TrainStep(network, sgd(network, Optimization()), made, "fp32")
         ((row, stored),) = made.iterate(made.plan(0)[:1])
-        call = accelerate(step, row, compiles=False, captures=captures, images=stored)
+        call = accelerate(step, row, use_compile=False, use_cuda_graph=captures, images=stored)
         losses.append([call(*each).clone() for each in made.iterate(made.plan(0))])
         assert (call is step) != captures
     torch.testing.assert_close(torch.stack(losses[0]), torch.stack(losses[1]), rtol=1e-3, atol=1e-3)

@@ -4,6 +4,7 @@ import json
 import signal
 
 import pytest
+import torch
 from run_checks import assert_same_run, interrupt, run_on, without_speed
 
 import train
@@ -116,6 +117,20 @@ class TestResume:
         run_on(folder, tmp_path / "run", "--epochs", "1", "--init", str(weights))
         weights.unlink()
         run_on(folder, tmp_path / "run", "--epochs", "2", "--init", str(weights), "--resume")
+
+    def test_a_run_from_before_norm_decay_was_off_is_refused_or_continued(self, narrow_run, tmp_path, capsys):
+        """Such a run has weight decay on biases and batch norms, and does not know newer flags."""
+        pictures = narrow_run.parent / "pictures"
+        run_on(pictures, tmp_path / "whole", "--epochs", "2", "--norm-decay")
+        interrupt(lambda *flags: run_on(pictures, tmp_path / "old", "--epochs", "2", "--norm-decay"), {4}, resumes=0)
+        state = checkpoint.load(tmp_path / "old" / "last.pt")
+        del state["config"]["cutmix"]
+        torch.save(state, tmp_path / "old" / "last.pt")
+        with pytest.raises(SystemExit):
+            run_on(pictures, tmp_path / "old", "--epochs", "2", "--resume")
+        assert "--norm-decay was True" in capsys.readouterr().err
+        run_on(pictures, tmp_path / "old", "--epochs", "2", "--norm-decay", "--resume")
+        assert_same_run(tmp_path / "whole", tmp_path / "old")
 
     @pytest.mark.parametrize("flags", [("--seed", "3"), ("--lr", "0.5"), ("--no-augment",), ("--schedule", "cosine")])
     def test_other_settings_are_refused_by_name(self, narrow_run, capsys, flags):

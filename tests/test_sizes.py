@@ -22,8 +22,10 @@ from training.progress import Progress
 pytestmark = pytest.mark.usefixtures("narrow")
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").iterdir())
 # 3 iterations per epoch
-FLAGS = "--sizes 32:1 40:2 64:1 --ema-decay 0.7 --cutout 8 --nesterov --flip alternate --schedule linear".split()
-FLAGS += "--lr-warmup-epochs 1 --batch-size 16 --log-every 2 --device cpu --precision fp32 --snapshots 2".split()
+FLAGS = "--sizes 32:1 40:2 64:1 --ema-decay 0.7 --cutout 8 --cutmix 0.5 --flip alternate --schedule linear".split()
+FLAGS += (
+    "--nesterov --lr-warmup-epochs 1 --batch-size 16 --log-every 2 --device cpu --precision fp32 --snapshots 2".split()
+)
 
 
 def run(pictures, out, *flags):

@@ -2,11 +2,12 @@
 
 import copy
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from dataset.batches import Batches
+from dataset.batches import Augmentation, Batches
 from dataset.preprocess import Preprocess
 from network import ResNet18
 from training.acceleration import accelerate, attempt, capture, warm_up
@@ -16,8 +17,8 @@ from training.step import EMA, TrainStep
 ITERATIONS = 6
 
 
-def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_decay=True, nesterov=False, smoothing=0.0,
-         precision="fp32"):  # fmt: skip
+def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_decay=False, nesterov=False, smoothing=0.0,
+         precision="fp32", cutmix=0.0):  # fmt: skip
     """A training step on noise, and the plan of its first epoch."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8 * ITERATIONS, 3, 32, 32), dtype=torch.uint8, device=device)
@@ -25,27 +26,30 @@ def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_dec
     preprocess = Preprocess(image_size, [0.5] * 3, [0.25] * 3, device)
     if dtype == torch.float64:
         preprocess.mean_color, preprocess.std_color = preprocess.mean_color.double(), preprocess.std_color.double()
-    batches = Batches(images, labels, preprocess, 8, seed=0)
+    batches = Batches(images, labels, preprocess, 8, 0, Augmentation(cutmix=cutmix))
     network = ResNet18(4).to(device, dtype, memory_format=torch.channels_last)
     ema = EMA(network, average) if average else None
     optimizer = sgd(network, Optimization(0.05, nesterov=nesterov, weight_decay=1e-3, norm_decay=norm_decay))
     return TrainStep(network, optimizer, batches, precision, smoothing, ema), batches.plan(0)
 
 
-@pytest.mark.parametrize("norm_decay, nesterov", [(True, False), (False, True)])
-def test_two_steps_are_sgd_on_the_cross_entropy(norm_decay, nesterov):
+@pytest.mark.parametrize("norm_decay, nesterov, cutmix", [(True, False, 0.0), (False, True, 1.0)])
+def test_two_steps_are_sgd_on_the_cross_entropy(norm_decay, nesterov, cutmix):
     """In float64; the second has momentum, and another learning rate."""
-    step, plan = make(dtype=torch.float64, norm_decay=norm_decay, nesterov=nesterov, smoothing=0.1)
+    step, plan = make(dtype=torch.float64, norm_decay=norm_decay, nesterov=nesterov, smoothing=0.1, cutmix=cutmix)
     twin = copy.deepcopy(step.network)
     velocity = [torch.zeros_like(value) for value in twin.parameters()]
     for rate, rows in ((0.05, plan[0]), (0.01, plan[1])):
         step.optimizer.param_groups[0]["lr"].fill_(rate)
         sums = step(rows)
 
-        inputs, labels = step.batches(rows)
+        inputs, labels, *mixed = step.batches(rows)
         logits = twin(inputs)
         targets = torch.full((8, 4), 0.1 / 4, dtype=torch.float64)
-        targets[torch.arange(8), labels] += 0.9
+        partner_labels, share = mixed or (labels, torch.ones(()))
+        targets[torch.arange(8), labels] += 0.9 * share
+        targets[torch.arange(8), partner_labels] += 0.9 * (1 - share)
+        labels = labels if share >= 0.5 else partner_labels
         loss = -(targets * logits.log_softmax(1)).sum(1).mean()
         gradients = torch.autograd.grad(loss, list(twin.parameters()))
         # cross-entropy is taken in float32, as under autocast
@@ -134,7 +138,7 @@ def test_a_compiled_step_gives_the_same_losses():
     """In float64, for training makes much of small differences."""
     (plain, plan), (faster, _) = (make(average=0.9, dtype=torch.float64) for _ in range(2))
     said = []
-    call = accelerate(faster, plan[0], compiles=True, captures=False, say=said.append)
+    call = accelerate(faster, plan[0], use_compile=True, use_cuda_graph=False, say=said.append)
     if said[0].startswith("not compiled"):
         pytest.skip(said[0])
     assert "compiled in" in said[0] and isinstance(faster.network, torch._dynamo.OptimizedModule)
@@ -144,30 +148,42 @@ def test_a_compiled_step_gives_the_same_losses():
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("use_compile", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("dtype, precision", [(torch.float64, "fp32"), (torch.float32, "bf16")], ids=str)
-def test_a_captured_step_gives_the_same_losses(compiles, dtype, precision):
-    (plain, plan), (faster, _) = (make("cuda", dtype, 64, 0.9, precision=precision) for _ in range(2))
+def test_a_captured_step_gives_the_same_losses(use_compile, dtype, precision):
+    (plain, plan), (faster, _) = (make("cuda", dtype, 64, 0.9, precision=precision, cutmix=0.5) for _ in range(2))
     said = []
-    call = accelerate(faster, plan[0], compiles, captures=True, say=said.append)
+    call = accelerate(faster, plan[0], use_compile, None, say=said.append)
+    assert call is not faster
     assert all("in" in text and not text.startswith("not") for text in said), said
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if precision == "fp32" else {"rtol": 0.1, "atol": 0.3}
     torch.testing.assert_close(losses(plain, plain, plan)[:, 0], losses(faster, call, plan)[:, 0], **tolerance)
 
 
 class TestWhatIsNotPossible:
-    def test_without_cuda_nothing_is_captured_and_it_says_so(self):
+    @pytest.mark.parametrize("asked, expected", [(True, ["not captured: this needs a CUDA GPU"]), (None, [])])
+    def test_without_cuda_nothing_is_captured_and_it_says_so_if_asked(self, asked, expected):
         step, plan = make()
         said = []
-        assert accelerate(step, plan[0], compiles=False, captures=True, say=said.append) is step
-        assert said == ["not captured: this needs a CUDA GPU"]
+        assert accelerate(step, plan[0], use_compile=False, use_cuda_graph=asked, say=said.append) is step
+        assert said == expected
+
+    @pytest.mark.parametrize("asked, captured", [(None, True), (True, True), (False, False)])
+    def test_on_a_gpu_the_step_is_captured_unless_it_is_turned_off(self, monkeypatch, asked, captured):
+        monkeypatch.setattr("training.acceleration.capture", lambda step, rows, images: "the captured step")
+        step, rows = make()[0], SimpleNamespace(device=torch.device("cuda"))
+        assert (accelerate(step, rows, False, asked, say=print) == "the captured step") == captured
+        two = SimpleNamespace(size=2, wrap_ddp=lambda network: network)
+        said = []
+        assert accelerate(step, rows, False, asked, two, said.append) is step
+        assert said == ["not captured: this needs a single process"] * bool(asked)
 
     def test_without_a_compiler_the_run_goes_on(self, monkeypatch):
         step, plan = make()
         before = [value.clone() for value in step.state()]
         monkeypatch.setattr(torch, "compile", without_compiler)
         said = []
-        assert accelerate(step, plan[0], compiles=True, captures=False, say=said.append) is step
+        assert accelerate(step, plan[0], use_compile=True, use_cuda_graph=None, say=said.append) is step
         assert said == ["not compiled, continuing without: OSError, no compiler here"]
         assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
         assert step(plan[0]).isfinite().all()
@@ -199,7 +215,7 @@ class TestWhatIsNotPossible:
         monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
         monkeypatch.setattr(torch.cuda, "stream", fails)
         monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.0"))
-        with pytest.raises(OSError, match="run again without --cuda-graph"):
+        with pytest.raises(OSError, match="pass --no-cuda-graph"):
             capture(step, plan[0])
 
 

@@ -64,7 +64,7 @@ class TestRun:
 
 @pytest.mark.slow
 class TestRecipe:
-    FLAGS = ["--epochs", "2", "--ema-decay", "0.7", "--lr-warmup-epochs", "1", "--cutout", "8", "--no-norm-decay"]
+    FLAGS = ["--epochs", "2", "--ema-decay", "0.7", "--lr-warmup-epochs", "1", "--cutout", "8", "--cutmix", "0.5"]
 
     def test_with_everything_an_interrupted_run_ends_as_if_it_had_not_been(self, folder, tmp_path, monkeypatch):
         run_on(folder, tmp_path / "alone", *self.FLAGS)

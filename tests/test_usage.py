@@ -41,6 +41,8 @@ class TestUsage:
             ["--lr-gamma", "0.5", "--schedule", "linear"],
             ["--shift", "-1"],
             ["--cutout", "2.5"],
+            ["--cutmix", "1.5"],
+            ["--cutmix", "0.5", "--scale-crop", "0.3"],
             ["--hold-out", "-1"],
             ["--lr-warmup-epochs", "-1"],
             ["--ema-decay", "1"],

@@ -63,7 +63,7 @@ def capture(step: TrainStep, plan: Tensor, images: Tensor | None = None) -> Call
         torch.cuda.set_stream(current)  # older versions leave the capture's stream current
         step.optimizer.zero_grad()
         if torch.__version__ < (2, 9):  # these leave the allocator in a capturing state (pytorch#180395)
-            raise CaptureError(f"no CUDA graph ({first_line(error)}): run again without --cuda-graph") from error
+            raise CaptureError(f"no CUDA graph ({first_line(error)}): pass --no-cuda-graph") from error
         raise
 
     def replay(plan: Tensor, images: Tensor | None = None) -> Tensor:
@@ -76,23 +76,23 @@ def capture(step: TrainStep, plan: Tensor, images: Tensor | None = None) -> Call
     return replay
 
 
-def accelerate(step: TrainStep, plan: Tensor, compiles: bool, captures: bool, world: World = ALONE,
+def accelerate(step: TrainStep, plan: Tensor, use_compile: bool, use_cuda_graph: bool | None, world: World = ALONE,
                say: Callable[[str], None] = print, images: Tensor | None = None) -> Callable[..., Tensor]:  # fmt: skip
     """The step of all processes, compiled, captured or both, as requested; `say` reports durations and failures.
 
-    plan, images: arguments of the step, shaped as in every later call.
+    plan, images    arguments of the step, shaped as in every later call
+    use_cuda_graph  None: on a CUDA GPU with one process
     """
+    possible = plan.device.type == "cuda" and world.size == 1
     step.network = world.wrap_ddp(step.network)
-    if compiles:
+    if use_compile:
         # In several processes around DistributedDataParallel, so that gradients are reduced while others are computed.
         # There a failure ends the run: a process that falls back alone would wait for the others.
         attempt(lambda: compile_network(step, plan, images), "compiled", say, may_fail=world.size == 1)
-    if captures and plan.device.type != "cuda":
-        say("not captured: this needs a CUDA GPU")
-    elif captures and world.size > 1:
-        say("not captured: this needs a single process")
-    elif captures:
+    if possible and use_cuda_graph is not False:
         return attempt(lambda: capture(step, plan, images), "captured", say) or step
+    if use_cuda_graph:
+        say(f"not captured: this needs {'a single process' if plan.device.type == 'cuda' else 'a CUDA GPU'}")
     return step
 
 

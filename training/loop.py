@@ -32,8 +32,8 @@ class Settings:
     augmentation  at the last image size
     optimization  of the loss, SGD and its learning rate
     precision     "fp32" or "bf16"
-    compiles      torch.compile the network
-    captures      replay each iteration as a CUDA graph
+    use_compile     torch.compile the network
+    use_cuda_graph  replay each iteration as a CUDA graph; None: where that is possible
     log_every     iterations between log lines
     save_every    iterations between checkpoints; None: about once a minute
     snapshots     epochs to keep the weights of
@@ -44,8 +44,8 @@ class Settings:
     augmentation: Augmentation
     optimization: Optimization
     precision: str = "fp32"
-    compiles: bool = False
-    captures: bool = False
+    use_compile: bool = False
+    use_cuda_graph: bool | None = None
     log_every: int = 300
     save_every: int | None = None
     snapshots: tuple[int, ...] = ()
@@ -85,12 +85,12 @@ class Loop:
             run.in_epoch.zero_()
         return self.step, self.batches.iterate(rows[start : plan.total_steps - epoch * plan.steps_per_epoch])
 
-    def make_batches(self, image_size: int) -> Batches:
-        """The augmented training batches at an image size."""
+    def make_batches(self, image_size: int, **changes: Any) -> Batches:
+        """The augmented training batches at an image size. changes: of the augmentation."""
         settings, data = self.settings, self.data
         cutout = self.run.plan.cutout(settings.augmentation.cutout, image_size)
         preprocess = Preprocess(image_size, data.mean, data.std, data.train[1].device)
-        augmentation = replace(settings.augmentation, cutout=cutout)
+        augmentation = replace(settings.augmentation, cutout=cutout, **changes)
         return Batches(*data.train, preprocess, settings.batch_size, settings.seed, augmentation)
 
     def _make_step(self, rows: Tensor) -> Callable[..., Tensor]:
@@ -98,7 +98,9 @@ class Loop:
         smoothing = settings.optimization.label_smoothing
         step = TrainStep(run.network, run.optimizer, self.batches, settings.precision, smoothing, run.ema)
         ((row, images),) = self.batches.iterate(rows)
-        return accelerate(step, row, settings.compiles, settings.captures, run.world, self.progress.say, images)
+        return accelerate(
+            step, row, settings.use_compile, settings.use_cuda_graph, run.world, self.progress.say, images
+        )
 
     def end_step(self, signals: list[int]) -> int:
         """Prints, evaluates and saves what is due; returns the signal to stop for, or 0."""
@@ -145,7 +147,7 @@ class Loop:
         flip: average the logits of each image and its mirror image.
         """
         run, precision = self.run, self.settings.precision
-        batches = self.make_batches(run.image_size)
+        batches = self.make_batches(run.image_size, cutmix=0.0)  # whose statistics are not those of whole images
         if run.ema:
             rows = batches.plan(0)[: math.ceil(BATCH_NORM_IMAGES / self.settings.batch_size)]
             run.ema.update_batch_norm((batches(*each)[0] for each in batches.iterate(rows)), precision)

@@ -30,7 +30,7 @@ class Optimization:
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
-    norm_decay: bool = True
+    norm_decay: bool = False
     schedule: str = "step"
     lr_step_size: int = 20
     lr_gamma: float | None = 0.1

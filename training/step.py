@@ -49,17 +49,30 @@ class TrainStep:
 
     def __call__(self, plan: Tensor, images: Tensor | None = None) -> Tensor:
         """Trains on what `Batches.iterate` yields: rows (B, columns), and their images; returns their `metric_sums`."""
-        inputs, labels = self.batches(plan, images)
-        # each weight is cast once per iteration, so a cache of casts would only hold memory
-        with torch.autocast(inputs.device.type, torch.bfloat16, self.precision == "bf16", cache_enabled=False):
-            logits = self.network(inputs)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        loss, logits, labels = self.forward(plan, images)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         if self.ema:
             self.ema.update()
         return metric_sums(loss, logits, labels)
+
+    def forward(self, plan: Tensor, images: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss (), logits (B, classes), and the labels (B,) that the accuracy counts.
+
+        With CutMix, the loss is that of both labels by their shares; the accuracy counts that of the larger share.
+        """
+        inputs, labels, *mixed = self.batches(plan, images)
+        # each weight is cast once per iteration, so a cache of casts would only hold memory
+        with torch.autocast(inputs.device.type, torch.bfloat16, self.precision == "bf16", cache_enabled=False):
+            logits = self.network(inputs)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        if mixed:
+            partner_labels, share = mixed
+            other = F.cross_entropy(logits.float(), partner_labels, label_smoothing=self.label_smoothing)
+            loss = share * loss + (1 - share) * other
+            labels = torch.where(share >= 0.5, labels, partner_labels)
+        return loss, logits, labels
 
     def state(self) -> list[Tensor]:
         """Every tensor that an iteration changes."""
