@@ -9,7 +9,14 @@ torchrun --nproc_per_node=2 train.py                      two GPUs, half of ever
 """
 
 import math
+import os
+import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # while torch is imported, for seconds, Ctrl-C would end in a traceback
+    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"interrupted\n") and os._exit(130))
+
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
 from functools import partial
@@ -34,7 +41,7 @@ from training.loop import Loop, Settings, result, summarize
 from training.optimizer import DEFAULT_GAMMA, SCHEDULES, Optimization, learning_rate, sgd
 from training.plan import Plan
 from training.resume import check_resumable, check_unused, load_resume_state
-from training.run import Run, event_writer
+from training.run import Run
 from training.step import EMA
 
 
@@ -132,6 +139,8 @@ def parse_args(argv=None):
     if args.nesterov and not args.momentum:
         parser.error("--nesterov needs --momentum above 0")
     set_sizes(parser, args)
+    if late := [epoch for epoch in args.snapshots if epoch > args.epochs]:
+        parser.error(f"--snapshots {late[0]} is after the last epoch, {args.epochs}: leave it out")
     return args
 
 
@@ -177,7 +186,7 @@ def loop_settings(args, device: torch.device) -> Settings:
             label_smoothing=args.label_smoothing,
             ema_decay=args.ema_decay,
         ),
-        precision=pick_precision(args.precision, device),
+        precision=pick_precision(args.precision, device, args.image_size),  # --sizes are at least 32
         use_compile=args.compile,
         use_cuda_graph=args.cuda_graph,
         log_every=args.log_every,
@@ -198,7 +207,7 @@ def train(args, world: World) -> None:
     plan = make_plan(args, len(data.train[0]), world)
     metadata = Metadata(data.classes, data.mean, data.std, args.image_size, config=vars(args))
     if state:
-        check_resumable(state, metadata, plan)
+        check_resumable(state, data, plan)
 
     # network and optimizer
     network = make_network(args, len(data.classes), not state, world)
@@ -206,16 +215,13 @@ def train(args, world: World) -> None:
     optimizer = sgd(network, settings.optimization)
     decay = settings.optimization.ema_decay
     ema = EMA(network, decay) if decay else None
-    writer = None
-    if args.tensorboard and world.is_main:
-        writer = event_writer(out / "tensorboard", state["step"] + 1 if state else None)
-    run = Run(out, network, optimizer, plan, metadata, ema, world, writer)
-    run.begin(state)
+    run = Run(out, network, optimizer, plan, metadata, ema, world, data.fingerprint, settings.precision)
+    run.begin(state, args.tensorboard)
     del state  # its tensors would stay in memory
 
     # loop
     loop = Loop(run, data, settings, advises=args.data != "shapes")
-    with graceful_shutdown(world.size == 1, world.is_main) as signals, loop.progress.bar, writer or nullcontext():
+    with graceful_shutdown(world.size == 1, world.is_main) as signals, loop.progress.bar, run.writer or nullcontext():
         loop.progress.say(loop.describe())
         stop = train_epochs(loop, signals)
         run.save()
@@ -276,19 +282,21 @@ def make_network(args, num_classes: int, is_new: bool, world: World) -> ResNet18
 
 def finish(loop: Loop, flip_accuracy: float | None) -> None:
     """Writes model.pt and the training curves, and prints the result and the next command."""
-    from figures import style, training_curves  # matplotlib would delay the start
-
     run, found = loop.run, result(loop, flip_accuracy)
     if not run.world.is_main:
         return
     run.save_model(found)
     folder = run.model.parent
-    with checkpoint.atomic_file(folder / "training_curves.png") as file:
-        style.save(training_curves.training_curves(run.history, run.metadata.config["label_smoothing"]), file)
-    print(
-        f"{summarize(found)}\n{folder}: model.pt, last.pt, history.jsonl, training_curves.png\n"
-        f"next: python visualizer.py --ckpt {run.model}"
-    )
+    curves = folder / "training_curves.png"
+    try:  # a figure that fails must not cost the run
+        from figures import style, training_curves  # matplotlib would delay the start
+
+        with checkpoint.atomic_file(curves) as file:
+            style.save(training_curves.training_curves(run.history, run.metadata.config["label_smoothing"]), file)
+    except Exception as error:
+        print(f"warning: {curves} could not be drawn ({checkpoint.first_line(error)})", file=sys.stderr)
+    files = ", ".join(file.name for file in (run.model, run.last, run.log, curves) if file.exists())
+    print(f"{summarize(found)}\n{folder}: {files}\nnext: python visualizer.py --ckpt {run.model}")
 
 
 def main(argv=None):
@@ -296,15 +304,17 @@ def main(argv=None):
 
     Exits with 1 after an error that the user can fix, 2 after wrong usage, 128 + the signal when interrupted.
     """
-    args = parse_args(argv)
-    keep_freed_memory()
-    with (
-        one_line_errors(DataError, CheckpointError, FloatingPointError),
-        join_world(args.device) as world,
-        exclusive_lock(output_folder(args.out)) if world.is_main else nullcontext(),
-    ):
-        train(args, world)
+    with one_line_errors(DataError, CheckpointError, FloatingPointError):
+        args = parse_args(argv)
+        keep_freed_memory()
+        with (
+            join_world(args.device) as world,
+            exclusive_lock(output_folder(args.out)) if world.is_main else nullcontext(),
+        ):
+            train(args, world)
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -107,6 +107,7 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
             raise
         message = "out of memory: pass a smaller --batch-size"
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     else:
         return

@@ -1,6 +1,7 @@
 """Images on the host: the same bits as on the device, and each batch is gathered while the last one is used."""
 
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ from run_checks import assert_same_run, interrupt, run_on
 
 from dataset import placement, sources
 from dataset.batches import Augmentation, Batches
+from dataset.folders import DataError
 from dataset.placement import HostImages, available_memory, batches_of, place
 from dataset.preprocess import Preprocess, color_histogram, mean_and_std
 from network import ResNet18
@@ -106,6 +108,16 @@ class TestRuns:
             for (found, found_labels), index in ((data.train, kept), (data.test, held)):
                 (found,) = batches_of(found, [torch.arange(len(index))], CPU)
                 assert torch.equal(found, images[index]) and torch.equal(found_labels, labels[index])
+
+
+def test_processes_that_see_other_images_are_noticed(folder, tmp_path):
+    seen = []
+    world = SimpleNamespace(local_rank_zero_first=nullcontext, all_equal=lambda value: seen.append(value) or True)
+    load_data(str(folder), tmp_path, 32, 0, CPU, world=world)
+    (folder / "test" / "disk" / "1.png").rename(folder / "test" / "disk" / "9.png")
+    world.all_equal = lambda value: value == seen[0]
+    with pytest.raises(DataError, match="the processes found different images"):
+        load_data(str(folder), tmp_path, 32, 0, CPU, world=world)
 
 
 class TestPlace:

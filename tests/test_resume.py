@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from run_checks import assert_same_run, interrupt, run_on, without_speed
+from run_checks import assert_same_run, interrupt, kill, run_on, without_speed
 
 import train
 from runtime import checkpoint
@@ -16,6 +16,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("narrow")]
 def interrupt_two_epochs(pictures, out, steps, number=signal.SIGTERM, resumes=None):
     """A run of two epochs that gets a signal in these iterations and is resumed after each."""
     return interrupt(lambda *flags: run_on(pictures, out, "--epochs", "2", *flags), steps, number, resumes)
+
+
+def remove_an_image(folder):
+    (folder / "train" / "disk" / "5.png").unlink()
+
+
+def swap_two_classes(folder):
+    """Names, labels, mean and standard deviation stay."""
+    for old, new in (("disk", "other"), ("ring", "disk"), ("other", "ring")):
+        (folder / "train" / old).rename(folder / "train" / new)
+
+
+def move_a_test_image(folder):
+    (folder / "test" / "disk" / "1.png").rename(folder / "test" / "ring" / "9.png")
 
 
 class TestResume:
@@ -104,12 +118,26 @@ class TestResume:
             run_on(folder, tmp_path / "run", "--epochs", "2", "--schedule", "cosine", "--resume")
         assert "--epochs was 1" in capsys.readouterr().err
 
-    def test_other_pictures_than_the_run_began_with_are_refused(self, folder, tmp_path, capsys):
+    @pytest.mark.parametrize("change", [remove_an_image, swap_two_classes, move_a_test_image], ids=lambda f: f.__name__)
+    def test_other_images_than_the_run_began_with_are_refused(self, folder, tmp_path, capsys, change):
         run_on(folder, tmp_path / "run", "--epochs", "1")
-        (folder / "train" / "disk" / "5.png").unlink()
+        change(folder)
         with pytest.raises(SystemExit):
             run_on(folder, tmp_path / "run", "--epochs", "2", "--resume")
         assert "images have changed" in capsys.readouterr().err
+
+    def test_it_is_saved_in_time_in_the_middle_of_everything(self, narrow_run, tmp_path, monkeypatch):
+        """Every time it is due, at a log line or not; the state is that of a run from before data were compared."""
+        monkeypatch.setattr("training.run.SAVE_EVERY_SECONDS", 0)
+        pictures, out = narrow_run.parent / "pictures", tmp_path / "run"
+        kill(lambda: run_on(pictures, out, "--epochs", "2", "--log-every", "100000"), 6)
+        state = checkpoint.load(out / "last.pt")
+        assert state["step"] == 5 and state["since_line"][2] == 5 * 16 and state["in_epoch"][2] == 2 * 16
+        del state["fingerprint"]
+        torch.save(state, out / "last.pt")
+        run_on(pictures, out, "--epochs", "2", "--log-every", "100000", "--resume")
+        run_on(pictures, tmp_path / "whole", "--epochs", "2", "--log-every", "100000")
+        assert_same_run(tmp_path / "whole", out)
 
     def test_init_and_its_file_are_not_needed_to_resume(self, narrow_run, folder, tmp_path):
         weights = tmp_path / "weights.pt"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import drawn_shapes, ends
 from narrow import make_narrow
-from run_checks import assert_same_run, interrupt, run_on
+from run_checks import assert_same_run, interrupt, kill, run_on
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import hflip, resized_crop
 
@@ -14,7 +14,7 @@ from dataset import boxes
 from dataset.batches import COLUMNS, Augmentation, Batches, random_words
 from dataset.placement import HostImages
 from dataset.preprocess import Preprocess
-from training.step import TrainStep
+from runtime import checkpoint
 
 DRAWS = 10_000
 
@@ -184,25 +184,12 @@ class TestRuns:
         assert len(interrupt(run, {2, 5})) == 2
         assert_same_run(alone, tmp_path)
 
-    def test_killed_and_resumed(self, narrow_run, alone, tmp_path, monkeypatch):
+    def test_killed_and_resumed(self, narrow_run, alone, tmp_path):
         """Without any chance to save, in the fifth iteration; the last save was after the third."""
-        done, call = [], TrainStep.__call__
-
-        class Killed(BaseException):
-            pass
-
-        def train_step(*args):
-            done.append(None)
-            if len(done) == 5:
-                raise Killed
-            return call(*args)
-
         flags = ["--epochs", "2", "--scale-crop", "0.3", "--save-every", "3"]
-        monkeypatch.setattr(TrainStep, "__call__", train_step)
-        with pytest.raises(Killed):
-            run_on(narrow_run.parent / "pictures", tmp_path, *flags)
+        kill(lambda: run_on(narrow_run.parent / "pictures", tmp_path, *flags), 5)
+        assert checkpoint.load(tmp_path / "last.pt")["step"] == 3
         run_on(narrow_run.parent / "pictures", tmp_path, *flags, "--images-on", "host", "--resume")
-        assert len(done) == 5 + 3
         assert_same_run(alone, tmp_path)
 
     def test_another_share_is_another_run(self, narrow_run, alone, capsys):

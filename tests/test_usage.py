@@ -61,6 +61,7 @@ class TestUsage:
             ["--schedule", "triangle"],
             ["--precision", "fp16"],
             ["--resume", "--overwrite"],
+            ["--snapshots", "5", "--epochs", "4"],
         ],
         ids=" ".join,
     )

@@ -109,6 +109,8 @@ class Loop:
             progress.show(run.epoch, *mean_metrics(run.since_line))
         if run.since_line.device.type == "cpu" and progress.step == progress.first + 3:
             progress.forecast(self.advises)
+        if run.step == 1:
+            run.check_finite()
         ends_line, ends_epoch = run.step % settings.log_every == 0, run.step % run.plan.steps_per_epoch == 0
         if ends_line:
             self._end_line()
@@ -116,7 +118,7 @@ class Loop:
             self._end_epoch()
             if run.epoch in settings.snapshots:
                 run.save_snapshot()
-        stop, save = run.agree(signals, settings.save_every, may_save=ends_line or ends_epoch)
+        stop, save = run.agree(signals, settings.save_every)
         if save and not stop:
             run.save()
         return stop
