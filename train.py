@@ -19,6 +19,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +38,7 @@ from runtime.device import keep_freed_memory, pick_device, pick_precision
 from runtime.signals import exclusive_lock, graceful_shutdown
 from training.data import load_data
 from training.distributed import World, join_world
-from training.loop import Loop, Settings, result, summarize
+from training.loop import Loop, Settings, final_result, summarize
 from training.optimizer import DEFAULT_GAMMA, SCHEDULES, Optimization, learning_rate, sgd
 from training.plan import Plan
 from training.resume import check_resumable, check_unused, load_resume_state
@@ -52,19 +53,11 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("data").add_argument
     add("--data", default="cifar10", help=f"{', '.join(DATASETS)}, or a folder with train/ and test/<class>/*")
-    add(
-        "--root",
-        default="data",
-        help="folder that CIFAR-10 is downloaded to, and that a folder's images are decoded to, once",
-    )
+    add("--root", default="data",
+        help="folder that CIFAR-10 is downloaded to, and that a folder's images are decoded to, once")  # fmt: skip
     add("--image-size", type=number(int, least=8, most=4096),
         help="side of the network's input in pixels (default: 224, or the last of --sizes)")  # fmt: skip
-    add(
-        "--augment",
-        action=BooleanOptionalAction,
-        default=True,
-        help="random shift or box, flip and cutout, as set below",
-    )
+    add("--augment", action=BooleanOptionalAction, default=True, help="random augmentation, as set below")
     add("--shift", type=number(int, least=0, most=4096), default=4, help="largest shift, in pixels before resizing")
     add("--flip", choices=FLIPS, default="random", help="horizontal flip: random, or alternate (every other epoch)")
     add("--cutout", type=number(int, least=0, most=4096), default=0,
@@ -121,11 +114,8 @@ def parse_args(argv=None):
         help="epochs after which to save the weights, for evolution.png")  # fmt: skip
     add("--resume", action="store_true", help="continue the interrupted run in --out exactly")
     add("--overwrite", action="store_true", help="replace the run in --out")
-    add(
-        "--test-flip",
-        action="store_true",
-        help="at the end, also evaluate the mean over each image and its mirror image (test-time augmentation)",
-    )
+    add("--test-flip", action="store_true",
+        help="at the end, also evaluate the mean over each image and its mirror image")  # fmt: skip
     add("--tensorboard", action="store_true", help="also write event files (needs the package tensorboard)")
 
     args = parser.parse_args(argv)
@@ -149,10 +139,10 @@ def set_sizes(parser: ArgumentParser, args) -> None:
     if not args.sizes:
         args.epochs, args.image_size = args.epochs or 50, args.image_size or 224
         return
-    growing = [size for size, _ in args.sizes]
-    if any(after <= before for before, after in pairwise(growing)):
-        parser.error(f"--sizes {' '.join(map(str, growing))}: the image sizes must increase")
-    total, last = sum(epochs for _, epochs in args.sizes), growing[-1]
+    sizes, epochs = zip(*args.sizes, strict=True)
+    if any(after <= before for before, after in pairwise(sizes)):
+        parser.error(f"--sizes {' '.join(map(str, sizes))}: the image sizes must increase")
+    total, last = sum(epochs), sizes[-1]
     if args.epochs not in (None, total):
         parser.error(f"--epochs {args.epochs} contradicts --sizes, which has {total}: leave one of them out")
     if args.image_size not in (None, last):
@@ -167,31 +157,19 @@ def augmentation(args) -> Augmentation:
     return Augmentation(0 if args.scale_crop else args.shift, args.flip, args.cutout, args.scale_crop, args.cutmix)
 
 
-def loop_settings(args, device: torch.device) -> Settings:
+def make_settings(args, device: torch.device) -> Settings:
     """The settings of the training loop, of its augmentation and of its optimizer."""
+
+    def by_flag(kind: type) -> dict:
+        return {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)}
+
     return Settings(
-        batch_size=args.batch_size,
-        seed=args.seed,
-        augmentation=augmentation(args),
-        optimization=Optimization(
-            learning_rate=args.lr,
-            momentum=args.momentum,
-            nesterov=args.nesterov,
-            weight_decay=args.weight_decay,
-            norm_decay=args.norm_decay,
-            schedule=args.schedule,
-            lr_step_size=args.lr_step_size,
-            lr_gamma=args.lr_gamma,
-            warmup_epochs=args.lr_warmup_epochs,
-            label_smoothing=args.label_smoothing,
-            ema_decay=args.ema_decay,
-        ),
-        precision=pick_precision(args.precision, device, args.image_size),  # --sizes are at least 32
-        use_compile=args.compile,
-        use_cuda_graph=args.cuda_graph,
-        log_every=args.log_every,
-        save_every=args.save_every,
-        snapshots=tuple(args.snapshots),
+        **by_flag(Settings)
+        | {
+            "precision": pick_precision(args.precision, device, args.image_size),  # --sizes are at least 32
+            "augmentation": augmentation(args),
+            "optimization": Optimization(**by_flag(Optimization)),
+        }
     )
 
 
@@ -199,7 +177,7 @@ def train(args, world: World) -> None:
     """The recipe: data, network, optimizer, loop."""
     out, device = Path(args.out), pick_device(args.device, world.local_rank)
     torch.backends.cudnn.benchmark = True  # shapes are static within an image size
-    settings = loop_settings(args, device)
+    settings = make_settings(args, device)
     state = world.broadcast(partial(earlier_state, args))
 
     # data: uint8, on the device or on the host
@@ -213,14 +191,13 @@ def train(args, world: World) -> None:
     network = make_network(args, len(data.classes), not state, world)
     network.to(device, memory_format=torch.channels_last).train()
     optimizer = sgd(network, settings.optimization)
-    decay = settings.optimization.ema_decay
-    ema = EMA(network, decay) if decay else None
+    ema = EMA(network, args.ema_decay) if args.ema_decay else None
     run = Run(out, network, optimizer, plan, metadata, ema, world, data.fingerprint, settings.precision)
     run.begin(state, args.tensorboard)
     del state  # its tensors would stay in memory
 
     # loop
-    loop = Loop(run, data, settings, advises=args.data != "shapes")
+    loop = Loop(run, data, settings, suggest_shorter=args.data != "shapes")
     with graceful_shutdown(world.size == 1, world.is_main) as signals, loop.progress.bar, run.writer or nullcontext():
         loop.progress.say(loop.describe())
         stop = train_epochs(loop, signals)
@@ -282,10 +259,10 @@ def make_network(args, num_classes: int, is_new: bool, world: World) -> ResNet18
 
 def finish(loop: Loop, flip_accuracy: float | None) -> None:
     """Writes model.pt and the training curves, and prints the result and the next command."""
-    run, found = loop.run, result(loop, flip_accuracy)
+    run, result = loop.run, final_result(loop, flip_accuracy)
     if not run.world.is_main:
         return
-    run.save_model(found)
+    run.save_model(result)
     folder = run.model.parent
     curves = folder / "training_curves.png"
     try:  # a figure that fails must not cost the run
@@ -296,7 +273,7 @@ def finish(loop: Loop, flip_accuracy: float | None) -> None:
     except Exception as error:
         print(f"warning: {curves} could not be drawn ({checkpoint.first_line(error)})", file=sys.stderr)
     files = ", ".join(file.name for file in (run.model, run.last, run.log, curves) if file.exists())
-    print(f"{summarize(found)}\n{folder}: {files}\nnext: python visualizer.py --ckpt {run.model}")
+    print(f"{summarize(result)}\n{folder}: {files}\nnext: python visualizer.py --ckpt {run.model}")
 
 
 def main(argv=None):

@@ -138,8 +138,8 @@ def this_project(contestant: Contestant, device: torch.device, precision: str) -
     network = ResNet18(len(classes)).to(device, memory_format=torch.channels_last).train()
     step = TrainStep(network, sgd(network, Optimization()), batches, precision)
     requested, said = FORMS[contestant.form], []
-    plan = batches.plan(0)
-    call = accelerate(step, plan[0], "compiled" in requested, "captured" in requested, say=said.append)
+    plan = batches.rows(0)
+    call = accelerate(step, (plan[0], None), "compiled" in requested, "captured" in requested, say=said.append)
     sums, rows = torch.zeros(3, device=device), itertools.cycle(plan.unbind())
 
     def iterate():

@@ -101,7 +101,7 @@ def test_two_processes_train_as_ddp_says(pictures, tmp_path):
     kept, _ = sources.hold_out(48, 6)
     preprocess = Preprocess(32, *mean_and_std(images[kept]))
     batches = Batches(images[kept], labels[kept], preprocess, 14, 0, Augmentation(cutmix=1.0))
-    rows = batches.plan(0)[0]
+    rows = batches.rows(0)[0]
     torch.manual_seed(0)
     network = NarrowResNet18(len(classes)).to(memory_format=torch.channels_last)
     before = {name: value.clone() for name, value in network.state_dict().items()}

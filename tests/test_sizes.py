@@ -167,7 +167,7 @@ def test_a_step_is_rebuilt_for_every_size(narrow_run, tmp_path, monkeypatch, cap
     """A graph of one size cannot be replayed at another; each new one is reported with its duration."""
     made = []
 
-    def compile_network(step, plan, images):
+    def compile_network(step, batch):
         made.append(step.batches.preprocess.image_size)
 
     monkeypatch.setattr("training.acceleration.compile_network", compile_network)

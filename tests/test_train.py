@@ -67,27 +67,6 @@ class TestRun:
 
 @pytest.mark.slow
 class TestRecipe:
-    FLAGS = ["--epochs", "2", "--ema-decay", "0.7", "--lr-warmup-epochs", "1", "--cutout", "8", "--cutmix", "0.5"]
-
-    def test_with_everything_an_interrupted_run_ends_as_if_it_had_not_been(self, folder, tmp_path, monkeypatch):
-        run_on(folder, tmp_path / "alone", *self.FLAGS)
-        for steps in range(1, 7):  # one iteration at a time
-            run_on(folder, tmp_path / "run", *self.FLAGS, "--max-steps", str(steps), *["--resume"][: steps - 1])
-        run_on(folder, tmp_path / "run", *self.FLAGS, "--resume")
-        assert_same_run(tmp_path / "alone", tmp_path / "run")
-        first, second = (checkpoint.load(tmp_path / name / "last.pt")["ema"] for name in ("alone", "run"))
-        assert all(torch.equal(value, second[name]) for name, value in first.items())
-
-    def test_the_average_is_what_is_tested_and_handed_on(self, folder, tmp_path):
-        run_on(folder, tmp_path, *self.FLAGS)
-        state, (network, info) = checkpoint.load(tmp_path / "last.pt"), checkpoint.load_network(tmp_path)
-        assert torch.equal(network.fc.weight, state["ema"]["fc.weight"])
-        assert not torch.equal(network.fc.weight, state["model"]["fc.weight"])
-        images, labels, _ = sources.load(str(folder), "test")
-        preprocess = Preprocess(32, info.mean, info.std)
-        loss, _ = evaluate(network, images, labels, preprocess)
-        assert loss == pytest.approx(info.result["test_loss"], rel=1e-5)
-
     def test_held_out_images_stand_in_for_the_test_split(self, folder, tmp_path, capsys):
         run_on(folder, tmp_path, "--epochs", "1", "--hold-out", "10", "--test-flip")
         out = capsys.readouterr().out

@@ -52,11 +52,10 @@ def load_data(source: str, root: str | Path, image_size: int, hold_out: int, dev
         kept, held = sources.hold_out(len(train.images), hold_out)
         histogram = histogram - sum(color_histogram(train.images[part]) for part in held.split(256))
     mean, std = map(tuple, mean_and_std_of_histogram(histogram))
-    placed = [_place(*split, device, images_on) for split in ((train, kept), (test, held))]
-    found = fingerprint(source, {"train": train, "test": test})
-    if not world.all_equal((train.classes, mean, std, found)):
+    facts = tuple(train.classes), mean, std, fingerprint(source, {"train": train, "test": test})
+    if not world.all_equal(facts):
         raise DataError("the processes found different images: give every machine the same data")
-    return Data(*placed, tuple(train.classes), mean, std, found)
+    return Data(*(_place(*split, device, images_on) for split in ((train, kept), (test, held))), *facts)
 
 
 def fingerprint(source: str, splits: dict[str, Split]) -> str:

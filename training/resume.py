@@ -9,10 +9,12 @@ from runtime.checkpoint import CheckpointError
 from training.data import Data
 from training.plan import Plan
 
+# Flags that say nothing about the network
+LOCAL_FLAGS = {"root", "device", "out", "init", "resume", "overwrite", "tensorboard", "log_every", "save_every",
+               "images_on", "test_flip", "snapshots"}  # fmt: skip
 # Flags that may differ between a run and its continuation; any other would make it another run. The length may differ,
 # too, unless the learning rate depends on it.
-RESUMABLE_FLAGS = {"root", "device", "precision", "out", "init", "resume", "overwrite", "tensorboard", "log_every",
-                   "save_every", "images_on", "compile", "cuda_graph", "test_flip", "snapshots"}  # fmt: skip
+RESUMABLE_FLAGS = LOCAL_FLAGS | {"precision", "compile", "cuda_graph"}
 LENGTH_FLAGS = {"epochs", "max_steps"}
 RUN_FILES = ("last.pt", "last.prev.pt", "model.pt", "history.jsonl")
 

@@ -134,36 +134,28 @@ class Run:
     def _advice(self) -> str:
         return "pass a lower --lr" + (", or --precision fp32" if self.precision == "bf16" else "")
 
-    def train_entry(self, images_per_second: float) -> dict[str, Any]:
-        """The history line of the iterations since the last one; a new interval starts."""
+    def record_training(self, images_per_second: float) -> dict[str, Any]:
+        """Records the iterations since the last line; a new interval starts."""
         self.check_finite()
         loss, accuracy = mean_metrics(self.world.all_reduce_sum(self.since_line))
         self.since_line.zero_()
-        return self._entry("train", loss, accuracy) | {
-            "learning_rate": self.learning_rate,
-            "images_per_second": round(images_per_second, 1),
-        }
+        speed = {"learning_rate": self.learning_rate, "images_per_second": images_per_second}
+        return self.record("train", loss, accuracy, **speed)
 
-    def test_entry(self, loss: float, accuracy: float) -> dict[str, Any]:
-        """The history line of an evaluation. Raises FloatingPointError if its loss is not finite."""
+    def record(self, kind: str, loss: float, accuracy: float, **more: float) -> dict[str, Any]:
+        """Appends a line to the history and its file, and returns it. Raises FloatingPointError for a loss of NaN."""
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the test loss is {loss} after iteration {self.step}: {self._advice}")
-        return self._entry("test", loss, accuracy)
-
-    def _entry(self, kind: str, loss: float, accuracy: float) -> dict[str, Any]:
-        where = {"kind": kind, "epoch": self.epoch, "step": self.step, "image_size": self.image_size}
-        return where | {"loss": loss, "accuracy": accuracy}
-
-    def record(self, entry: dict[str, Any]) -> None:
-        """Appends a line to the history and its file."""
+            raise FloatingPointError(f"the {kind} loss is {loss} after iteration {self.step}: {self._advice}")
+        entry = {"kind": kind, "epoch": self.epoch, "step": self.step, "image_size": self.image_size}
+        entry |= {"loss": loss, "accuracy": accuracy, **more}
         self.history.append(entry)
-        if not self.world.is_main:
-            return
-        with open(self.log, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+        if self.world.is_main:
+            with open(self.log, "a") as file:
+                file.write(json.dumps(entry) + "\n")
         if self.writer:
             for name in entry.keys() - {"kind", "epoch", "step"}:
-                self.writer.add_scalar(f"{entry['kind']}/{name}", entry[name], entry["step"])
+                self.writer.add_scalar(f"{kind}/{name}", entry[name], self.step)
+        return entry
 
     def agree(self, signals: list[int], every: int | None) -> tuple[int, bool]:
         """What all processes do next: the signal they stop for (0: none), and whether they save.
