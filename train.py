@@ -63,8 +63,7 @@ def parse_args(argv=None):
     add("--cutout", type=number(int, least=0, most=4096), default=0,
         help="side of the hidden square in pixels before resizing, smaller at smaller --sizes; 0: none")  # fmt: skip
     add("--cutmix", type=number(float, least=0, most=1), default=0.0, metavar="P",
-        help="probability of CutMix: a batch's images get a box of other images, and their labels by "
-        "its share")  # fmt: skip
+        help="probability of CutMix: a batch's images get a box of other images, which share in the loss")  # fmt: skip
     add("--scale-crop", type=number(float, above=0, most=1), metavar="MIN",
         help="for photographs, instead of --shift: a random box of MIN to 1 of the image's area, aspect ratio 3/4 to "
         "4/3, resized to the image size, as torchvision's RandomResizedCrop")  # fmt: skip
@@ -88,8 +87,7 @@ def parse_args(argv=None):
         "exponential (default: 0.9656, which is 0.35 in 30 epochs)")  # fmt: skip
     add("--lr-warmup-epochs", type=number(float, least=0), default=0.0, help="epochs of linear warm-up")
     add("--ema-decay", type=share, default=0.0,
-        help="decay of the exponential moving average of the weights, which is then evaluated and saved; "
-        "0 disables it")  # fmt: skip
+        help="decay of the moving average of the weights, which is then evaluated and saved; 0: none")  # fmt: skip
     add("--max-steps", type=count, help="stop after this many iterations")
     add("--seed", type=number(int, least=0, most=2**32 - 1), default=0, help="seed of weights, order and augmentation")
     add("--init", metavar="CKPT", help="initial weights, for fine-tuning")
@@ -112,11 +110,11 @@ def parse_args(argv=None):
     add("--save-every", type=count, help="iterations between checkpoints (default: about once a minute)")
     add("--snapshots", type=count, nargs="+", default=[], metavar="EPOCH",
         help="epochs after which to save the weights, for evolution.png")  # fmt: skip
-    add("--resume", action="store_true", help="continue the interrupted run in --out exactly")
-    add("--overwrite", action="store_true", help="replace the run in --out")
     add("--test-flip", action="store_true",
         help="at the end, also evaluate the mean over each image and its mirror image")  # fmt: skip
     add("--tensorboard", action="store_true", help="also write event files (needs the package tensorboard)")
+    add("--resume", action="store_true", help="continue the interrupted run in --out exactly")
+    add("--overwrite", action="store_true", help="replace the run in --out")
 
     args = parser.parse_args(argv)
     if args.resume and args.overwrite:
@@ -163,14 +161,9 @@ def make_settings(args, device: torch.device) -> Settings:
     def by_flag(kind: type) -> dict:
         return {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)}
 
-    return Settings(
-        **by_flag(Settings)
-        | {
-            "precision": pick_precision(args.precision, device, args.image_size),  # --sizes are at least 32
-            "augmentation": augmentation(args),
-            "optimization": Optimization(**by_flag(Optimization)),
-        }
-    )
+    settings = by_flag(Settings)
+    settings["precision"] = pick_precision(args.precision, device, args.image_size)  # --sizes are at least 32
+    return Settings(**settings, augmentation=augmentation(args), optimization=Optimization(**by_flag(Optimization)))
 
 
 def train(args, world: World) -> None:
@@ -263,17 +256,17 @@ def finish(loop: Loop, flip_accuracy: float | None) -> None:
     if not run.world.is_main:
         return
     run.save_model(result)
-    folder = run.model.parent
-    curves = folder / "training_curves.png"
+    curves = run.model.with_name("training_curves.png")
     try:  # a figure that fails must not cost the run
         from figures import style, training_curves  # matplotlib would delay the start
 
         with checkpoint.atomic_file(curves) as file:
             style.save(training_curves.training_curves(run.history, run.metadata.config["label_smoothing"]), file)
     except Exception as error:
+        curves.unlink(missing_ok=True)  # of an overwritten run
         print(f"warning: {curves} could not be drawn ({checkpoint.first_line(error)})", file=sys.stderr)
     files = ", ".join(file.name for file in (run.model, run.last, run.log, curves) if file.exists())
-    print(f"{summarize(result)}\n{folder}: {files}\nnext: python visualizer.py --ckpt {run.model}")
+    print(f"{summarize(result)}\n{curves.parent}: {files}\nnext: python visualizer.py --ckpt {run.model}")
 
 
 def main(argv=None):
@@ -284,11 +277,9 @@ def main(argv=None):
     with one_line_errors(DataError, CheckpointError, FloatingPointError):
         args = parse_args(argv)
         keep_freed_memory()
-        with (
-            join_world(args.device) as world,
-            exclusive_lock(output_folder(args.out)) if world.is_main else nullcontext(),
-        ):
-            train(args, world)
+        with join_world(args.device) as world:
+            with exclusive_lock(output_folder(args.out)) if world.is_main else nullcontext():
+                train(args, world)
 
 
 if __name__ == "__main__":

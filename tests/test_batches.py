@@ -118,12 +118,6 @@ class TestCrop:
             found.add(matches[0])
         assert len({flip for *_, flip in found}) == 2 and len(found) > 10
 
-    def test_without_augmentation_images_are_unchanged(self):
-        images = noise()
-        made = batches(images, shift=0, flip="none")
-        results, labels = made.crop(made.rows(0)[0])
-        assert torch.equal(results, images[labels])
-
     def test_shifts_and_flips_are_uniform(self):
         ramp = torch.arange(32, dtype=torch.uint8).expand(4000, 3, 32, 32)  # a pixel's value is its column
         made = batches(ramp)

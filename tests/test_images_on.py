@@ -76,11 +76,6 @@ class TestBits:
 
 @pytest.mark.usefixtures("narrow")
 class TestRuns:
-    def test_a_run_has_the_same_bits(self, narrow_run, tmp_path, capsys):
-        run_on(narrow_run.parent / "pictures", tmp_path / "run", "--epochs", "2", "--images-on", "host")
-        assert "on cpu, fp32, images on the host" in capsys.readouterr().out
-        assert_same_run(narrow_run, tmp_path / "run")
-
     def test_it_is_resumed_across_changes(self, narrow_run, tmp_path):
         """Interrupted in the middle of both epochs, on the host, the device and the host again."""
         places = iter(["host", "device", "host"])

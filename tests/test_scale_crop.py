@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import drawn_shapes
-from narrow import make_narrow
-from run_checks import assert_same_run, interrupt, run_on
+from run_checks import assert_same_run, kill, run_on
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import hflip, resized_crop
 
@@ -14,6 +13,7 @@ from dataset import boxes
 from dataset.batches import COLUMNS, Augmentation, Batches, random_words
 from dataset.placement import HostImages
 from dataset.preprocess import Preprocess
+from runtime import checkpoint
 
 DRAWS = 10_000
 
@@ -126,14 +126,6 @@ class TestPixels:
             assert labels[n] == image
             assert torch.allclose(inputs[n], hflip(expected) if flip else expected, atol=1e-4)
 
-    @pytest.mark.parametrize("image_size", [48, 32, 20])
-    def test_the_full_box_is_plain_resizing(self, image_size):
-        made = batches(pictures(), image_size, least=1.0, flip="none")
-        rows = made.rows(0)
-        assert (rows[..., 6:] == torch.tensor([0, 0, 32, 32])).all()
-        inputs, labels = made(rows[0])
-        assert torch.allclose(inputs, made.preprocess(pictures())[labels], atol=1e-5)
-
     def test_a_full_box_of_the_images_size_changes_no_bit(self):
         made = batches(pictures(), 32, least=1.0, flip="none")
         inputs, labels = made(made.rows(0)[0])
@@ -161,33 +153,17 @@ class TestPixels:
             assert torch.equal(hidden[n], expected[0, 0] == 1)
 
 
-@pytest.fixture(scope="module")
-def alone(narrow_run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone")
-    with pytest.MonkeyPatch.context() as patch:
-        make_narrow(patch)
-        run_on(narrow_run.parent / "pictures", out, "--epochs", "2", "--scale-crop", "0.3")
-    return out
-
-
 @pytest.mark.usefixtures("narrow")
-class TestRuns:
-    def test_it_is_another_augmentation(self, narrow_run, alone):
-        with pytest.raises(AssertionError):
-            assert_same_run(narrow_run, alone)
-
-    def test_stopped_and_resumed(self, narrow_run, alone, tmp_path):
-        def run(*flags):
-            run_on(narrow_run.parent / "pictures", tmp_path, "--epochs", "2", "--scale-crop", "0.3", *flags)
-
-        assert len(interrupt(run, {2, 5})) == 2
-        assert_same_run(alone, tmp_path)
-
-    def test_another_share_is_another_run(self, narrow_run, alone, capsys):
-        before = (alone / "last.pt").read_bytes()
-        with pytest.raises(SystemExit):
-            run_on(narrow_run.parent / "pictures", alone, "--epochs", "2", "--scale-crop", "0.5", "--resume")
-        assert "--scale-crop was 0.3" in capsys.readouterr().err and (alone / "last.pt").read_bytes() == before
+def test_a_run_that_is_killed_and_resumed_ends_as_if_it_had_not_been(narrow_run, tmp_path):
+    """In the fifth iteration, after a save in the third; and it is not the run without boxes."""
+    pictures, flags = narrow_run.parent / "pictures", ["--epochs", "2", "--scale-crop", "0.3", "--save-every", "3"]
+    run_on(pictures, tmp_path / "whole", *flags)
+    kill(lambda: run_on(pictures, tmp_path / "killed", *flags), 5)
+    assert checkpoint.load(tmp_path / "killed" / "last.pt")["step"] == 3
+    run_on(pictures, tmp_path / "killed", *flags, "--images-on", "host", "--resume")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    with pytest.raises(AssertionError):
+        assert_same_run(narrow_run, tmp_path / "whole")
 
 
 class TestFlag:

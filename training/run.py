@@ -66,7 +66,12 @@ class Run:
             return
         self.old_events = list(self.events.glob("events.out.tfevents.*"))
         if tensorboard:
-            self.writer = event_writer(self.events, self.step + 1 if state else None)
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise OSError("--tensorboard needs a package that is missing: pip install tensorboard") from error
+            # hides the points of an earlier part of this run that will be written again
+            self.writer = SummaryWriter(self.events, purge_step=self.step + 1 if state else None)
         for name in (self.last.name, self.model.name, self.log.name, checkpoint.SNAPSHOT.format("*")):
             for leftover in self.last.parent.glob(f".{name}.*.tmp"):  # of a process that was killed while writing
                 leftover.unlink()
@@ -195,8 +200,11 @@ class Run:
         if self.ema:
             state["ema"] = self.ema.network.state_dict()
         checkpoint.save(state, self.last, keep_previous=self.last_is_good)
-        self._remove_overwritten_run()
-        self.last_is_good = True
+        if self.is_new:  # the rest of an overwritten run can go, now that this one has a checkpoint
+            snapshots = checkpoint.snapshots(self.last.parent).values()
+            for file in (self.model, checkpoint.previous(self.last), *snapshots, *self.old_events):
+                file.unlink(missing_ok=True)
+        self.is_new, self.last_is_good = False, True
 
     def save_model(self, result: dict[str, Any]) -> None:
         """Writes model.pt: what visualizer.py needs."""
@@ -212,24 +220,3 @@ class Run:
     def _model_entries(self, network: ResNet18, result: dict[str, Any]) -> dict[str, Any]:
         metadata = self.metadata.entries() | {"result": result, "history": self.history}
         return {"model": network.state_dict(), **metadata}
-
-    def _remove_overwritten_run(self) -> None:
-        """Removes the rest of an overwritten run, now that this one has a checkpoint."""
-        if self.is_new:
-            folder = self.last.parent
-            old = self.model, checkpoint.previous(self.last), *checkpoint.snapshots(folder).values(), *self.old_events
-            for file in old:
-                file.unlink(missing_ok=True)
-        self.is_new = False
-
-
-def event_writer(folder: Path, purge_step: int | None):
-    """A TensorBoard writer that hides an earlier run's points from `purge_step` on.
-
-    Raises OSError, naming the package, if it is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise OSError("--tensorboard needs a package that is not installed: pip install tensorboard") from error
-    return SummaryWriter(folder, purge_step=purge_step)
