@@ -149,22 +149,18 @@ def test_the_result_is_measured_on_every_held_out_image(two, pictures):
     assert info.result["test_loss"] == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(two, pictures, tmp_path, precision):
+def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(two, pictures, tmp_path):
     """After the change of image size: the resumed processes never had the first size's gradient hooks."""
-    alone, killed, text = two[0], tmp_path / "killed", []
-    if precision != "fp32":
-        alone = tmp_path / "alone"
-        run(pictures, alone, "--precision", precision)
-    with start(pictures, killed, "--precision", precision) as process:
+    killed, text = tmp_path / "killed", []
+    with start(pictures, killed) as process:
         for line in process.stdout:
             text.append(line)
             if "iteration 14/" in line:
                 process.send_signal(signal.SIGTERM)
     assert process.returncode != 0 and sum("the same command with --resume" in line for line in text) == 1, text
     assert 14 <= load(killed)["step"] < 36
-    run(pictures, killed, "--precision", precision, "--resume")
-    first, second = load(alone), load(killed)
+    run(pictures, killed, "--resume")
+    first, second = load(two[0]), load(killed)
     assert without_speed(first["history"]) == without_speed(second["history"])
     for name, value in first["model"].items():
         assert torch.equal(value, second["model"][name]), name
