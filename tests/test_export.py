@@ -104,7 +104,7 @@ class TestReproduce:
         torch.save(state, shared)
         with pytest.raises(SystemExit) as end:
             reproduce.main(self.flags(shared, small_run))
-        assert "differ by more than 0.002" in str(end.value.code)
+        assert "lower by more than 0.002" in str(end.value.code)
         reproduce.main(self.flags(shared, small_run, "--tolerance", "1"))
 
     def test_what_was_evaluated_on_training_images(self, shared, small_run, capsys):
