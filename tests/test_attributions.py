@@ -115,10 +115,10 @@ def test_integrated_gradients_equal_captum(random_network, images, maps_by):
 
 @torch.inference_mode()
 def test_integrated_gradients_are_complete(random_network, images):
-    """They sum to the logit minus that of the mean color, up to the error of the steps."""
-    image = images[:1]
+    """They sum to the logit minus that of the mean color, up to the error of the steps, small on a short way."""
+    image = 0.1 * images[:1]
     expected = (random_network(image) - random_network(torch.zeros_like(image)))[:, 3]
-    result = integrated_gradients(random_network, image, random_network.trace(image), CLASSES[:1], steps=40)
+    result = integrated_gradients(random_network, image, random_network.trace(image), CLASSES[:1])
     assert relative_error(result.sum((1, 2)), expected) < 0.1
 
 
