@@ -4,15 +4,18 @@ Such an image holds nothing finer than the data, and gradient descent moves all 
 2017, Feature Visualization, doi:10.23915/distill.00007, section "Preconditioning and parameterization").
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from analysis.inspection import Inspection
 from runtime.device import bf16_if_native
 
 SPREAD = 0.1  # standard deviation of the coefficients at first; 1 would be a natural image's contrast
 PEAK_LEARNING_RATE = 0.2
+COLOR_IMAGES = 100  # at most, whose colors are counted
 
 
 class FourierImages(nn.Module):
@@ -48,6 +51,13 @@ def color_root(images: Tensor) -> Tensor:
     variances = variances.clamp(min=0)
     root = directions * (variances / variances.mean().clamp(min=1e-9)).sqrt() @ directions.T
     return root.float()
+
+
+def images_like_data(inspection: Inspection, count: int, side: int, seed: int) -> FourierImages:
+    """`FourierImages` with the mean color of the training data and the colors' covariance in the test images."""
+    some = inspection.searched[:: math.ceil(len(inspection.searched) / COLOR_IMAGES)]
+    mean = torch.tensor(inspection.metadata.mean, device=inspection.device)
+    return FourierImages(count, side, mean, color_root(inspection.images[some]), seed)
 
 
 def minimise(images: FourierImages, loss: Callable[[Tensor], Tensor], steps: int) -> None:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.fourier_image import FourierImages, color_root, minimise
+from analysis.fourier_image import images_like_data, minimise
 from analysis.inspection import Inspection, Picture, one_per_class
 from analysis.settings import Settings
 from figures.image_grid import to_array
@@ -66,17 +66,15 @@ def invert(
     Returns them, (N, 3, S, S) in 0..1 on the CPU; the squared error of their features, relative to the squares of the
     features; the peak signal-to-noise ratio to the pictures in dB.
     """
-    device, network = inspection.device, inspection.network
-    images = torch.stack([picture.image for picture in pictures]).to(device)
-    root = color_root(inspection.images[inspection.searched])
-    mean = torch.tensor(inspection.metadata.mean, device=device)
-    found = FourierImages(len(images), images.shape[-1], mean, root, seed)
+    network, images = inspection.network, torch.stack([picture.image for picture in pictures])
+    images = images.to(inspection.device) / 255
+    found = images_like_data(inspection, len(images), images.shape[-1], seed)
 
     def features(pixels: Tensor) -> Tensor:
         return network.trace(inspection.preprocess(255 * pixels), stage).features[stage].float()
 
     with torch.no_grad():
-        target = features(images / 255)
+        target = features(images)
     energy = target.square().sum((1, 2, 3))
 
     def errors(pixels: Tensor) -> Tensor:
@@ -85,7 +83,7 @@ def invert(
     minimise(found, lambda pixels: errors(pixels).sum(), STEPS[stage])
     with torch.no_grad():
         pixels = found()
-        psnr = -10 * (pixels - images / 255).square().mean((1, 2, 3)).log10()
+        psnr = -10 * (pixels - images).square().mean((1, 2, 3)).log10()
         return pixels.cpu(), errors(pixels).tolist(), psnr.tolist()
 
 
@@ -101,7 +99,7 @@ def inversion_figure(pictures: list[Picture], stages: dict[str, Tensor], measure
         text_at(figure, left, TOP - 0.1, stage, fontsize=8, ha="left")
         for row, image in enumerate(to_array(images)):
             top = TOP + row * ROW
-            bare_axes_at(figure, left, top, TILE, TILE).imshow(image, interpolation="nearest")
+            bare_axes_at(figure, left, top, TILE, TILE).imshow(image, interpolation="bilinear")  # as resized
             below = truncate(pictures[row].label or Path(str(pictures[row].origin)).stem, 20)
             if column > 0:
                 entry = measured[(column - 1) * rows + row]

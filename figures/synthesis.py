@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis.channels import chosen_channels
-from analysis.fourier_image import FourierImages, color_root, minimise
+from analysis.fourier_image import images_like_data, minimise
 from analysis.inspection import Inspection
 from analysis.settings import Settings
-from figures.image_grid import image_grid, to_array
+from figures.image_grid import tile_grid, to_array
 from figures.registry import NotDrawn, register
 from figures.style import WIDTH_INCHES, bare_axes_at, styled, text_at, truncate
 from network import STAGES, ResNet18
@@ -31,10 +31,10 @@ SHIFT, SCALE, DEGREES = 0.1, 0.1, 15.0  # most: of the image's side, of 1, and b
 CONTRAST_PENALTY = 0.3  # of the mean square of the coefficients
 CAPTION = (
     "Above: left, an image found from noise that raises the mean of the channel's map; right, the test images with its "
-    "strongest units; the numbers are the strongest unit's activation in the found image and in the best of the "
-    "{searched:,} test images searched. Below: images found to raise the probability of one class: the number. "
-    "That the network is certain of images that nobody would recognise is the point: an optimised image shows what is "
-    "enough for a channel or class, not what it needs. Real images explain channels better (Borowski et al. 2020)."
+    "strongest units. The numbers are the strongest unit's activation in the found image and in the best of the "
+    "{searched:,} test images searched. Below: images found to raise the probability of one class, the number. The "
+    "network is certain of them, though few look like the class: an optimised image shows what suffices for a channel "
+    "or class, not what it needs. Real images explain a channel better (Borowski et al. 2020)."
 )
 # inches: a tile, from row to row of the channels and of the classes, and of title and caption
 TILE, CHANNEL_ROW, CLASS_ROW, TOP, CAPTION_HEIGHT = 1.1, 1.34, 1.5, 0.38, 0.72
@@ -57,10 +57,10 @@ def draw_synthesis(inspection: Inspection, settings: Settings) -> Iterator[tuple
     if not channels:
         raise NotDrawn("no image excites the channels asked for")
     best = top.scores[channels, 0].to(inspection.device)
-    numbers, images = torch.arange(len(channels)), torch.as_tensor(channels)
+    rows, columns = torch.arange(len(channels)), torch.as_tensor(channels)
 
     def activations(network: ResNet18, inputs: Tensor) -> Tensor:
-        return network.trace(inputs).features[STAGE].float()[numbers, images]
+        return network.trace(inputs).features[STAGE].float()[rows, columns]
 
     excited = optimise(inspection, settings, len(channels), lambda *x: activations(*x).mean((1, 2)) / best)
     names = inspection.metadata.classes[:CLASSES]
@@ -77,7 +77,8 @@ def draw_synthesis(inspection: Inspection, settings: Settings) -> Iterator[tuple
         "classes": [{"class": name, "probability": p} for name, p in zip(names, probabilities, strict=True)],
         "steps": STEPS,
     }
-    examples = [inspection.images[inspection.top_images(top, channel)[:EXAMPLES]] / 255 for channel in channels]
+    shown = [inspection.top_images(top, channel)[:EXAMPLES] for channel in channels]
+    examples = [inspection.resized(inspection.images[images]) for images in shown]
     searched = len(inspection.searched)
     yield Path("synthesis"), synthesis_figure(excited.cpu(), examples, certain.cpu(), content, searched)
     yield Path("synthesis"), content
@@ -87,9 +88,7 @@ def optimise(
     inspection: Inspection, settings: Settings, count: int, objective: Callable[[ResNet18, Tensor], Tensor]
 ) -> Tensor:
     """Images that raise an objective of (network, inputs) -> (count,): (count, 3, S, S) in 0..1, as large as stored."""
-    mean = torch.tensor(inspection.metadata.mean, device=inspection.device)
-    root = color_root(inspection.images[inspection.searched])
-    found = FourierImages(count, inspection.images.shape[-1], mean, root, settings.seed)
+    found = images_like_data(inspection, count, inspection.images.shape[-1], settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
 
     def loss(pixels: Tensor) -> Tensor:
@@ -131,14 +130,14 @@ def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, c
         text_at(figure, 0.06, top, text, fontsize=8, ha="left")
 
     def tile(left: float, top: float, image: np.ndarray, size: float, text: str) -> None:
-        bare_axes_at(figure, left, top, size, size).imshow(image, interpolation="nearest")
+        bare_axes_at(figure, left, top, size, size).imshow(image, interpolation="bilinear")  # as the network resizes
         text_at(figure, left, top + size + 0.09, text, fontsize=7, ha="left")
 
     heading(0.16, f"Channels of {STAGE}: an optimised image beside the test images that excite the channel most")
     for n, (image, entry) in enumerate(zip(to_array(excited), content["channels"], strict=True)):
         left, top = 0.06 + n % 3 * 2.32, TOP + n // 3 * CHANNEL_ROW
         tile(left, top, image, TILE, f"channel {entry['channel']}: {entry['activation']:.1f}")
-        grid = image_grid(to_array(examples[n]), math.ceil(math.sqrt(len(examples[n]))), gap=2)
+        grid = tile_grid(to_array(examples[n]), math.ceil(len(examples[n]) ** 0.5))
         tile(left + TILE + 0.04, top, grid, TILE, f"{entry['best_test_activation']:.1f}")
     heading(class_top, "Classes: images that the network is certain of")
     for n, (image, entry) in enumerate(zip(to_array(certain), content["classes"], strict=True)):

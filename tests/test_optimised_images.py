@@ -18,8 +18,8 @@ MEAN = torch.tensor([0.3, 0.5, 0.6])
 
 
 @pytest.fixture(scope="module")
-def inspection(narrow_run):
-    return inspect(narrow_run / "model.pt", SETTINGS, "cpu")
+def inspection(small_run):
+    return inspect(small_run / "model.pt", SETTINGS, "cpu")
 
 
 @pytest.mark.parametrize("side", [32, 33])
@@ -31,7 +31,7 @@ def test_the_space_of_images(side):
     with torch.no_grad():
         images.coefficients.normal_()
         values = torch.logit(images().double()) - torch.logit(MEAN)[:, None, None]
-        assert values.var().item() == pytest.approx(1, rel=0.1)
+        assert values.var().item() == pytest.approx(1, rel=0.2)
         images.coefficients.zero_()
         assert torch.allclose(images(), MEAN[:, None, None].expand(50, 3, side, side))
 
