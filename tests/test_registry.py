@@ -9,11 +9,17 @@ from matplotlib.figure import Figure
 import visualizer
 from analysis.inspection import inspect
 from analysis.settings import Settings
-from figures import FIGURES
+from figures import FIGURES, inversion, synthesis
 from figures.registry import NotDrawn
 from network import STAGES
 
 SETTINGS = Settings(score_images=2)
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    monkeypatch.setattr(inversion, "STEPS", dict.fromkeys(STAGES, 2))
+    monkeypatch.setattr(synthesis, "STEPS", 2)
 
 
 @pytest.fixture(scope="module")
