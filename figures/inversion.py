@@ -21,12 +21,12 @@ from figures.style import WIDTH_INCHES, bare_axes_at, styled, text_at, truncate
 from network import STAGES
 
 IMAGES = 4
-STEPS = dict(zip(STAGES, (75, 75, 75, 100, 100), strict=True))  # of the optimisation; deeper stages need more
+STEPS = dict(zip(STAGES, (75, 75, 75, 100, 200), strict=True))  # of the optimisation; deeper stages need more
 CAPTION = (
     "Each image was found from noise so that its features at one stage are those of the original. What it lacks, that "
-    "stage no longer tells. Below: squared error of the features, relative to their squares; peak signal-to-noise "
-    "ratio to the original. The images are sought at {side}x{side} pixels, as the data are stored, so nothing finer "
-    "than the data appears; where the features ask for nothing, the mean color stays."
+    "stage no longer tells, or the search missed: below, the squared error of the features, relative to their squares, "
+    "and the peak signal-to-noise ratio to the original. The images are sought at {side}x{side} pixels, as large as "
+    "the original is stored; where the features ask for nothing, the mean color stays."
 )
 # inches: left of and above the tiles, a tile, from column to column, from row to row, and of the caption
 LEFT, TOP, TILE, COLUMN, ROW, CAPTION_HEIGHT = 0.06, 0.55, 1.1, 1.156, 1.31, 0.5
