@@ -31,10 +31,10 @@ SHIFT, SCALE, DEGREES = 0.1, 0.1, 15.0  # most: of the image's side, of 1, and b
 CONTRAST_PENALTY = 0.3  # of the mean square of the coefficients
 CAPTION = (
     "Above: left, an image found from noise that raises the mean of the channel's map; right, the test images with its "
-    "strongest units. The numbers are the strongest unit's activation in the found image and in the best of the "
-    "{searched:,} test images searched. Below: images found to raise the probability of one class, the number. The "
-    "network is certain of them, though few look like the class: an optimised image shows what suffices for a channel "
-    "or class, not what it needs. Real images explain a channel better (Borowski et al. 2020)."
+    "strongest units. The numbers are the strongest unit's activation in the found image, and in any of the "
+    "{searched:,} test images searched. Below: an image found for each class, and its probability. A network can be "
+    "certain of an image that does not look like the class: an optimised image shows what suffices for a channel or "
+    "class, not what it needs. Real images explain a channel better (Borowski et al. 2020)."
 )
 # inches: a tile, from row to row of the channels and of the classes, and of title and caption
 TILE, CHANNEL_ROW, CLASS_ROW, TOP, CAPTION_HEIGHT = 1.1, 1.34, 1.5, 0.38, 0.72
@@ -43,8 +43,8 @@ TILE, CHANNEL_ROW, CLASS_ROW, TOP, CAPTION_HEIGHT = 1.1, 1.34, 1.5, 0.38, 0.72
 @register(
     "synthesis",
     "Images that optimise a channel or a class",
-    "Where the optimised image shares a form or color with the test images, the channel asks for it; images that the "
-    "network is certain of need not look like anything.",
+    "Where the optimised image shares a form or color with the test images, the channel asks for it; an image can be "
+    "enough for a class without looking like it.",
     stages=(STAGE,),
     section="maps",
     is_slow=True,
@@ -138,8 +138,8 @@ def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, c
         left, top = 0.06 + n % 3 * 2.32, TOP + n // 3 * CHANNEL_ROW
         tile(left, top, image, TILE, f"channel {entry['channel']}: {entry['activation']:.1f}")
         grid = tile_grid(to_array(examples[n]), math.ceil(len(examples[n]) ** 0.5))
-        tile(left + TILE + 0.04, top, grid, TILE, f"{entry['best_test_activation']:.1f}")
-    heading(class_top, "Classes: images that the network is certain of")
+        tile(left + TILE + 0.04, top, grid, TILE, f"at most {entry['best_test_activation']:.1f}")
+    heading(class_top, "Classes: images optimised for the probability of one class")
     for n, (image, entry) in enumerate(zip(to_array(certain), content["classes"], strict=True)):
         left, top = 0.06 + n % 5 * 1.39, class_top + 0.16 + n // 5 * CLASS_ROW
         tile(left, top, image, 1.27, f"{truncate(entry['class'], 14)}: {entry['probability']:.3f}")
