@@ -35,7 +35,7 @@ LEFT, TOP, TILE, COLUMN, ROW, CAPTION_HEIGHT = 0.06, 0.55, 1.1, 1.156, 1.31, 0.5
 @register(
     "inversion",
     "What each stage knows of an image",
-    "Each image below the originals was found from noise and has nearly the same features at that stage; what it "
+    "Each image beside the original was found from noise and has nearly the same features at that stage; what it "
     "lacks, the stage does not know.",
     needs="both",
     section="maps",
