@@ -17,11 +17,13 @@ from figures import invariance
 from figures import correspondence
 from figures import occlusion
 from figures import why
+from figures import inversion
+from figures import synthesis
 from figures import scores
 
 # isort: on
 from figures.registry import FIGURES
 
 __all__ = ["FIGURES", "classes", "correspondence", "evolution", "faithfulness", "filters", "hierarchy", "invariance",
-           "mirrors", "occlusion", "rules", "sanity", "scores", "single_image", "top9", "training_curves",
-           "why"]  # fmt: skip
+           "inversion", "mirrors", "occlusion", "rules", "sanity", "scores", "single_image", "synthesis", "top9",
+           "training_curves", "why"]  # fmt: skip

@@ -1,0 +1,115 @@
+"""What each stage still knows of an image: another image with the same features (Mahendran & Vedaldi 2015).
+
+arXiv:1412.0035, equation 1. In place of its regularisers, the image is sought among those of `FourierImages`.
+"""
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.fourier_image import images_like_data, minimise
+from analysis.inspection import Inspection, Picture, one_per_class
+from analysis.settings import Settings
+from figures.image_grid import to_array
+from figures.registry import register
+from figures.style import WIDTH_INCHES, bare_axes_at, styled, text_at, truncate
+from network import STAGES
+
+IMAGES = 4
+STEPS = dict(zip(STAGES, (75, 75, 75, 100, 200), strict=True))  # of the optimisation; deeper stages need more
+CAPTION = (
+    "Each image was found from noise so that its features at one stage are those of the original. What it lacks, that "
+    "stage no longer tells, or the search missed: below, the squared error of the features, relative to their squares, "
+    "and the peak signal-to-noise ratio to the original. The images are sought at {side}x{side} pixels, as large as "
+    "the original is stored; where the features ask for nothing, the mean color stays."
+)
+# inches: left of and above the tiles, a tile, from column to column, from row to row, and of the caption
+LEFT, TOP, TILE, COLUMN, ROW, CAPTION_HEIGHT = 0.06, 0.55, 1.1, 1.156, 1.31, 0.5
+
+
+@register(
+    "inversion",
+    "What each stage knows of an image",
+    "Each image beside the original was found from noise and has nearly the same features at that stage; what it "
+    "lacks, the stage does not know.",
+    needs="both",
+    section="maps",
+    is_slow=True,
+)
+def draw_inversion(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
+    """Images with the features of four test images, or of each of the user's; then the content of inversion.json."""
+    own = [picture for picture in inspection.pictures if isinstance(picture.origin, str)]
+    entries = []
+    for pictures in [[picture] for picture in own] or [one_per_class(inspection, IMAGES)]:
+        rows, measured = {}, []
+        for stage in tqdm(STAGES, "inversion", unit="stages", leave=False, disable=None):
+            rows[stage], errors, psnr = invert(inspection, pictures, stage, settings.seed)
+            measured += [
+                {"image": picture.origin, "stage": stage, "feature_error": error, "psnr": decibels}
+                for picture, error, decibels in zip(pictures, errors, psnr, strict=True)
+            ]
+        yield Path(pictures[0].folder, "inversion"), inversion_figure(pictures, rows, measured)
+        entries += measured
+    yield Path("inversion"), entries
+
+
+def invert(
+    inspection: Inspection, pictures: list[Picture], stage: str, seed: int
+) -> tuple[Tensor, list[float], list[float]]:
+    """Images whose features at a stage are nearly those of the pictures.
+
+    Returns them, (N, 3, S, S) in 0..1 on the CPU; the squared error of their features, relative to the squares of the
+    features; the peak signal-to-noise ratio to the pictures in dB.
+    """
+    network, images = inspection.network, torch.stack([picture.image for picture in pictures])
+    images = images.to(inspection.device) / 255
+    found = images_like_data(inspection, len(images), images.shape[-1], seed)
+
+    def features(pixels: Tensor) -> Tensor:
+        return network.trace(inspection.preprocess(255 * pixels), stage).features[stage].float()
+
+    with torch.no_grad():
+        target = features(images)
+    energy = target.square().sum((1, 2, 3))
+
+    def errors(pixels: Tensor) -> Tensor:
+        return (features(pixels) - target).square().sum((1, 2, 3)) / energy
+
+    minimise(found, lambda pixels: errors(pixels).sum(), STEPS[stage])
+    with torch.no_grad():
+        pixels = found()
+        psnr = -10 * (pixels - images).square().mean((1, 2, 3)).log10()
+        return pixels.cpu(), errors(pixels).tolist(), psnr.tolist()
+
+
+@styled
+def inversion_figure(pictures: list[Picture], stages: dict[str, Tensor], measured: list[dict]) -> Figure:
+    """A row for each picture: the original, then the image found for each stage, with its two numbers."""
+    originals = torch.stack([picture.image for picture in pictures]) / 255
+    rows = len(pictures)
+    figure = Figure((WIDTH_INCHES, TOP + rows * ROW + CAPTION_HEIGHT))
+    text_at(figure, LEFT, 0.16, "What each stage still knows of an image", fontsize=9, ha="left")
+    for column, (stage, images) in enumerate({"original": originals, **stages}.items()):
+        left = LEFT + column * COLUMN
+        text_at(figure, left, TOP - 0.1, stage, fontsize=8, ha="left")
+        for row, image in enumerate(to_array(images)):
+            top = TOP + row * ROW
+            bare_axes_at(figure, left, top, TILE, TILE).imshow(image, interpolation="bilinear")  # as resized
+            below = truncate(pictures[row].label or Path(str(pictures[row].origin)).stem, 20)
+            if column > 0:
+                entry = measured[(column - 1) * rows + row]
+                below = f"{format_error(entry['feature_error'])}, {entry['psnr']:.0f} dB"
+            text_at(figure, left, top + TILE + 0.09, below, fontsize=7, ha="left")
+    caption = textwrap.fill(CAPTION.format(side=originals.shape[-1]), 132)
+    text_at(figure, LEFT, TOP + rows * ROW, caption, fontsize=7, ha="left", va="top", color="#666666")
+    return figure
+
+
+def format_error(share: float) -> str:
+    """A share of 1 in percent, with one digit below 1 %."""
+    return f"{100 * share:.2g} %" if share < 0.01 else f"{share:.0%}".replace("%", " %")

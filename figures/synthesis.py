@@ -1,0 +1,148 @@
+"""Images that optimise a channel or a class, beside the test images that excite the channel most.
+
+Olah et al. 2017, Feature Visualization, doi:10.23915/distill.00007: in the space of `FourierImages`, under random small
+shifts, scalings and rotations, with a penalty on the coefficients, which keeps the contrast of natural images.
+"""
+
+import math
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from analysis.channels import chosen_channels
+from analysis.fourier_image import images_like_data, minimise
+from analysis.inspection import Inspection
+from analysis.settings import Settings
+from figures.image_grid import tile_grid, to_array
+from figures.registry import NotDrawn, register
+from figures.style import WIDTH_INCHES, bare_axes_at, styled, text_at, truncate
+from network import STAGES, ResNet18
+
+STAGE = STAGES[-1]
+CHANNELS, CLASSES, EXAMPLES = 9, 10, 9  # at most
+STEPS = 80
+SHIFT, SCALE, DEGREES = 0.1, 0.1, 15.0  # most: of the image's side, of 1, and by rotation
+CONTRAST_PENALTY = 0.3  # of the mean square of the coefficients
+CAPTION = (
+    "Above: left, an image found from noise that raises the mean of the channel's map; right, the test images with its "
+    "strongest units. The numbers are the strongest unit's activation in the found image, and in any of the "
+    "{searched:,} test images searched. Below: an image found for each class, and its probability. A network can be "
+    "certain of an image that does not look like the class: an optimised image shows what suffices for a channel or "
+    "class, not what it needs. Real images explain a channel better (Borowski et al. 2020)."
+)
+# inches: a tile, from row to row of the channels and of the classes, and of title and caption
+TILE, CHANNEL_ROW, CLASS_ROW, TOP, CAPTION_HEIGHT = 1.1, 1.34, 1.5, 0.38, 0.72
+
+
+@register(
+    "synthesis",
+    "Images that optimise a channel or a class",
+    "Where the optimised image shares a form or color with the test images, the channel asks for it; an image can be "
+    "enough for a class without looking like it.",
+    stages=(STAGE,),
+    section="maps",
+    is_slow=True,
+)
+def draw_synthesis(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
+    """The figure and synthesis.json. Raises NotDrawn when no image excites the channels."""
+    top = inspection.search.top[STAGE]
+    chosen = chosen_channels(settings, inspection.search, STAGE, CHANNELS)
+    channels = [channel for channel in chosen if top.scores[channel, 0] > 0][:CHANNELS]
+    if not channels:
+        raise NotDrawn("no image excites the channels asked for")
+    best = top.scores[channels, 0].to(inspection.device)
+    rows, columns = torch.arange(len(channels)), torch.as_tensor(channels)
+
+    def activations(network: ResNet18, inputs: Tensor) -> Tensor:
+        return network.trace(inputs).features[STAGE].float()[rows, columns]
+
+    excited = optimise(inspection, settings, len(channels), lambda *x: activations(*x).mean((1, 2)) / best)
+    names = inspection.metadata.classes[:CLASSES]
+    certain = optimise(inspection, settings, len(names), lambda *x: class_log_probability(*x, len(names)))
+    with torch.no_grad():
+        reached = activations(inspection.network, inspection.preprocess(255 * excited)).amax((1, 2)).tolist()
+        inputs = inspection.preprocess(255 * certain)
+        probabilities = class_log_probability(inspection.network, inputs, len(names)).exp().tolist()
+    content = {
+        "channels": [
+            {"channel": channel, "activation": value, "best_test_activation": test}
+            for channel, value, test in zip(channels, reached, best.tolist(), strict=True)
+        ],
+        "classes": [{"class": name, "probability": p} for name, p in zip(names, probabilities, strict=True)],
+        "steps": STEPS,
+    }
+    shown = [inspection.top_images(top, channel)[:EXAMPLES] for channel in channels]
+    examples = [inspection.resized(inspection.images[images]) for images in shown]
+    searched = len(inspection.searched)
+    yield Path("synthesis"), synthesis_figure(excited.cpu(), examples, certain.cpu(), content, searched)
+    yield Path("synthesis"), content
+
+
+def optimise(
+    inspection: Inspection, settings: Settings, count: int, objective: Callable[[ResNet18, Tensor], Tensor]
+) -> Tensor:
+    """Images that raise an objective of (network, inputs) -> (count,): (count, 3, S, S) in 0..1, as large as stored."""
+    found = images_like_data(inspection, count, inspection.images.shape[-1], settings.seed)
+    generator = torch.Generator().manual_seed(settings.seed)
+
+    def loss(pixels: Tensor) -> Tensor:
+        inputs = move(inspection.preprocess(255 * pixels), generator)
+        contrast = found.coefficients.square().mean((1, 2, 3, 4))
+        return (CONTRAST_PENALTY * contrast - objective(inspection.network, inputs)).sum()
+
+    minimise(found, loss, STEPS)
+    with torch.no_grad():
+        return found()
+
+
+def class_log_probability(network: ResNet18, inputs: Tensor, count: int) -> Tensor:
+    """The logarithm of the probability of class n in image n, (count,)."""
+    return network(inputs).float().log_softmax(1)[:, :count].diagonal()
+
+
+def move(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image (N, 3, H, W) shifted, scaled and rotated a little at random; mirrored beyond its border."""
+    angles, scales, *shifts = 2 * torch.rand(4, len(inputs), generator=generator) - 1
+    angles, scales = angles * math.radians(DEGREES), 1 + SCALE * scales
+    cos, sin = scales * angles.cos(), scales * angles.sin()
+    right, down = (2 * SHIFT * shift for shift in shifts)  # the image's sides are 2 long
+    matrices = torch.stack([cos, -sin, right, sin, cos, down], 1).unflatten(1, (2, 3)).to(inputs)
+    grid = F.affine_grid(matrices, list(inputs.shape), align_corners=False)
+    return F.grid_sample(inputs, grid, padding_mode="reflection", align_corners=False)
+
+
+@styled
+def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, content: dict, searched: int) -> Figure:
+    """Channels in three columns, each image beside its test images; classes in five."""
+    rows = math.ceil(len(excited) / 3)
+    class_top = TOP + 0.2 + rows * CHANNEL_ROW
+    class_rows = math.ceil(len(certain) / 5)
+    caption_top = class_top + 0.22 + class_rows * CLASS_ROW
+    figure = Figure((WIDTH_INCHES, caption_top + CAPTION_HEIGHT))
+
+    def heading(top: float, text: str) -> None:
+        text_at(figure, 0.06, top, text, fontsize=8, ha="left")
+
+    def tile(left: float, top: float, image: np.ndarray, size: float, text: str) -> None:
+        bare_axes_at(figure, left, top, size, size).imshow(image, interpolation="bilinear")  # as the network resizes
+        text_at(figure, left, top + size + 0.09, text, fontsize=7, ha="left")
+
+    heading(0.16, f"Channels of {STAGE}: an optimised image beside the test images that excite the channel most")
+    for n, (image, entry) in enumerate(zip(to_array(excited), content["channels"], strict=True)):
+        left, top = 0.06 + n % 3 * 2.32, TOP + n // 3 * CHANNEL_ROW
+        tile(left, top, image, TILE, f"channel {entry['channel']}: {entry['activation']:.1f}")
+        grid = tile_grid(to_array(examples[n]), math.ceil(len(examples[n]) ** 0.5))
+        tile(left + TILE + 0.04, top, grid, TILE, f"at most {entry['best_test_activation']:.1f}")
+    heading(class_top, "Classes: images optimised for the probability of one class")
+    for n, (image, entry) in enumerate(zip(to_array(certain), content["classes"], strict=True)):
+        left, top = 0.06 + n % 5 * 1.39, class_top + 0.16 + n // 5 * CLASS_ROW
+        tile(left, top, image, 1.27, f"{truncate(entry['class'], 14)}: {entry['probability']:.3f}")
+    caption = textwrap.fill(CAPTION.format(searched=searched), 132)
+    text_at(figure, 0.06, caption_top, caption, fontsize=7, ha="left", va="top", color="#666666")
+    return figure

@@ -1,0 +1,107 @@
+"""Relevance (LRP) against zennit, on torchvision's ResNet-18 with the same weights; what is conserved."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from zennit.attribution import Gradient
+from zennit.composites import EpsilonGammaBox
+from zennit.torchvision import ResNetCanonizer
+
+from analysis import relevance as lrp
+from analysis.relevance import pixel_box, relevance, relevance_of_units
+from network import STAGES
+from reverse_network import isolate
+
+BOX = pixel_box([0.4, 0.5, 0.45], [0.25, 0.2, 0.3])
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Two normalised images of 70x54 pixels, colors at the ends of the range among them."""
+    pixels = torch.rand(2, 3, 70, 54, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    low, high = (color.double() for color in BOX)
+    return low + (1.2 * pixels - 0.1).clamp(0, 1) * (high - low)
+
+
+@pytest.fixture(scope="module")
+def unbiased(random_network):
+    """The same network without biases, betas and means."""
+    network = copy.deepcopy(random_network)
+    with torch.no_grad():
+        for name, values in network.state_dict().items():
+            if name.endswith(("bias", "running_mean")):
+                values.zero_()
+    return network
+
+
+def relative_error(result, expected):
+    assert expected.norm() > 0, "the oracle is zero everywhere"
+    return ((result - expected).norm() / expected.norm()).item()
+
+
+class UpTo(torch.nn.Module):
+    """torchvision's ResNet-18 as far as a stage."""
+
+    def __init__(self, model, stage):
+        super().__init__()
+        layers = [model.layer1, model.layer2, model.layer3, model.layer4][: STAGES.index(stage)]
+        stem = [model.conv1, model.bn1, model.relu]
+        self.layers = torch.nn.Sequential(*stem, *([model.maxpool, *layers] if layers else []))
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def zennit_relevance(network, images, signal, stage=None):
+    """zennit's answer to a signal at a stage, or at the logits."""
+    model = torchvision.models.resnet18(num_classes=10).double().eval()
+    model.load_state_dict(network.state_dict())
+    for bn in (module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        bn.running_var += bn.eps  # what zennit leaves of a batch norm is the identity only without eps
+        bn.eps = 0.0
+    low, high = (color.double()[None].expand_as(images) for color in BOX)
+    composite = EpsilonGammaBox(low=low, high=high, canonizers=[ResNetCanonizer()])
+    with Gradient(UpTo(model, stage) if stage else model, composite) as attributor:
+        return attributor(images.clone(), signal)[1]
+
+
+def test_the_relevance_for_a_class_equals_zennit(random_network, images):
+    with torch.inference_mode():
+        trace = random_network.trace(images)
+        logits = random_network.classify(trace.features["conv5_x"])
+        result = relevance(random_network, images, trace, [3, 8], BOX)
+    signal = torch.zeros_like(logits)
+    signal[[0, 1], [3, 8]] = logits[[0, 1], [3, 8]]
+    assert result.shape == images.shape
+    # zennit also stabilizes the logit and the pooled features
+    assert relative_error(result, zennit_relevance(random_network, images, signal.clone())) < 1e-5
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_relevance_for_a_unit_equals_zennit(random_network, images, stage):
+    with torch.inference_mode():
+        features = (trace := random_network.trace(images, stage)).features[stage]
+        signal = isolate(features, features.amax((2, 3)).argmax(1), "peak")
+        result = relevance_of_units(random_network, images, trace, signal, stage, BOX)
+    assert relative_error(result, zennit_relevance(random_network, images, signal.clone(), stage)) < 1e-10
+
+
+@pytest.mark.parametrize("stabilizer, tolerance", [(lrp.STABILIZER, 1e-5), (1e-12, 1e-10)])
+def test_without_biases_the_relevance_sums_to_the_logit(unbiased, images, monkeypatch, stabilizer, tolerance):
+    """Only the stabilizer takes a share."""
+    monkeypatch.setattr(lrp, "STABILIZER", stabilizer)
+    with torch.inference_mode():
+        logits = unbiased(images)[[0, 1], [3, 8]]
+        result = relevance(unbiased, images, unbiased.trace(images), [3, 8], BOX)
+    assert torch.allclose(result.sum((1, 2, 3)), logits, rtol=tolerance)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_zero_signals_and_inactive_units_have_no_relevance(random_network, images, stage):
+    with torch.inference_mode():
+        trace = random_network.trace(images, stage)
+        inactive = (trace.features[stage] == 0).double()
+        assert inactive.any()
+        assert not relevance_of_units(random_network, images, trace, inactive, stage, BOX).any()
