@@ -9,9 +9,17 @@ torchrun --nproc_per_node=2 train.py                      two GPUs, half of ever
 """
 
 import math
+import os
+import signal
 import sys
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # while torch is imported, for seconds, Ctrl-C would end in a traceback
+    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"interrupted\n") and os._exit(130))
+
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
+from dataclasses import fields
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -30,11 +38,11 @@ from runtime.device import keep_freed_memory, pick_device, pick_precision
 from runtime.signals import exclusive_lock, graceful_shutdown
 from training.data import load_data
 from training.distributed import World, join_world
-from training.loop import Loop, Settings, result, summarize
+from training.loop import Loop, Settings, final_result, summarize
 from training.optimizer import DEFAULT_GAMMA, SCHEDULES, Optimization, learning_rate, sgd
 from training.plan import Plan
 from training.resume import check_resumable, check_unused, load_resume_state
-from training.run import Run, event_writer
+from training.run import Run
 from training.step import EMA
 
 
@@ -45,23 +53,17 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("data").add_argument
     add("--data", default="cifar10", help=f"{', '.join(DATASETS)}, or a folder with train/ and test/<class>/*")
-    add(
-        "--root",
-        default="data",
-        help="folder that CIFAR-10 is downloaded to, and that a folder's images are decoded to, once",
-    )
+    add("--root", default="data",
+        help="folder that CIFAR-10 is downloaded to, and that a folder's images are decoded to, once")  # fmt: skip
     add("--image-size", type=number(int, least=8, most=4096),
         help="side of the network's input in pixels (default: 224, or the last of --sizes)")  # fmt: skip
-    add(
-        "--augment",
-        action=BooleanOptionalAction,
-        default=True,
-        help="random shift or box, flip and cutout, as set below",
-    )
+    add("--augment", action=BooleanOptionalAction, default=True, help="random augmentation, as set below")
     add("--shift", type=number(int, least=0, most=4096), default=4, help="largest shift, in pixels before resizing")
     add("--flip", choices=FLIPS, default="random", help="horizontal flip: random, or alternate (every other epoch)")
     add("--cutout", type=number(int, least=0, most=4096), default=0,
         help="side of the hidden square in pixels before resizing, smaller at smaller --sizes; 0: none")  # fmt: skip
+    add("--cutmix", type=number(float, least=0, most=1), default=0.0, metavar="P",
+        help="probability of CutMix: a batch's images get a box of other images, which share in the loss")  # fmt: skip
     add("--scale-crop", type=number(float, above=0, most=1), metavar="MIN",
         help="for photographs, instead of --shift: a random box of MIN to 1 of the image's area, aspect ratio 3/4 to "
         "4/3, resized to the image size, as torchvision's RandomResizedCrop")  # fmt: skip
@@ -77,7 +79,7 @@ def parse_args(argv=None):
     add("--momentum", type=share, default=0.9, help="momentum of SGD")
     add("--nesterov", action="store_true", help="Nesterov momentum")
     add("--weight-decay", type=number(float, least=0), default=5e-4, help="L2 penalty of SGD")
-    add("--norm-decay", action=BooleanOptionalAction, default=True, help="weight decay on biases and batch norms, too")
+    add("--norm-decay", action=BooleanOptionalAction, default=False, help="weight decay on biases and batch norms, too")
     add("--label-smoothing", type=share, default=0.0, help="label smoothing, 0 to 1")
     add("--schedule", choices=SCHEDULES, default="step", help="learning-rate schedule")
     add("--lr-step-size", type=count, default=20, help="epochs between decays of --schedule step")
@@ -85,8 +87,7 @@ def parse_args(argv=None):
         "exponential (default: 0.9656, which is 0.35 in 30 epochs)")  # fmt: skip
     add("--lr-warmup-epochs", type=number(float, least=0), default=0.0, help="epochs of linear warm-up")
     add("--ema-decay", type=share, default=0.0,
-        help="decay of the exponential moving average of the weights, which is then evaluated and saved; "
-        "0 disables it")  # fmt: skip
+        help="decay of the moving average of the weights, which is then evaluated and saved; 0: none")  # fmt: skip
     add("--max-steps", type=count, help="stop after this many iterations")
     add("--seed", type=number(int, least=0, most=2**32 - 1), default=0, help="seed of weights, order and augmentation")
     add("--init", metavar="CKPT", help="initial weights, for fine-tuning")
@@ -100,7 +101,8 @@ def parse_args(argv=None):
         help="auto: bf16 where it is native (NVIDIA Ampere or newer; CPUs with AVX512-BF16 or AMX), else fp32; fp32 "
         "convolutions use TF32 on newer NVIDIA GPUs")  # fmt: skip
     add("--compile", action="store_true", help="compile the network with torch.compile")
-    add("--cuda-graph", action="store_true", help="replay each iteration as one CUDA graph")
+    add("--cuda-graph", action=BooleanOptionalAction,
+        help="replay each iteration as one CUDA graph (default: on a CUDA GPU with one process)")  # fmt: skip
 
     add = parser.add_argument_group("output").add_argument
     add("--out", default="checkpoints", help="folder for last.pt, model.pt, history.jsonl, training_curves.png")
@@ -108,14 +110,11 @@ def parse_args(argv=None):
     add("--save-every", type=count, help="iterations between checkpoints (default: about once a minute)")
     add("--snapshots", type=count, nargs="+", default=[], metavar="EPOCH",
         help="epochs after which to save the weights, for evolution.png")  # fmt: skip
+    add("--test-flip", action="store_true",
+        help="at the end, also evaluate the mean over each image and its mirror image")  # fmt: skip
+    add("--tensorboard", action="store_true", help="also write event files (needs the package tensorboard)")
     add("--resume", action="store_true", help="continue the interrupted run in --out exactly")
     add("--overwrite", action="store_true", help="replace the run in --out")
-    add(
-        "--test-flip",
-        action="store_true",
-        help="at the end, also evaluate the mean over each image and its mirror image (test-time augmentation)",
-    )
-    add("--tensorboard", action="store_true", help="also write event files (needs the package tensorboard)")
 
     args = parser.parse_args(argv)
     if args.resume and args.overwrite:
@@ -123,9 +122,13 @@ def parse_args(argv=None):
     if args.lr_gamma and args.schedule not in DEFAULT_GAMMA:
         parser.error(f"--lr-gamma has no effect on --schedule {args.schedule}: leave it out")
     args.lr_gamma = args.lr_gamma or DEFAULT_GAMMA.get(args.schedule)
+    if args.cutmix and args.scale_crop:
+        parser.error("--cutmix needs the images' common pixel grid, which --scale-crop resizes: leave one of them out")
     if args.nesterov and not args.momentum:
         parser.error("--nesterov needs --momentum above 0")
     set_sizes(parser, args)
+    if late := [epoch for epoch in args.snapshots if epoch > args.epochs]:
+        parser.error(f"--snapshots {late[0]} is after the last epoch, {args.epochs}: leave it out")
     return args
 
 
@@ -134,10 +137,10 @@ def set_sizes(parser: ArgumentParser, args) -> None:
     if not args.sizes:
         args.epochs, args.image_size = args.epochs or 50, args.image_size or 224
         return
-    growing = [size for size, _ in args.sizes]
-    if any(after <= before for before, after in pairwise(growing)):
-        parser.error(f"--sizes {' '.join(map(str, growing))}: the image sizes must increase")
-    total, last = sum(epochs for _, epochs in args.sizes), growing[-1]
+    sizes, epochs = zip(*args.sizes, strict=True)
+    if any(after <= before for before, after in pairwise(sizes)):
+        parser.error(f"--sizes {' '.join(map(str, sizes))}: the image sizes must increase")
+    total, last = sum(epochs), sizes[-1]
     if args.epochs not in (None, total):
         parser.error(f"--epochs {args.epochs} contradicts --sizes, which has {total}: leave one of them out")
     if args.image_size not in (None, last):
@@ -149,42 +152,25 @@ def augmentation(args) -> Augmentation:
     """The augmentation at the last image size."""
     if not args.augment:
         return Augmentation(0, "none", 0)
-    return Augmentation(0 if args.scale_crop else args.shift, args.flip, args.cutout, args.scale_crop)
+    return Augmentation(0 if args.scale_crop else args.shift, args.flip, args.cutout, args.scale_crop, args.cutmix)
 
 
-def loop_settings(args, device: torch.device) -> Settings:
+def make_settings(args, device: torch.device) -> Settings:
     """The settings of the training loop, of its augmentation and of its optimizer."""
-    return Settings(
-        batch_size=args.batch_size,
-        seed=args.seed,
-        augmentation=augmentation(args),
-        optimization=Optimization(
-            learning_rate=args.lr,
-            momentum=args.momentum,
-            nesterov=args.nesterov,
-            weight_decay=args.weight_decay,
-            norm_decay=args.norm_decay,
-            schedule=args.schedule,
-            lr_step_size=args.lr_step_size,
-            lr_gamma=args.lr_gamma,
-            warmup_epochs=args.lr_warmup_epochs,
-            label_smoothing=args.label_smoothing,
-            ema_decay=args.ema_decay,
-        ),
-        precision=pick_precision(args.precision, device),
-        compiles=args.compile,
-        captures=args.cuda_graph,
-        log_every=args.log_every,
-        save_every=args.save_every,
-        snapshots=tuple(args.snapshots),
-    )
+
+    def by_flag(kind: type) -> dict:
+        return {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)}
+
+    settings = by_flag(Settings)
+    settings["precision"] = pick_precision(args.precision, device, args.image_size)  # --sizes are at least 32
+    return Settings(**settings, augmentation=augmentation(args), optimization=Optimization(**by_flag(Optimization)))
 
 
 def train(args, world: World) -> None:
     """The recipe: data, network, optimizer, loop."""
     out, device = Path(args.out), pick_device(args.device, world.local_rank)
     torch.backends.cudnn.benchmark = True  # shapes are static within an image size
-    settings = loop_settings(args, device)
+    settings = make_settings(args, device)
     state = world.broadcast(partial(earlier_state, args))
 
     # data: uint8, on the device or on the host
@@ -192,24 +178,20 @@ def train(args, world: World) -> None:
     plan = make_plan(args, len(data.train[0]), world)
     metadata = Metadata(data.classes, data.mean, data.std, args.image_size, config=vars(args))
     if state:
-        check_resumable(state, metadata, plan)
+        check_resumable(state, data, plan)
 
     # network and optimizer
     network = make_network(args, len(data.classes), not state, world)
     network.to(device, memory_format=torch.channels_last).train()
     optimizer = sgd(network, settings.optimization)
-    decay = settings.optimization.ema_decay
-    ema = EMA(network, decay) if decay else None
-    writer = None
-    if args.tensorboard and world.is_main:
-        writer = event_writer(out / "tensorboard", state["step"] + 1 if state else None)
-    run = Run(out, network, optimizer, plan, metadata, ema, world, writer)
-    run.begin(state)
+    ema = EMA(network, args.ema_decay) if args.ema_decay else None
+    run = Run(out, network, optimizer, plan, metadata, ema, world, data.fingerprint, settings.precision)
+    run.begin(state, args.tensorboard)
     del state  # its tensors would stay in memory
 
     # loop
-    loop = Loop(run, data, settings, advises=args.data != "shapes")
-    with graceful_shutdown(world.size == 1, world.is_main) as signals, loop.progress.bar, writer or nullcontext():
+    loop = Loop(run, data, settings, suggest_shorter=args.data != "shapes")
+    with graceful_shutdown(world.size == 1, world.is_main) as signals, loop.progress.bar, run.writer or nullcontext():
         loop.progress.say(loop.describe())
         stop = train_epochs(loop, signals)
         run.save()
@@ -270,19 +252,21 @@ def make_network(args, num_classes: int, is_new: bool, world: World) -> ResNet18
 
 def finish(loop: Loop, flip_accuracy: float | None) -> None:
     """Writes model.pt and the training curves, and prints the result and the next command."""
-    from figures import style, training_curves  # matplotlib would delay the start
-
-    run, found = loop.run, result(loop, flip_accuracy)
+    run, result = loop.run, final_result(loop, flip_accuracy)
     if not run.world.is_main:
         return
-    run.save_model(found)
-    folder = run.model.parent
-    with checkpoint.atomic_file(folder / "training_curves.png") as file:
-        style.save(training_curves.training_curves(run.history, run.metadata.config["label_smoothing"]), file)
-    print(
-        f"{summarize(found)}\n{folder}: model.pt, last.pt, history.jsonl, training_curves.png\n"
-        f"next: python visualizer.py --ckpt {run.model}"
-    )
+    run.save_model(result)
+    curves = run.model.with_name("training_curves.png")
+    try:  # a figure that fails must not cost the run
+        from figures import style, training_curves  # matplotlib would delay the start
+
+        with checkpoint.atomic_file(curves) as file:
+            style.save(training_curves.training_curves(run.history, run.metadata.config["label_smoothing"]), file)
+    except Exception as error:
+        curves.unlink(missing_ok=True)  # of an overwritten run
+        print(f"warning: {curves} could not be drawn ({checkpoint.first_line(error)})", file=sys.stderr)
+    files = ", ".join(file.name for file in (run.model, run.last, run.log, curves) if file.exists())
+    print(f"{summarize(result)}\n{curves.parent}: {files}\nnext: python visualizer.py --ckpt {run.model}")
 
 
 def main(argv=None):
@@ -290,15 +274,15 @@ def main(argv=None):
 
     Exits with 1 after an error that the user can fix, 2 after wrong usage, 128 + the signal when interrupted.
     """
-    args = parse_args(argv)
-    keep_freed_memory()
-    with (
-        one_line_errors(DataError, CheckpointError, FloatingPointError),
-        join_world(args.device) as world,
-        exclusive_lock(output_folder(args.out)) if world.is_main else nullcontext(),
-    ):
-        train(args, world)
+    with one_line_errors(DataError, CheckpointError, FloatingPointError):
+        args = parse_args(argv)
+        keep_freed_memory()
+        with join_world(args.device) as world:
+            with exclusive_lock(output_folder(args.out)) if world.is_main else nullcontext():
+                train(args, world)
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -87,7 +87,7 @@ def parse_args(argv=None):
         "(default: the two most probable)")  # fmt: skip
     add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness: number of test images to score; "
         "with fewer than 81, also fewer units per channel (default: 1000; on a CPU a twentieth of those searched, from "
-        "2 to 100)")  # fmt: skip
+        "2 to 20)")  # fmt: skip
     add("--occluder", type=number(int, least=1), metavar="PIXELS", help="occlusion: side of the square that hides part "
         "of an image, in pixels of the network's input (default: 48 at 224, in proportion)")  # fmt: skip
 

@@ -93,26 +93,15 @@ def search(
     for batch in batches:
         features = network.trace(batch, until).features
         for stage in stages:
-            found = _peaks(features[stage], seen, (inside or {}).get(stage))
-            peaks[stage].append(found.scores.T)
-            positions[stage].append(found.positions.T.int())
-            top[stage] = _best(_concatenate(top[stage], found) if stage in top else found, k)
+            strongest = _peaks(features[stage], seen, (inside or {}).get(stage))
+            peaks[stage].append(strongest.scores.T)
+            positions[stage].append(strongest.positions.T.int())
+            top[stage] = _best(_concatenate(top[stage], strongest) if stage in top else strongest, k)
         if with_logits:
             logits.append(network.classify(features[until]))
         seen += len(batch)
     all_peaks, units = ({stage: buffer.rows().cpu() for stage, buffer in kept.items()} for kept in (peaks, positions))
     return SearchResult(top, all_peaks, logits.rows().cpu() if with_logits else None, units)
-
-
-def top_activations(
-    network: ResNet18, batches: Iterable[Tensor], stage: str, k: int = 9
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The k images that excite each channel of a stage most: scores, indices, positions, each (C, k).
-
-    batches: normalised images (N, 3, H, W). `TopActivations` explains the three tensors; `search` the errors raised.
-    """
-    top = search(network, batches, [stage], k).top[stage]
-    return top.scores, top.indices, top.positions
 
 
 def strongest_channels(peaks: Tensor, count: int = 9) -> list[int]:
@@ -158,8 +147,8 @@ def _concatenate(a: TopActivations, b: TopActivations) -> TopActivations:
     return TopActivations(*(torch.cat(pair, 1) for pair in pairs), a.map_size)
 
 
-def _best(found: TopActivations, k: int) -> TopActivations:
+def _best(candidates: TopActivations, k: int) -> TopActivations:
     """The k columns with the highest scores, channel by channel; the sort is stable, so earlier images win ties."""
-    best = found.scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    columns = (values.gather(1, best) for values in (found.scores, found.indices, found.positions))
-    return TopActivations(*columns, found.map_size)
+    best = candidates.scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    columns = (values.gather(1, best) for values in (candidates.scores, candidates.indices, candidates.positions))
+    return TopActivations(*columns, candidates.map_size)

@@ -1,10 +1,15 @@
-"""An image in square blocks: their order of importance, and images without some of them."""
+"""Images in square blocks: their order of importance, images without some of them, and intervals of what is left."""
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 BLOCKS_ACROSS = 28  # 8x8 pixels each at 224
+RESAMPLES = 2000
+CONFIDENCE = 0.95
 
 
 def block_side(pixels: int) -> int:
@@ -24,8 +29,8 @@ def importance_ranks(importance: Tensor) -> Tensor:
     """
     shuffled = torch.randperm(importance.shape[-1], generator=torch.Generator().manual_seed(0)).to(importance.device)
     order = shuffled[importance[..., shuffled].argsort(dim=-1, descending=True, stable=True)]
-    places = torch.arange(importance.shape[-1], device=importance.device)
-    return torch.empty_like(order).scatter_(-1, order, places.expand_as(order))
+    ranks = torch.arange(importance.shape[-1], device=importance.device)
+    return torch.empty_like(order).scatter_(-1, order, ranks.expand_as(order))
 
 
 def remove_blocks(inputs: Tensor, removed: Tensor, side: int) -> Tensor:
@@ -34,3 +39,23 @@ def remove_blocks(inputs: Tensor, removed: Tensor, side: int) -> Tensor:
     columns = -(-width // side)
     mask = removed.unflatten(1, (-1, columns)).repeat_interleave(side, 1).repeat_interleave(side, 2)
     return inputs.masked_fill(mask[:, None, :height, :width], 0)
+
+
+class Estimate(NamedTuple):
+    """A mean and the ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def estimate(values: Tensor) -> Estimate:
+    """The mean of values (n,) and its percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
+
+    The same n always has the same resamples.
+    """
+    values = values.double().cpu().numpy()
+    count = len(values)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)  # (RESAMPLES, n)
+    low, high = np.quantile(drawn @ values / count, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(values.mean()), float(low), float(high))

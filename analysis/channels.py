@@ -154,7 +154,7 @@ def reconstruct_top_images(
         settings.batch_size,
         images,
     )
-    return {rule: each.unflatten(0, chosen.shape) for rule, each in pictures.items()}
+    return {rule: by_image.unflatten(0, chosen.shape) for rule, by_image in pictures.items()}
 
 
 def inspect_channels(
@@ -171,7 +171,8 @@ def inspect_channels(
         group = channels[first : first + size]
         whole = reconstruct_top_images(inspection, settings, stage, group)
         for n, channel in enumerate(group):
-            yield crop_channel(inspection, settings, stage, channel, {rule: each[n] for rule, each in whole.items()})
+            pictures = {rule: by_channel[n] for rule, by_channel in whole.items()}
+            yield crop_channel(inspection, settings, stage, channel, pictures)
 
 
 def inspect_channel(inspection: Inspection, settings: Settings, stage: str, channel: int) -> ChannelResult:
@@ -184,30 +185,25 @@ def crop_channel(
 ) -> ChannelResult:
     """A channel's result, from its reconstructions: rule -> (k, 3, S, S).
 
-    Each rule's correlation is measured in crops around its own energy.
+    A tile's color scale is its `robust_limit`, or for all tiles of a channel their largest absolute value, as
+    settings.scale says. Each rule's correlation is measured in crops around its own energy.
     """
     side, corners = crop_boxes(list(whole.values()))
     indices = inspection.top_images(inspection.search.top[stage], channel)
-    reconstructions = {rule: crop(each, side, corners) for rule, each in whole.items()}
+    tiles = {rule: crop(pictures, side, corners) for rule, pictures in whole.items()}
+    if settings.scale == "channel":
+        scales = {rule: [cropped.abs().max().item()] * len(cropped) for rule, cropped in tiles.items()}
+    else:
+        scales = {rule: robust_limit(cropped) for rule, cropped in tiles.items()}
     return ChannelResult(
         stage,
         channel,
-        _top_images(inspection, stage, channel, side, corners, tile_scales(reconstructions, settings.scale)),
+        _top_images(inspection, stage, channel, side, corners, scales),
         patches=crop(inspection.resized(inspection.images[indices]), side, corners),
-        reconstructions=reconstructions,
-        correlation={rule: mean_correlation(crop(each, *crop_boxes([each]))) for rule, each in whole.items()},
-        saliency={rule: saliency(each) for rule, each in whole.items()},
+        reconstructions=tiles,
+        correlation={rule: mean_correlation(crop(own, *crop_boxes([own]))) for rule, own in whole.items()},
+        saliency={rule: saliency(pictures) for rule, pictures in whole.items()},
     )
-
-
-def tile_scales(reconstructions: dict[str, Tensor], scale: str) -> dict[str, list[float]]:
-    """rule -> half-width of the color scale of each tile (n, 3, s, s).
-
-    "tile": `robust_limit` of each; "channel": the largest absolute value of all, for every tile.
-    """
-    if scale == "channel":
-        return {rule: [each.abs().max().item()] * len(each) for rule, each in reconstructions.items()}
-    return {rule: robust_limit(each) for rule, each in reconstructions.items()}
 
 
 def robust_limit(tiles: Tensor) -> list[float]:
@@ -228,25 +224,24 @@ def _top_images(
     top = inspection.search.top[stage]
     predictions = inspection.search.logits[top.indices[channel].cpu()].argmax(1)
     inside = units_inside(inspection.network, stage, inspection.metadata.image_size, least=0.0)
-    found = []
+    images = []
     for rank, index in enumerate(inspection.top_images(top, channel).tolist()):
         row, column = divmod(top.positions[channel, rank].item(), top.map_size[1])
         label, predicted, correct = inspection.verdict(index, predictions[rank])
-        top_left = corners[rank]
-        found.append(
-            TopImage(
-                rank=rank + 1,
-                index=index,
-                activation=top.scores[channel, rank].item(),
-                row=row,
-                column=column,
-                label=label,
-                predicted=predicted,
-                correct=correct,
-                file=str(inspection.files[index]) if inspection.files else None,
-                border=not (inside.start <= row < inside.stop and inside.start <= column < inside.stop),
-                crop=(*top_left, top_left[0] + side, top_left[1] + side),
-                scale={rule: limits[rank] for rule, limits in scales.items()},
-            )
+        first_row, first_column = corners[rank]
+        image = TopImage(
+            rank=rank + 1,
+            index=index,
+            activation=top.scores[channel, rank].item(),
+            row=row,
+            column=column,
+            label=label,
+            predicted=predicted,
+            correct=correct,
+            file=str(inspection.files[index]) if inspection.files else None,
+            border=not (inside.start <= row < inside.stop and inside.start <= column < inside.stop),
+            crop=(first_row, first_column, first_row + side, first_column + side),
+            scale={rule: limits[rank] for rule, limits in scales.items()},
         )
-    return tuple(found)
+        images.append(image)
+    return tuple(images)

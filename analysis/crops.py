@@ -35,8 +35,8 @@ def crop_boxes(pictures: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
     height, width = pictures[0].shape[-2:]
     boxes = []
     for rules in zip(*map(bounding_boxes, pictures), strict=True):
-        found = [box for box in rules if box]
-        tops, lefts, bottoms, rights = zip(*found or [(height // 2, width // 2) * 2], strict=True)
+        known = [box for box in rules if box]
+        tops, lefts, bottoms, rights = zip(*known or [(height // 2, width // 2) * 2], strict=True)
         boxes.append((min(tops), min(lefts), max(bottoms), max(rights)))
     side = max(max(bottom - top, right - left) for top, left, bottom, right in boxes)
     side = min(max(side, MIN_CROP_PIXELS), height, width)
@@ -72,7 +72,7 @@ def crop(pictures: Tensor, side: int, corners: list[tuple[int, int]]) -> Tensor:
 def crop_together(images: Tensor, pictures: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Images and their reconstructions by each rule, cropped to the same squares: (N, 3, side, side) each."""
     side, corners = crop_boxes(list(pictures.values()))
-    return crop(images, side, corners), {rule: crop(each, side, corners) for rule, each in pictures.items()}
+    return crop(images, side, corners), {rule: crop(whole, side, corners) for rule, whole in pictures.items()}
 
 
 def mean_correlation(pictures: np.ndarray | Tensor) -> float | None:

@@ -163,8 +163,8 @@ def add_preprocessing(loaded: LoadedNetwork) -> PictureInspection:
                 f"{loaded.checkpoint} has {outputs} outputs, {loaded.source} has {len(train.classes)} classes: "
                 "pass --data with the data it was trained on"
             )
-        order = "" if inspection.source in sources.DATASETS else ", the folders in alphabetical order"
-        print(f"note: {inspection.checkpoint} names no classes: those of {inspection.source} are taken{order}")
+        order = "" if loaded.source in sources.DATASETS else ", the folders in alphabetical order"
+        print(f"note: {loaded.checkpoint} names no classes: those of {loaded.source} are taken{order}")
         mean, std = train.mean_and_std()
         metadata = replace(metadata, classes=tuple(train.classes), mean=tuple(mean), std=tuple(std))
     preprocess = Preprocess(metadata.image_size, metadata.mean, metadata.std, loaded.device)

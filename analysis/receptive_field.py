@@ -1,10 +1,12 @@
-"""Which part of the image a unit sees."""
+"""Which part of the image a unit sees, and images cropped to it."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from analysis.blocks import block_side
 from network import STAGES, ResNet18
 
 LEAST_INSIDE = 0.25  # share of a stage's units that must see no padding for the others to be left out
@@ -54,3 +56,81 @@ def units_inside(network: ResNet18, stage: str, image_size: int, least: float = 
 def searched_units(network: ResNet18, stages: Iterable[str], image_size: int, border: bool) -> dict[str, slice | None]:
     """What `search` takes as `inside`: `units_inside` of each stage, or all units if `border`."""
     return {stage: None if border else units_inside(network, stage, image_size) for stage in stages}
+
+
+@dataclass(frozen=True)
+class Units:
+    """One unit of `stage` in each of N images.
+
+    inputs    (N, 3, H, W) normalised images
+    channels  (N,) int64
+    cells     (N, 2) int64: row and column in the feature map
+    corners   (N, 2) int64: top and left of the receptive field in pixels; may lie outside the image
+    size      of the receptive field in pixels
+    block     side of a block in pixels: about 28x28 blocks in the part of the receptive field that is in the image
+    """
+
+    stage: str
+    inputs: Tensor
+    channels: Tensor
+    cells: Tensor
+    corners: Tensor
+    size: int
+    block: int
+
+    @property
+    def centers(self) -> Tensor:
+        """(N, 2) float: the middle of each receptive field in pixels, where a pixel's own middle is a whole number."""
+        return self.corners + (self.size - 1) / 2
+
+
+def locate_units(network: ResNet18, stage: str, inputs: Tensor, channels: Tensor, positions: Tensor) -> Units:
+    """The units at these positions, row * w + column, in the feature maps of (N, 3, H, W) images; (N,) int64 each."""
+    field = receptive_field(network, stage)
+    columns = -(-inputs.shape[-1] // field.stride)
+    cells = torch.stack([positions // columns, positions % columns], 1)
+    corners = cells * field.stride - field.offset
+    block = block_side(min(field.size, *inputs.shape[-2:]))
+    return Units(stage, inputs, channels, cells, corners, field.size, block)
+
+
+def crop_to_receptive_field(
+    network: ResNet18, units: Units, maps: Mapping[str, Tensor]
+) -> Iterator[tuple[Tensor, Units, dict[str, Tensor]]]:
+    """The same units in images cropped to what they see, in groups whose crops are equally large.
+
+    Yields which units a group has, (n,) int64; the units in the crops; and maps (N, H, W), cropped alike. The
+    activations are equal: a crop ends where a unit sees no further or the image ends, and it begins at a multiple of
+    the stage's stride, so that the layers' grids stay where they are.
+    """
+    stride, size = receptive_field(network, units.stage).stride, units.inputs.shape[-2:]
+    first = (units.corners // stride * stride).clamp(min=0)  # (N, 2)
+    lengths = (units.corners + units.size).minimum(torch.tensor(size, device=first.device)) - first
+    for height, width in lengths.unique(dim=0).tolist():
+        members = ((lengths[:, 0] == height) & (lengths[:, 1] == width)).nonzero().flatten()
+        rows, columns = (
+            first[members, axis, None] + torch.arange(length, device=first.device)
+            for axis, length in enumerate((height, width))
+        )
+        pixels = members[:, None, None], rows[:, :, None], columns[:, None, :]
+        yield (
+            members,
+            replace(
+                units,
+                inputs=units.inputs.movedim(1, -1)[pixels].movedim(-1, 1),
+                channels=units.channels[members],
+                cells=units.cells[members] - first[members] // stride,
+                corners=units.corners[members] - first[members],
+            ),
+            {name: whole[pixels] for name, whole in maps.items()},
+        )
+
+
+def blocks_seen(units: Units) -> Tensor:
+    """(N, n) bool: the blocks of each image that its unit's receptive field touches."""
+    seen = []
+    for axis, length in enumerate(units.inputs.shape[-2:]):
+        first = torch.arange(0, length, units.block, device=units.corners.device)
+        corner = units.corners[:, axis, None]
+        seen.append((first + units.block > corner) & (first < corner + units.size))
+    return (seen[0][:, :, None] & seen[1][:, None, :]).flatten(1)

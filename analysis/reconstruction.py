@@ -60,7 +60,7 @@ def reconstruct(
                 pictures[name][part] = mirror(signal, stage, shared).cpu()
                 progress.update(len(part))
     progress.close()
-    return {name: check_finite(each, f"reconstructions by {name}") for name, each in pictures.items()}
+    return {name: check_finite(by_image, f"reconstructions by {name}") for name, by_image in pictures.items()}
 
 
 @torch.inference_mode()

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from analysis.blocks import block_means, block_side
-from analysis.bootstrap import estimate
-from analysis.faithfulness import METHODS, block_ranks, class_curves, spread_images
-from analysis.faithfulness_table import class_scores
+
+from analysis.blocks import block_means, block_side, estimate
+from analysis.importance import METHODS
 from analysis.inspection import Inspection, add_preprocessing, add_test_images, load_inspection
 from dataset import sources
 from dataset.shapes import draw_shapes
+from figures.faithfulness import block_ranks, class_curves, class_scores, spread_images
 from runtime.checkpoint import SHIPPED, CheckpointError, atomic_file
 from runtime.command_line import ArgumentParser, number, one_line_errors
 
@@ -79,15 +79,18 @@ def main(argv=None):
         inspection = add_test_images(add_preprocessing(loaded))
         images = spread_images(inspection, args.images)
         curves = class_curves(inspection, images, batch_size=args.batch_size)
-    scores = class_scores(curves)
-    report = {"images": len(images), "scores": {name: vars(found.score) for name, found in scores.items()}}
-    print(f"{len(images):,} images, blocks of {curves.block}x{curves.block} pixels\n")
+    scores, block = class_scores(curves), block_side(inspection.metadata.image_size)
+    numbers = {name: {key: score[of] for key, of in (("mean", "score"), ("low", "low"), ("high", "high"))}
+               for name, score in scores.items()}  # fmt: skip
+    report = {"images": len(images), "scores": numbers}
+    print(f"{len(images):,} images, blocks of {block}x{block} pixels\n")
     print("| method | score (95 % interval) | beyond the random map |\n|---|---|---|")
-    for name, found in scores.items():
-        cells = (f"{each.mean:.3f} ({each.low:.3f} to {each.high:.3f})" for each in (found.score, found.over_random))
+    for name, score in numbers.items():
+        cells = ("{mean:.3f} ({low:.3f} to {high:.3f})".format(**each) for each in (score, scores[name]["over_random"]))
         print(f"| {name} | {' | '.join(cells)} |")
     if len(images) > DRAWN:
-        report["coverage"] = {name: coverage(curves.scores(name)) for name in METHODS}
+        by_image = (curves[:, :, 1] - curves[:, :, 0]).mean(2)  # (N, M)
+        report["coverage"] = {name: coverage(by_image[:, n]) for n, name in enumerate(METHODS)}
         print(f"\nintervals of {DRAWN} images that cover the mean of all, of {DRAWS}: {report['coverage']}")
     if inspection.source == "shapes":
         shares, size = shares_on_object(inspection, images, torch.from_numpy(draw_shapes("test")[2])[images])

@@ -27,7 +27,7 @@ TRIALS = {
     "learning rate 0.1": ["--lr", "0.1"],
     "weight decay 1e-4": ["--weight-decay", "1e-4"],
     "weight decay 1e-3": ["--weight-decay", "1e-3"],
-    "no weight decay on biases and batch norms": ["--no-norm-decay"],
+    "weight decay on biases and batch norms": ["--norm-decay"],
     "label smoothing 0.1": ["--label-smoothing", "0.1"],
     "cutout 8": ["--cutout", "8"],
     "no shift": ["--shift", "0"],

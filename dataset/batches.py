@@ -16,8 +16,8 @@ from dataset.placement import HostImages, batches_of
 from dataset.preprocess import Preprocess
 
 FLIPS = ("random", "alternate", "none")
-# columns of a plan: index of the image, offset of the crop in pixels, flip (0 or 1), centre of the cutout; then, with
-# `scale_crop`, those of a box (dataset/boxes.py)
+# columns of a row: index of the image, offset of the crop in pixels, flip (0 or 1), centre of the cutout; then, with
+# `scale_crop`, those of a box (dataset/boxes.py); with `cutmix`, the same columns of the partner and those of a box
 COLUMNS = ("image", "down", "right", "flip", "cutout_row", "cutout_column")
 BOXES_AT_A_TIME = 2**16  # drawn; their random words take 12 MB
 
@@ -33,12 +33,15 @@ class Augmentation:
                 arXiv:1708.04552)
     scale_crop  instead of the translation: a random box of at least this share of the area, resized to the network's
                 input (dataset/boxes.py); the cutout is then as large in the result; None disables it
+    cutmix      probability that a batch's images get a box of their partners, each its neighbor in the batch, whose
+                order is random (`boxes.draw_cutmix_boxes`); not with scale_crop, whose results share no pixel grid
     """
 
     shift: int = 4
     flip: str = "random"
     cutout: int = 0
     scale_crop: float | None = None
+    cutmix: float = 0.0
 
 
 class Batches:
@@ -49,18 +52,11 @@ class Batches:
     preprocess    turns augmented images into the network's input
     batch_size    images per iteration, at most N
     seed          seed of order and augmentation
-    augmentation  random shift or box, flip and cutout
+    augmentation  random shift or box, flip, cutout and CutMix
     """
 
-    def __init__(
-        self,
-        images: Tensor | HostImages,
-        labels: Tensor,
-        preprocess: Preprocess,
-        batch_size: int,
-        seed: int,
-        augmentation: Augmentation = Augmentation(),
-    ):
+    def __init__(self, images: Tensor | HostImages, labels: Tensor, preprocess: Preprocess, batch_size: int,
+                 seed: int, augmentation: Augmentation = Augmentation()):  # fmt: skip
         self.images, self.labels, self.preprocess, self.device = images, labels, preprocess, labels.device
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
         self.mean_color = preprocess.mean_color.round().to(torch.uint8)
@@ -70,7 +66,7 @@ class Batches:
         """Source rows and columns of every crop, and hidden ones of every cutout: a batch only looks them up."""
         _, channels, height, width = self.images.shape
         device, shift, cutout = self.device, self.augmentation.shift, self.augmentation.cutout
-        y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+        self._y, self._x = y, x = torch.arange(height, device=device), torch.arange(width, device=device)
         # in the order 0, ..., shift, -shift, ..., -1, so that negative offsets count from the end
         offsets = torch.cat([torch.arange(shift + 1, device=device), torch.arange(-shift, 0, device=device)])[:, None]
         self._channels = torch.arange(channels, device=device)[:, None, None]
@@ -81,17 +77,17 @@ class Batches:
             self._hidden_y = (y - y[:, None] + cutout // 2) // cutout == 0  # (H, H): by centre
             self._hidden_x = (x - x[:, None] + cutout // 2) // cutout == 0
             size = self.preprocess.image_size
-            place = 2 * torch.arange(size, device=device) + 1
-            self._shown_y, self._shown_x = place * height // (2 * size), place * width // (2 * size)  # by result
+            middle = 2 * torch.arange(size, device=device) + 1  # of each pixel of the result, in half pixels
+            self._shown_y, self._shown_x = middle * height // (2 * size), middle * width // (2 * size)
 
     def __len__(self) -> int:
         """Iterations per epoch."""
         return len(self.images) // self.batch_size
 
-    def plan(self, epoch: int) -> Tensor:
+    def rows(self, epoch: int) -> Tensor:
         """All batches of an epoch (counted from 0): (iterations, batch_size, columns) int64 on the device; see COLUMNS.
 
-        There are six columns, or ten with `scale_crop`.
+        There are six columns, ten with `scale_crop`, 16 with `cutmix`.
         """
         order = epoch_order(len(self.images), self.seed, epoch)[: len(self) * self.batch_size]
         words = random_words(self.seed, epoch * len(self), len(self), self.batch_size * 5)
@@ -109,52 +105,78 @@ class Batches:
             (cutout_row % height).astype(np.int64),
             (cutout_column % width).astype(np.int64),
         ]
-        plan = np.stack(columns, -1)
+        rows = np.stack(columns, -1)
         if self.augmentation.scale_crop is not None:
-            plan = np.concatenate([plan, self._draw_boxes(epoch)], -1)
-        return torch.from_numpy(plan).to(self.device)
+            rows = np.concatenate([rows, self._draw_boxes(epoch)], -1)
+        if self.augmentation.cutmix:
+            words = random_words(self.seed, epoch * len(self), len(self), boxes.CUTMIX_WORDS, stream=4)
+            box = boxes.draw_cutmix_boxes(words, height, width, self.augmentation.cutmix)[:, None]
+            # every row has its partner's columns, so that a process's shard needs no rows of the others
+            rows = np.concatenate([rows, np.roll(rows, 1, 1), np.repeat(box, self.batch_size, 1)], -1)
+        return torch.from_numpy(rows).to(self.device)
 
     def _draw_boxes(self, epoch: int) -> np.ndarray:
         """The boxes of an epoch: (iterations, batch_size, 4) int64; a part of the epoch at a time, to save memory."""
-        found, (height, width) = np.empty((len(self), self.batch_size, 4), np.int64), self.images.shape[2:]
+        drawn, (height, width) = [], self.images.shape[2:]
         for start in range(0, len(self), part := max(1, BOXES_AT_A_TIME // self.batch_size)):
             steps = min(part, len(self) - start)
-            each = self.batch_size * boxes.WORDS
-            words = random_words(self.seed, epoch * len(self) + start, steps, each, stream=3)
+            words = random_words(self.seed, epoch * len(self) + start, steps, self.batch_size * boxes.WORDS, stream=3)
             words = words.reshape(steps, self.batch_size, boxes.WORDS)
-            found[start : start + steps] = boxes.draw_boxes(words, height, width, self.augmentation.scale_crop)
-        return found
+            drawn.append(boxes.draw_boxes(words, height, width, self.augmentation.scale_crop))
+        return np.concatenate(drawn)
 
     def iterate(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The arguments of a call for each iteration of a plan (iterations, B, columns).
+        """The arguments of a call for each iteration: its row of `rows` (iterations, B, columns), and its images.
 
-        Images on the host are gathered one iteration ahead.
+        Images on the host are gathered one iteration ahead, with `cutmix` followed by those of the partners.
         """
         if isinstance(self.images, Tensor):
             yield from ((row, None) for row in rows)
         else:
-            yield from zip(rows, batches_of(self.images, rows[..., 0].cpu(), self.device), strict=True)
+            index = rows[..., 0:7:6].transpose(1, 2).flatten(1) if self.augmentation.cutmix else rows[..., 0]
+            yield from zip(rows, batches_of(self.images, index.cpu(), self.device), strict=True)
 
     def crop(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Rows (B, 6) of a plan -> shifted, flipped images (B, 3, H, W) uint8 and labels (B,) int64.
+        """Rows (B, 6) -> shifted, flipped images (B, 3, H, W) uint8 and labels (B,) int64.
 
         stored: the images of these rows (B, 3, H, W) uint8 on the device; needed if all images are on the host
         """
         image, down, right, flip, cutout_row, cutout_column = rows.unbind(1)
         y, x = self._source_y[down], self._source_x[flip, right]  # (B, H), (B, W)
-        source, place = (
-            (self.images, image) if stored is None else (stored, torch.arange(len(rows), device=self.device))
-        )
-        images = source[place[:, None, None, None], self._channels, y[:, None, :, None], x[:, None, None, :]]
+        if stored is None:
+            stored, index = self.images, image
+        else:
+            index = torch.arange(len(rows), device=self.device)
+        images = stored[index[:, None, None, None], self._channels, y[:, None, :, None], x[:, None, None, :]]
         if self.augmentation.cutout:
             hidden_y, hidden_x = self._hidden_y[cutout_row], self._hidden_x[cutout_column]
             images = torch.where(hidden_y[:, None, :, None] & hidden_x[:, None, None, :], self.mean_color, images)
         return images, self.labels[image]
 
-    def __call__(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What `iterate` yields -> the network's input (B, 3, S, S) float32, and labels (B,) int64."""
+    def mix(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`crop` for rows (B, 16) with CutMix: images, their labels (B,), the partners' (B,), and the images' share ().
+
+        Outside the box, pixels are those of `crop`. The share, in 0..1, is exact: it is that of the clipped box.
+        """
+        n = len(COLUMNS)
+        images, labels = self.crop(torch.cat([rows[:, :n], rows[:, n : 2 * n]]), stored)
+        (images, partners), (labels, partner_labels) = images.chunk(2), labels.chunk(2)
+        top, left, height, width = rows[:, 2 * n :, None].unbind(1)  # (B, 1)
+        inside_y = (self._y >= top) & (self._y < top + height)  # (B, H)
+        inside_x = (self._x >= left) & (self._x < left + width)  # (B, W)
+        images = torch.where(inside_y[:, None, :, None] & inside_x[:, None, None, :], partners, images)
+        return images, labels, partner_labels, 1 - (height * width)[0, 0] / (len(self._y) * len(self._x))
+
+    def __call__(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, ...]:
+        """What `iterate` yields -> the network's input (B, 3, S, S) float32, and labels (B,) int64.
+
+        With `cutmix`, the partners' labels (B,) and the share () of the first labels follow.
+        """
         if self.augmentation.scale_crop is not None:
             return self.scale_crop(rows, stored)
+        if self.augmentation.cutmix:
+            images, *labels = self.mix(rows, stored)
+            return self.preprocess(images), *labels
         images, labels = self.crop(rows, stored)
         return self.preprocess(images), labels
 
@@ -180,15 +202,15 @@ def first_flips(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng((2, seed)).integers(0, 2, count)
 
 
-def random_words(seed: int, step: int, steps: int, each: int, stream: int = 1) -> np.ndarray:
-    """`each` random words for each of `steps` iterations, starting at `step`: (steps, each) uint64.
+def random_words(seed: int, step: int, steps: int, count: int, stream: int = 1) -> np.ndarray:
+    """`count` random words for each of `steps` iterations, starting at `step`: (steps, count) uint64.
 
     An iteration's words depend only on (seed, step) and the stream: Philox (Salmon et al. 2011) is a counter-based
     generator that yields four words per count.
     """
-    counts = -(-each // 4)  # rounded up
-    philox = np.random.Philox(np.random.SeedSequence((stream, seed))).advance(step * counts)
-    return philox.random_raw(steps * counts * 4).reshape(steps, counts * 4)[:, :each]
+    blocks = -(-count // 4)  # rounded up
+    philox = np.random.Philox(np.random.SeedSequence((stream, seed))).advance(step * blocks)
+    return philox.random_raw(steps * blocks * 4).reshape(steps, blocks * 4)[:, :count]
 
 
 def reflect_index(index: Tensor, size: int) -> Tensor:

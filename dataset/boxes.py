@@ -1,6 +1,6 @@
-"""Random boxes of an image, resized to the network's input: torchvision's RandomResizedCrop for a whole batch.
+"""Random boxes of images: those of torchvision's RandomResizedCrop, resized to the network's input, and CutMix's.
 
-(Szegedy et al. 2015, arXiv:1409.4842, section 6.)
+(Szegedy et al. 2015, arXiv:1409.4842, section 6; Yun et al. 2019, arXiv:1905.04899.)
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 ASPECTS = (3 / 4, 4 / 3)  # width to height
 TRIES = 10
 WORDS = 2 * TRIES + 2  # random words that a box takes
+CUTMIX_WORDS = 4
 COLUMNS = ("top", "left", "height", "width")  # of a box, in pixels
 
 
@@ -33,6 +34,22 @@ def draw_boxes(words: np.ndarray, height: int, width: int, least: float) -> np.n
     top = np.where(any_fits, down % (height - h + 1), (height - h) // 2)
     left = np.where(any_fits, right % (width - w + 1), (width - w) // 2)
     return np.stack([top, left, h, w], -1)
+
+
+def draw_cutmix_boxes(words: np.ndarray, height: int, width: int, probability: float) -> np.ndarray:
+    """The box of each batch of height x width images that CutMix fills from other images: (..., 4) int64.
+
+    words: random (..., CUTMIX_WORDS) uint64; see COLUMNS for the result. The share of the area left is uniform, as
+    Beta(1, 1) is, and so is the box's centre; the box is clipped at the border (Yun et al. 2019, section 3.2, and its
+    code). It is empty with probability 1 - `probability`.
+    """
+    uniform = (words[..., :2] >> np.uint64(11)) * 2.0**-53  # in 0..1
+    sides, edges = np.sqrt(1 - uniform[..., 1]), []
+    for size, word in ((height, words[..., 2]), (width, words[..., 3])):
+        center, half = (word % size).astype(np.int64), (size * sides).astype(np.int64) // 2
+        edges.append(((center - half).clip(0), (center + half).clip(max=size)))
+    (top, bottom), (left, right) = edges
+    return np.stack([top, left, bottom - top, right - left], -1) * (uniform[..., :1] < probability)
 
 
 def resize_boxes(images: Tensor, boxes: Tensor, flip: Tensor, image_size: int) -> Tensor:

@@ -1,27 +1,35 @@
-"""How far the network agrees with importance maps: of a class, and of the strongest units of channels."""
+"""How far the network agrees with importance maps of a class, and with reconstructions of channels' strongest units.
 
-from collections.abc import Iterator, Sequence
+By class, the deletion test of Samek et al. 2017 (arXiv:1509.06321), in both orders: the most important blocks first,
+and the least important ones first. A removed block has the training data's mean color. By channel: unit_faithfulness.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
+from tqdm import tqdm
 
-from analysis.bootstrap import Estimate, estimate
+from analysis.activations import check_finite
+from analysis.blocks import block_means, block_side, estimate, importance_ranks, remove_blocks
 from analysis.channels import chosen_channels
-from analysis.faithfulness import STEPS, class_curves, spread_images
-from analysis.faithfulness_table import ClassScore, class_scores, json_content
-from analysis.inspection import Inspection
+from analysis.importance import METHODS, ImportanceBatch
+from analysis.inspection import Inspection, spread
+from analysis.receptive_field import receptive_field
 from analysis.settings import Settings
-from analysis.unit_faithfulness import METHODS, TURNED, ChannelShares, channel_shares
-from analysis.unit_shares import CHANGES
+from figures import unit_faithfulness
 from figures.registry import register
-from figures.style import RULE_STYLE, WIDTH_INCHES, axes_at, format_two_digits, styled, text_at, unpooling_note
-from network import STAGES
+from figures.style import WIDTH_INCHES, axes_at, format_two_digits, styled, text_at, unpooling_note
+from network import STAGES, ResNet18
+from runtime.device import bf16_if_native
 
+STEPS = 10
 BASELINES = ("Sobel edges", "random")  # do not use the network
 MOST_CHANNELS = 9  # per stage
-TENTH_REMOVED, TENTH_KEPT = CHANGES.index(("removed", 0.1)), CHANGES.index(("kept", 0.1))
 COLUMNS = 4
 # In inches: above the curves; left of them; a panel; between panels
 TOP, LEFT, WIDTH, HEIGHT, GAP_ACROSS, GAP_DOWN = 0.84, 0.46, 1.52, 0.95, 0.12, 0.36
@@ -30,12 +38,126 @@ DOTS_TOP, DOTS_LEFT, DOTS_ROW, DOTS_GAP, TICKS = 1.2, 1.0, 0.14, 0.16, 0.38
 MOST_COLOR, LEAST_COLOR = "#b2182b", "#2166ac"
 
 
+def spread_images(inspection: Inspection, count: int | None = None) -> Tensor:
+    """(n,) int64: `count` images, evenly spread over the test split.
+
+    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, from 2 to 20.
+    """
+    total = len(inspection.images)
+    searched = total if inspection.searched is None else len(inspection.searched)
+    default = min(20, max(2, searched // 20)) if inspection.device.type == "cpu" else 1000
+    count = min(count or default, total)
+    return spread(count, total)
+
+
+@torch.inference_mode()
+def class_curves(
+    inspection: Inspection,
+    images: Tensor,
+    unpool: str = "sum",
+    batch_size: int = 24,
+    methods: Sequence[str] = tuple(METHODS),
+) -> Tensor:
+    """`remaining_probability` for test images (N,) int64: (N, len(methods), 2, STEPS), on the CPU.
+
+    batch_size: images per forward pass. Raises CheckpointError when a result is not finite.
+    """
+    side, curves = block_side(inspection.metadata.image_size), []
+    total = len(images) * len(methods) * 2 * (STEPS - 1)
+    with tqdm(total=total, desc="faithfulness", unit="images", leave=False, disable=None) as progress:
+        for batch_images in images.split(batch_size):
+            inputs, classes, ranks = block_ranks(inspection, batch_images, unpool, methods)
+            with bf16_if_native(inspection.device):
+                left = remaining_probability(
+                    inspection.network, inputs, classes, ranks, side, batch_size, progress.update
+                )
+            curves.append(check_finite(left.cpu(), "probabilities"))
+    return torch.cat(curves)
+
+
+@torch.inference_mode()
+def block_ranks(
+    inspection: Inspection, images: Tensor, unpool: str = "sum", methods: Sequence[str] = tuple(METHODS)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For images of the test split, (N,) int64: the network's input, the predicted classes, and the blocks' ranks.
+
+    Returns (N, 3, H, W), (N,) and (N, len(methods), n) as of `importance_ranks`, on the network's device.
+    """
+    side, stored = block_side(inspection.metadata.image_size), inspection.images[images]
+    batch = ImportanceBatch(
+        inspection.network, inspection.resized(stored), inspection.inputs(stored), seeds=images, unpool=unpool
+    )
+    maps = (METHODS[name](batch).to(batch.inputs.device) for name in methods)
+    return batch.inputs, batch.classes, torch.stack([importance_ranks(block_means(each, side)) for each in maps], 1)
+
+
+def remaining_probability(
+    network: ResNet18,
+    inputs: Tensor,
+    classes: Tensor,
+    ranks: Tensor,
+    side: int,
+    batch_size: int = 24,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Tensor:
+    """The probability of classes[n] as blocks are removed, relative to the whole image's: (N, M, 2, STEPS).
+
+    inputs   (N, 3, H, W) normalised images
+    ranks    (N, M, n) int64: of the blocks by M methods, as `importance_ranks` returns them
+    side     of a block in pixels
+    advance  called with the number of images after each forward pass
+
+    The third axis: most important blocks first, least important ones first. After step k of STEPS, k * n // STEPS of
+    the n blocks are removed. All methods and steps share the batches.
+    """
+
+    def probability(images: Tensor) -> Tensor:
+        return network(images).to(inputs.dtype).softmax(1)
+
+    count, methods, blocks = ranks.shape
+    left = inputs.new_empty(count, methods, 2, STEPS)
+    cases = torch.cartesian_prod(*map(torch.arange, (count, methods, 2, STEPS - 1))).to(inputs.device)
+    for batch in cases.split(batch_size):
+        image, method, order, step = batch.T
+        removed = ((step + 1) * blocks // STEPS)[:, None]
+        rank = ranks[image, method]
+        is_removed = torch.where(order[:, None] == 0, rank < removed, rank >= blocks - removed)
+        probabilities = probability(remove_blocks(inputs[image], is_removed, side))
+        left[image, method, order, step] = probabilities.gather(1, classes[image, None])[:, 0]
+        advance(len(batch))
+    nothing = probability(torch.zeros_like(inputs[:1]))  # the last step removes every block
+    left[..., -1] = nothing[0, classes][:, None, None]
+    whole = probability(inputs).gather(1, classes[:, None])
+    return left / whole[:, :, None, None]
+
+
+def class_scores(curves: Tensor, methods: Sequence[str] = tuple(METHODS)) -> dict[str, dict]:
+    """method -> its part of faithfulness.json, the highest score first. curves: as of `class_curves`.
+
+    The score is the mean over the steps of the two curves' difference, least minus most important blocks first: 0 for
+    chance, higher is better; with the mean and the interval over the images. `over_random`: its difference to that of
+    the random map, image by image.
+    """
+    most, least = curves.unbind(2)  # (N, M, STEPS)
+    scores = (least - most).mean(2)
+    random = scores[:, methods.index("random")]
+    content = {}
+    for n, name in enumerate(methods):
+        score = estimate(scores[:, n])
+        content[name] = {
+            "score": score.mean,
+            "low": score.low,
+            "high": score.high,
+            "over_random": estimate(scores[:, n] - random)._asdict(),
+            "most": most[:, n].double().mean(0).tolist(),
+            "least": least[:, n].double().mean(0).tolist(),
+        }
+    return dict(sorted(content.items(), key=lambda item: -item[1]["score"]))
+
+
 def scores_in_words(content: dict) -> str:
     """The scores of faithfulness.json, a sentence for the report."""
-    scores = (
-        f"{name} {format_estimate(Estimate(found['score'], found['low'], found['high']))}"
-        for name, found in content["methods"].items()
-    )
+    scores = (f"{name} {format_score(numbers)}" for name, numbers in content["methods"].items())
     return f"Score by class, with its 95 % interval: {'; '.join(scores)}."
 
 
@@ -50,32 +172,47 @@ def scores_in_words(content: dict) -> str:
 )
 def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of faithfulness.json."""
-    images = spread_images(inspection, settings.score_images)
+    network, image_size = inspection.network, inspection.metadata.image_size
+    images, block = spread_images(inspection, settings.score_images), block_side(image_size)
     curves = class_curves(inspection, images, settings.unpool, settings.batch_size)
-    scores = class_scores(curves)
-    stages = []
+    stages, titles = {}, {}
     for stage in (stage for stage in STAGES if stage in inspection.search.top):
-        channels = chosen_channels(settings, inspection.search, stage)[:MOST_CHANNELS]
-        if found := channel_shares(inspection, settings, stage, channels, max(1, len(images) // MOST_CHANNELS)):
-            stages.append(found)
-    note = f"blocks of {curves.block}x{curves.block} px{unpooling_note(settings.unpool)}"
+        asked = chosen_channels(settings, inspection.search, stage)[:MOST_CHANNELS]
+        units = max(1, len(images) // MOST_CHANNELS)
+        channels, shares = unit_faithfulness.channel_shares(inspection, settings, stage, asked, units)
+        if channels:
+            side = block_side(min(receptive_field(network, stage).size, image_size))
+            stages[stage] = unit_faithfulness.stage_content(channels, shares)
+            titles[stage] = f"{stage}, {len(channels)} channels\n{side}x{side} px a block"
+    content = {
+        "images": images.tolist(),
+        "block": block,
+        "steps": STEPS,
+        "methods": class_scores(curves),
+        "channels": stages,
+    }
+    note = f"blocks of {block}x{block} px{unpooling_note(settings.unpool)}"
     title = f"What removing blocks does to the predicted class: {len(images):,} test images, {note}"
-    yield Path("faithfulness"), faithfulness_figure(scores, title, stages)
-    yield Path("faithfulness"), json_content(curves, scores, stages)
+    yield Path("faithfulness"), faithfulness_figure(content, title, titles)
+    yield Path("faithfulness"), content
 
 
-def format_estimate(found: Estimate) -> str:
+def format_score(numbers: dict) -> str:
     """0.34 (0.30 to 0.38)."""
-    mean, low, high = map(format_two_digits, (found.mean, found.low, found.high))
+    mean, low, high = (format_two_digits(numbers[name]) for name in ("score", "low", "high"))
     return f"{mean} ({low} to {high})"
 
 
 @styled
-def faithfulness_figure(scores: dict[str, ClassScore], title: str, stages: Sequence[ChannelShares]) -> Figure:
-    """Above, a panel of curves per method for the class; below, a panel of dots per stage for the channels."""
+def faithfulness_figure(content: dict, title: str, stage_titles: dict[str, str]) -> Figure:
+    """Above, a panel of curves per method for the class; below, a panel of dots per stage for the channels.
+
+    content: of faithfulness.json
+    """
+    scores, stages = content["methods"], content["channels"]
     rows = -(-len(scores) // COLUMNS)
     curves = TOP + rows * (HEIGHT + GAP_DOWN) - GAP_DOWN
-    dots = len(METHODS) * DOTS_ROW
+    dots = len(unit_faithfulness.METHODS) * DOTS_ROW
     figure = Figure((WIDTH_INCHES, curves + DOTS_TOP + dots + TICKS))
     text_at(figure, WIDTH_INCHES / 2, 0.13, title, fontsize=8)
     note = (
@@ -93,42 +230,39 @@ def faithfulness_figure(scores: dict[str, ClassScore], title: str, stages: Seque
     )
     text_at(figure, WIDTH_INCHES / 2, curves + 0.77, note, fontsize=7)
     width = (WIDTH_INCHES - DOTS_LEFT - 0.08) / len(stages) - DOTS_GAP if stages else 0
-    tenths = [TENTH_REMOVED, TENTH_KEPT]
-    shares = [each[:, tenth] for found in stages for each in found.shares.values() for tenth in tenths]
-    highest = max([1, *(estimate(each).high for each in shares)])
-    for n, found in enumerate(stages):
+    tenths = [numbers[kind]["0.1"]["high"] for methods in stages.values() for numbers in methods.values()
+              for kind in ("removed", "kept")]  # fmt: skip
+    for n, stage in enumerate(stages):
         axes = axes_at(figure, DOTS_LEFT + n * (width + DOTS_GAP), curves + DOTS_TOP, width, dots)
-        draw_dots(axes, found, highest)
+        unit_faithfulness.draw_dots(axes, stages[stage], stage_titles[stage], highest=max([1, *tenths]))
         axes.tick_params(labelleft=n == 0)
     return figure
 
 
-def draw_classes(figure: Figure, scores: dict[str, ClassScore], rows: int) -> None:
+def draw_classes(figure: Figure, scores: dict[str, dict], rows: int) -> None:
     """A panel per method: the probability left, most and least important blocks first, and the score between them."""
-    highest = max([1.05, *(value for found in scores.values() for value in (*found.most, *found.least))])
-    for n, (name, found) in enumerate(scores.items()):
+    highest = max([1.05, *(value for numbers in scores.values() for value in (*numbers["most"], *numbers["least"]))])
+    for n, (name, numbers) in enumerate(scores.items()):
         row, column = divmod(n, COLUMNS)
         left, top = LEFT + column * (WIDTH + GAP_ACROSS), TOP + row * (HEIGHT + GAP_DOWN)
         axes = axes_at(figure, left, top, WIDTH, HEIGHT)
-        draw_curves(axes, found, highest)
+        draw_curves(axes, numbers["most"], numbers["least"], highest)
         baseline = " (baseline)" if name in BASELINES else ""
-        axes.set_title(f"{name}{baseline}\n{format_estimate(found.score)}", fontsize=7, pad=3)
+        axes.set_title(f"{name}{baseline}\n{format_score(numbers)}", fontsize=7, pad=3)
         axes.tick_params(labelleft=column == 0, labelbottom=row == rows - 1)
         if column == 0:
             axes.set_ylabel("relative probability")
         if row == rows - 1:
             axes.set_xlabel("blocks removed (%)", labelpad=1)
-    if scores:
-        middle = 0.5, 1 - 0.47 / figure.get_size_inches()[1]
-        lines = axes.get_lines()
-        figure.legend(lines, [each.get_label() for each in lines], loc="center", bbox_to_anchor=middle, ncols=2,
-                      frameon=False, borderpad=0, fontsize=7)  # fmt: skip
+    middle = 0.5, 1 - 0.47 / figure.get_size_inches()[1]
+    figure.legend(*axes.get_legend_handles_labels(), loc="center", bbox_to_anchor=middle, ncols=2, frameon=False,
+                  borderpad=0, fontsize=7)  # fmt: skip
 
 
-def draw_curves(axes: Axes, found: ClassScore, highest: float) -> None:
+def draw_curves(axes: Axes, most: Sequence[float], least: Sequence[float], highest: float) -> None:
     """Both curves from the whole image on, with the area between them."""
     removed = np.arange(STEPS + 1) * 100 / STEPS
-    most, least = [1, *found.most], [1, *found.least]
+    most, least = [1, *most], [1, *least]
     axes.fill_between(removed, most, least, color="0.9", linewidth=0)
     axes.plot(removed, least, color=LEAST_COLOR, marker="s", markersize=2, linewidth=1, label="least important first")
     axes.plot(removed, most, color=MOST_COLOR, marker="o", markersize=2, linewidth=1, label="most important first")
@@ -136,26 +270,3 @@ def draw_curves(axes: Axes, found: ClassScore, highest: float) -> None:
     axes.set_xticks(range(0, 100, 20))
     axes.set_ylim(0, highest)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def draw_dots(axes: Axes, found: ChannelShares, highest: float) -> None:
-    """A row per method: what is left without the most important tenth (hollow), and with nothing else (filled)."""
-    rule_of = dict.fromkeys(TURNED) | {turned: rule for rule, turned in TURNED.items()}
-    for row, name in enumerate(METHODS):
-        rule = name if name in TURNED else rule_of.get(name)
-        color = RULE_STYLE[rule][0] if rule else "0.25"
-        for change, face in ((TENTH_REMOVED, "white"), (TENTH_KEPT, color)):
-            left = estimate(found.shares[name][:, change])
-            axes.plot([left.low, left.high], [row, row], color=color, linewidth=0.8, solid_capstyle="butt")
-            axes.plot(left.mean, row, "o", color=color, markerfacecolor=face, markersize=3.5, markeredgewidth=0.8,
-                      clip_on=False)  # fmt: skip
-    axes.set_yticks(range(len(METHODS)), METHODS)
-    axes.set_ylim(len(METHODS) - 0.5, -0.5)
-    axes.set_xlim(0, highest * 1.03)
-    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.grid(axis="y", color="0.9", linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlabel("activation left", labelpad=1)
-    count = len(found.channels)
-    axes.set_title(f"{found.stage}, {count} channels\n{found.block}x{found.block} px a block", fontsize=7, pad=3)

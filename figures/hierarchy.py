@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from analysis.channels import random_channels, reconstruct_top_images
 from analysis.crops import corner_inside, crop, energy_centers
@@ -31,33 +30,33 @@ RULES_SHOWN = ("guided", "deconvnet")  # the first page is the figure, the secon
 def draw_hierarchy(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """A page per rule, with the same channels and images."""
     settings = replace(settings, rules=RULES_SHOWN, units="peak")
-    channels = {stage: draw_channels(inspection, settings, stage) for stage in STAGES}
+    channels = {stage: compose_channels(inspection, settings, stage) for stage in STAGES}
     count, note = describe_count(inspection, settings), unpooling_note(settings.unpool)
     for rule, name in zip(RULES_SHOWN, ("hierarchy", f"hierarchy_{RULES_SHOWN[1]}"), strict=True):
         title = f"Channels drawn at random (seed {settings.seed}), {count}: patches | {rule}{note}; grey: zero"
         yield Path(name), hierarchy_figure(channels, rule, title)
 
 
-def draw_channels(inspection: Inspection, settings: Settings, stage: str) -> dict[int, dict[str, np.ndarray]]:
-    """channel -> blocks of tiles (k, s, s, 3) in 0..1, the "patches" and one per rule, for some living channels."""
+def compose_channels(inspection: Inspection, settings: Settings, stage: str) -> dict[int, dict[str, np.ndarray]]:
+    """channel -> blocks of tiles (k, s, s, 3) in 0..1, the "patches" and one per rule, for some living channels.
+
+    Patches and reconstructions are cropped around the energy of the first rule.
+    """
     channels = random_channels(inspection.search.peaks[stage], settings.seed, CHANNELS_PER_STAGE)
     if not channels:
         return {}
-    whole = reconstruct_top_images(inspection, settings, stage, channels)
-    return {
-        channel: draw_blocks(inspection, stage, channel, {rule: each[n] for rule, each in whole.items()})
-        for n, channel in enumerate(channels)
-    }
-
-
-def draw_blocks(inspection: Inspection, stage: str, channel: int, whole: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """The channel's patches and reconstructions (k, 3, S, S), cropped around the energy of the first rule."""
     size = inspection.metadata.image_size
     side = max(1, round(CROP_PIXELS[stage] * size / 224))
-    corners = [corner_inside(center, side, (size, size)) for center in energy_centers(whole[RULES_SHOWN[0]])]
-    images = inspection.images[inspection.top_images(inspection.search.top[stage], channel)]
-    blocks = {"patches": to_array(crop(inspection.resized(images), side, corners))}
-    return blocks | {rule: diverging_tiles(crop(pictures, side, corners)) for rule, pictures in whole.items()}
+    whole = reconstruct_top_images(inspection, settings, stage, channels)
+    blocks = {}
+    for n, channel in enumerate(channels):
+        corners = [corner_inside(center, side, (size, size)) for center in energy_centers(whole[RULES_SHOWN[0]][n])]
+        images = inspection.images[inspection.top_images(inspection.search.top[stage], channel)]
+        blocks[channel] = {
+            "patches": to_array(crop(inspection.resized(images), side, corners)),
+            **{rule: diverging_tiles(crop(pictures[n], side, corners)) for rule, pictures in whole.items()},
+        }
+    return blocks
 
 
 @styled

@@ -12,7 +12,6 @@ from analysis.channels import ChannelResult, TopImage, channels_to_draw, inspect
 from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
 from analysis.settings import Settings
-from analysis.unit_faithfulness import kept_by_tenth
 from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
 from figures.registry import NotDrawn, register
 from figures.style import (
@@ -28,6 +27,7 @@ from figures.style import (
     truncate,
     unpooling_note,
 )
+from figures.unit_faithfulness import kept_by_tenth
 
 CHANNELS_PER_PAGE = 9  # of the overview
 BLOCK_GAP = 1 / 12  # between patches and reconstructions, relative to a block's width
@@ -65,17 +65,16 @@ def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path
         alive, dead = channels_to_draw(settings, inspection.search, stage)
         if dead:
             print(f"{stage}: no image excites these channels: {' '.join(map(str, dead))}")
-        found = inspect_channels(inspection, settings, stage, alive)
+        remaining = inspect_channels(inspection, settings, stage, alive)
         pages = math.ceil(len(alive) / CHANNELS_PER_PAGE)
         for page in range(1, pages + 1):
             results = []
-            for result in islice(found, CHANNELS_PER_PAGE):
+            for result in islice(remaining, CHANNELS_PER_PAGE):
                 results.append(result)
                 kept = kept_by_tenth(inspection, settings, result) if settings.units == "peak" else {}
                 entries += [entry | {"kept": kept} for entry in result.entries()]
                 title = [*large_title(inspection, settings, result), *describe_kept(kept)]
-                figure = channel_figure(result, title)
-                yield Path(f"{stage}_top9_channel_{result.channel}"), figure
+                yield Path(f"{stage}_top9_channel_{result.channel}"), channel_figure(result, title)
             name = f"{stage}_top9" + (f"_page_{page}" if pages > 1 else "")
             yield Path(name), overview_figure(results, f"{stage}, {describe_count(inspection, settings)}")
     if not entries:

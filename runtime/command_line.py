@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-NEGATABLE = {"augment", "norm_decay"}  # flags of train.py with a --no- form
+NEGATABLE = {"augment", "norm_decay", "cuda_graph"}  # flags of train.py with a --no- form
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -113,6 +113,7 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
             raise
         message = "out of memory: pass a smaller --batch-size"
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         sys.exit(130)
     else:
         return

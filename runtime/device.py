@@ -9,6 +9,9 @@ from runtime.checkpoint import first_line
 
 CUDA_INDEX = "https://download.pytorch.org/whl/cu128"  # PyPI's torch for Windows is CPU-only
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h; bytes
+# Below, a map of one pixel goes through a 3x3 convolution of stride 2, whose weight gradient in bf16 is uninitialised
+# memory on CPUs (torch 2.14)
+SMALLEST_BF16_SIZE = 17
 
 
 def pick_device(name: str, gpu: int = 0) -> torch.device:
@@ -35,10 +38,17 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
     return device
 
 
-def pick_precision(name: str, device: torch.device) -> str:
-    """The precision "auto" stands for: bf16 on devices that multiply it natively, fp32 elsewhere."""
+def pick_precision(name: str, device: torch.device, image_size: int = 224) -> str:
+    """The precision "auto" stands for: bf16 on devices that multiply it natively, fp32 elsewhere.
+
+    image_size: the smallest of the training, in pixels. On a CPU, bf16 gradients are wrong below SMALLEST_BF16_SIZE; it
+    is fp32 there, and a line says so.
+    """
     if name == "auto":
-        return "bf16" if has_native_bf16(device) else "fp32"
+        name = "bf16" if has_native_bf16(device) else "fp32"
+    if name == "bf16" and device.type == "cpu" and image_size < SMALLEST_BF16_SIZE:
+        print(f"note: fp32, because bf16 gradients are wrong on CPUs below {SMALLEST_BF16_SIZE} pixels")
+        return "fp32"
     return name
 
 
@@ -46,7 +56,8 @@ def has_native_bf16(device: torch.device) -> bool:
     """Whether the device multiplies bf16 faster than fp32: NVIDIA Ampere or newer; CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    private = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # another version may not have them
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in private)
 
 
 def bf16_if_native(device: torch.device) -> torch.autocast:

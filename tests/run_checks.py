@@ -44,6 +44,26 @@ def interrupt(run, steps, number=signal.SIGTERM, resumes=None):
     return codes
 
 
+class Killed(BaseException):
+    """Ends a run without any chance to save."""
+
+
+def kill(run, step):
+    """Calls `run()` and kills it at the beginning of this iteration, counted from 1."""
+    done, call = 0, TrainStep.__call__
+
+    def train_step(*args):
+        nonlocal done
+        done += 1
+        if done == step:
+            raise Killed
+        return call(*args)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(TrainStep, "__call__", train_step)
+        run()
+
+
 def without_speed(history):
     return [{key: value for key, value in entry.items() if key != "images_per_second"} for entry in history]
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.activations import RowBuffer, search, split_dead_channels, top_activations
-from analysis.channels import robust_limit
+from analysis.activations import RowBuffer, search, split_dead_channels
 from analysis.crops import bounding_boxes, crop, crop_boxes, energy_centers, mean_correlation
 from network import CHANNELS, ResNet18
 
@@ -18,8 +17,13 @@ def network():
     return ResNet18().eval()
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 40, 100])
-@pytest.mark.parametrize("stage", ["conv1", "conv3_x", "conv5_x"])
+def top_activations(network, batches, stage):
+    top = search(network, batches, [stage]).top[stage]
+    return top.scores, top.indices, top.positions
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100])
+@pytest.mark.parametrize("stage", ["conv1", "conv5_x"])
 def test_the_search_equals_brute_force(network, stage, batch_size):
     images = torch.randn(40, 3, 48, 48)
     scores, indices, positions = top_activations(network, images.split(batch_size), stage)
@@ -161,18 +165,6 @@ def test_the_centre_of_the_energy_is_its_median():
     picture[0, :, 4, 7] = 2
     picture[1, 0, 2:9, 10:21] = -1
     assert energy_centers(picture) == [(4, 7), (5, 15), (10, 15)]  # the last one has no energy
-
-
-def test_the_robust_limit_is_numpys_quantile():
-    tiles = torch.randn(4, 3, 20, 20)
-    tiles[1] = 0
-    tiles[2] = 0
-    tiles[2, 1, 3, 3] = -5  # a single pixel: the quantile is 0
-    tiles[3, 0, 0, 0] = 1000
-    found = robust_limit(tiles)
-    expected = np.quantile(tiles[0].abs().amax(0).numpy(), 0.99)
-    assert found[0] == pytest.approx(expected, rel=1e-5)
-    assert found[1] == 0 and found[2] == 5 and found[3] < 10
 
 
 def test_crops_of_pictures_without_energy():

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from dataset.batches import COLUMNS, Augmentation, Batches, epoch_order, random_words
+from dataset.boxes import draw_cutmix_boxes
+from dataset.placement import HostImages
 from dataset.preprocess import Preprocess
 
 
@@ -27,7 +29,7 @@ class TestRandomness:
         assert not np.array_equal(order, epoch_order(1000, seed=4, epoch=7))
 
     def test_random_words_depend_on_seed_and_step_alone(self):
-        words = random_words(5, step=0, steps=9, each=7)
+        words = random_words(5, step=0, steps=9, count=7)
         for step in range(9):
             assert np.array_equal(words[step], random_words(5, step, 1, 7)[0])
         assert len(np.unique(words)) == words.size
@@ -35,24 +37,24 @@ class TestRandomness:
 
     def test_an_epoch_has_each_image_once_and_drops_an_incomplete_batch(self):
         made = batches(noise(43), batch_size=10)
-        plan = made.plan(2)
-        assert len(made) == 4 and plan.shape == (4, 10, len(COLUMNS)) and plan.dtype == torch.int64
-        assert len(plan[..., 0].unique()) == 40
+        rows = made.rows(2)
+        assert len(made) == 4 and rows.shape == (4, 10, len(COLUMNS)) and rows.dtype == torch.int64
+        assert len(rows[..., 0].unique()) == 40
         torch.manual_seed(99)
         np.random.seed(99)
-        assert torch.equal(plan, made.plan(2)) and not torch.equal(plan, made.plan(3))
-        assert not torch.equal(plan, batches(noise(43), seed=1, batch_size=10).plan(2))
+        assert torch.equal(rows, made.rows(2)) and not torch.equal(rows, made.rows(3))
+        assert not torch.equal(rows, batches(noise(43), seed=1, batch_size=10).rows(2))
 
     def test_augmentation_depends_on_the_step_not_the_epoch(self):
         """With half as many iterations per epoch, the same step has the same crops."""
-        one_epoch, half = batches(noise(40), batch_size=10).plan(0), batches(noise(20), batch_size=10)
-        two_epochs = torch.cat([half.plan(0), half.plan(1)])
+        one_epoch, half = batches(noise(40), batch_size=10).rows(0), batches(noise(20), batch_size=10)
+        two_epochs = torch.cat([half.rows(0), half.rows(1)])
         assert torch.equal(one_epoch[..., 1:], two_epochs[..., 1:])
 
 
 def flips(count=1000, seed=0, batch_size=50, epoch=0, **augmentation):
     """Flip of each image in an epoch, in the order of the images: (count,) int64."""
-    rows = batches(noise(count, (2, 2)), seed, batch_size, **augmentation).plan(epoch).flatten(0, 1)
+    rows = batches(noise(count, (2, 2)), seed, batch_size, **augmentation).rows(epoch).flatten(0, 1)
     flip = torch.full((count,), -1)
     flip[rows[:, COLUMNS.index("image")]] = rows[:, COLUMNS.index("flip")]
     assert (flip >= 0).all()
@@ -78,7 +80,7 @@ class TestFlip:
         images = noise(20)
         made = batches(images, flip="alternate", shift=0)
         for epoch in (0, 1):
-            rows = made.plan(epoch)[0]
+            rows = made.rows(epoch)[0]
             results, labels = made.crop(rows)
             flipped = (results == images[labels].flip(3)).flatten(1).all(1)
             kept = (results == images[labels]).flatten(1).all(1)
@@ -100,7 +102,7 @@ class TestCrop:
         images = noise(size=size)
         shift = min(4, *(side - 1 for side in size))
         made = batches(images, seed=1, shift=shift)
-        results, labels = made.crop(made.plan(2)[0])
+        results, labels = made.crop(made.rows(2)[0])
         assert results.shape == images.shape and results.dtype == torch.uint8
         found = set()
         for image, result in zip(images[labels].numpy(), results.numpy(), strict=True):
@@ -116,16 +118,10 @@ class TestCrop:
             found.add(matches[0])
         assert len({flip for *_, flip in found}) == 2 and len(found) > 10
 
-    def test_without_augmentation_images_are_unchanged(self):
-        images = noise()
-        made = batches(images, shift=0, flip="none")
-        results, labels = made.crop(made.plan(0)[0])
-        assert torch.equal(results, images[labels])
-
     def test_shifts_and_flips_are_uniform(self):
         ramp = torch.arange(32, dtype=torch.uint8).expand(4000, 3, 32, 32)  # a pixel's value is its column
         made = batches(ramp)
-        counts = made.crop(made.plan(0)[0])[0][:, 0, 16, 16].long().bincount(minlength=32)
+        counts = made.crop(made.rows(0)[0])[0][:, 0, 16, 16].long().bincount(minlength=32)
         assert set(counts.nonzero().flatten().tolist()) == set(range(11, 21))  # 16 +- 4, or 15 +- 4 when flipped
         expected = torch.tensor([1, *[2] * 8, 1]) / 18 * 4000
         assert ((counts[11:21] - expected).abs() < 5 * expected.sqrt()).all()
@@ -134,11 +130,11 @@ class TestCrop:
     def test_cutout_is_a_square_of_mean_color(self, side):
         images = torch.full((2000, 3, 16, 16), 255, dtype=torch.uint8)
         made = batches(images, shift=0, flip="none", cutout=side)
-        plan = made.plan(0)[0]
-        results, _ = made.crop(plan)
+        rows = made.rows(0)[0]
+        results, _ = made.crop(rows)
         hidden = (results != 255).all(1)
         assert torch.equal(results[:, :, 8, 8][hidden[:, 8, 8]][0], torch.tensor([51, 102, 153], dtype=torch.uint8))
-        middle = hidden[(plan[:, 4] == 8) & (plan[:, 5] == 8)][0]  # centred, so the whole square is inside
+        middle = hidden[(rows[:, 4] == 8) & (rows[:, 5] == 8)][0]  # centred, so the whole square is inside
         assert middle.sum() == side**2 and middle[8 - side // 2 : 8 - side // 2 + side].any(1).all()
         assert torch.equal(middle, middle.T)
         # a pixel far from the border is hidden in side^2 of 16^2 images
@@ -149,5 +145,77 @@ class TestCrop:
     def test_inputs_are_preprocessed_and_labels_match_their_images(self):
         images = noise(20)
         made = batches(images, batch_size=5, shift=0, flip="none")
-        inputs, labels = made(made.plan(0)[1])
+        inputs, labels = made(made.rows(0)[1])
         assert torch.equal(inputs, made.preprocess(images[labels])) and len(labels) == 5
+
+
+def papers_box(height, width, share, row, column):
+    """rand_bbox of the paper's code: top, bottom, left, right."""
+    ratio = np.sqrt(1.0 - share)
+    cut_height, cut_width = int(height * ratio), int(width * ratio)
+    rows = [np.clip(row + sign * (cut_height // 2), 0, height) for sign in (-1, 1)]
+    columns = [np.clip(column + sign * (cut_width // 2), 0, width) for sign in (-1, 1)]
+    return *rows, *columns
+
+
+class TestCutMix:
+    @pytest.mark.parametrize("where", [torch.Tensor.clone, HostImages], ids=["device", "host"])
+    def test_it_is_the_papers(self, where):
+        """Share, centre and probability of a batch are the words of its step; the partner is the row before."""
+        height, width, epoch = 20, 32, 1
+        mixing, plain = (
+            batches(images, seed=3, batch_size=10, cutout=5, cutmix=probability)
+            for images, probability in ((where(noise(80, (height, width))), 0.6), (noise(80, (height, width)), 0.0))
+        )
+        rows, shares = mixing.rows(epoch), []
+        assert torch.equal(rows[..., : len(COLUMNS)], plain.rows(epoch))  # order and crops are not affected
+        for step, (row, stored) in enumerate(mixing.iterate(rows)):
+            words = random_words(3, 8 * epoch + step, 1, 4, stream=4)[0]
+            draw, share = words[:2] / 2.0**64
+            center = [int(word) % size for word, size in zip(words[2:], (height, width), strict=True)]
+            expected, labels = plain.crop(plain.rows(epoch)[step])
+            partners, partner_labels = expected.roll(1, 0), labels.roll(1)
+            expected, area = expected.clone(), 0
+            if draw < 0.6:
+                top, bottom, left, right = papers_box(height, width, share, *center)
+                expected[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
+                area = (bottom - top) * (right - left)
+            images, *found = mixing.mix(row, stored)
+            assert torch.equal(images, expected) and images.dtype == torch.uint8
+            assert torch.equal(found[0], labels) and torch.equal(found[1], partner_labels)
+            assert found[2] == pytest.approx(1 - area / (height * width))
+            inputs, *again = mixing(row, stored)
+            assert torch.equal(inputs, mixing.preprocess(expected)) and torch.equal(again[2], found[2])
+            shares.append(found[2].item())
+        assert {share == 1 for share in shares} == {True, False}  # batches without a box and with one
+
+    @pytest.mark.parametrize("where", [torch.Tensor.clone, HostImages], ids=["device", "host"])
+    def test_the_shards_of_two_processes_make_up_the_batch(self, where):
+        made = batches(where(noise(20)), batch_size=10, cutmix=1.0)
+        rows = made.rows(0)
+        for whole, *halves in zip(*(made.iterate(part) for part in (rows, rows[:, :5], rows[:, 5:])), strict=True):
+            expected, parts = made(*whole), [made(*half) for half in halves]
+            for n in range(3):
+                assert torch.equal(expected[n], torch.cat([part[n] for part in parts]))
+            assert parts[0][3] == parts[1][3] == expected[3] < 1
+
+    def test_boxes_depend_on_the_seed_and_the_step_alone(self):
+        def boxes(count, *epochs, seed=0, **others):
+            made = batches(noise(count), seed=seed, batch_size=10, cutmix=0.5, **others)
+            return torch.cat([made.rows(epoch)[:, 0, 12:] for epoch in epochs])
+
+        expected = boxes(40, 0, 1)
+        assert torch.equal(expected, boxes(20, 0, 1, 2, 3)) and torch.equal(expected, boxes(40, 0, 1, flip="none"))
+        assert not torch.equal(expected, boxes(40, 0, 1, seed=1))
+
+    def test_shares_are_uniform_and_centres_anywhere(self):
+        words = random_words(0, 0, 10_000, 4, stream=4)
+        top, left, height, width = draw_cutmix_boxes(words, 100, 100, 0.5).T
+        mixed = (words[:, 0] / 2.0**64) < 0.5
+        assert not height[~mixed].any() and abs(mixed.mean() - 0.5) < 0.02
+        inside = mixed & (top > 0) & (left > 0) & (top + height < 100) & (left + width < 100)  # not clipped
+        area = (height * width)[inside] / 100**2
+        assert area.min() < 0.01 and area.max() > 0.8
+        covered = (top <= 50) & (50 < top + height) & (left <= 50) & (50 < left + width)
+        # the mean over u of P(|x - 50| < 50 sqrt(u)) squared is 1/2, as the centre pixel is covered with probability u
+        assert abs(covered[mixed].mean() - 0.5) < 0.03

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.blocks import block_means, block_side, importance_ranks, remove_blocks
-from analysis.bootstrap import estimate
+from analysis.blocks import block_means, block_side, estimate, importance_ranks, remove_blocks
 from dataset.preprocess import Preprocess
 
 

@@ -74,12 +74,18 @@ def test_one_scale_for_a_channel(inspection):
         assert {image.scale[rule] for image in result.images} == {tiles.abs().max().item()}
 
 
-def test_a_tile_of_one_dot_has_the_scale_of_the_dot_even_over_rounding_errors():
-    tiles = 1e-11 * torch.rand(2, 3, 20, 20)
-    tiles[0, 1, 7, 7], tiles[1, :, 4:6] = -0.02, 0.5  # a pixel of 400, and a tenth of the tile
-    assert robust_limit(tiles) == pytest.approx([0.02, 0.5])
-    tiles[0] = 0
-    assert robust_limit(tiles)[0] == 0
+def test_the_robust_limit_is_numpys_quantile_or_the_maximum_of_a_dot_on_rounding_errors():
+    tiles = torch.randn(5, 3, 20, 20)
+    tiles[1] = 0
+    tiles[2] = 1e-11 * torch.rand(3, 20, 20)
+    tiles[2, 1, 7, 7] = -0.02  # a pixel of 400: the quantile is a rounding error
+    tiles[3] = 1e-11
+    tiles[3, :, 4:6] = 0.5  # a tenth of the tile
+    tiles[4, 0, 0, 0] = 1000
+    limits = robust_limit(tiles)
+    for n in (0, 4):
+        assert limits[n] == pytest.approx(np.quantile(tiles[n].abs().amax(0).numpy(), 0.99), rel=1e-5)
+    assert limits[1] == 0 and limits[2:4] == pytest.approx([0.02, 0.5])
 
 
 def test_random_channels_follow_the_seed_and_are_alive(inspection):

@@ -9,6 +9,7 @@ import train
 from benchmarks import reproduce
 from runtime import checkpoint
 from training import export
+from training.resume import LOCAL_FLAGS
 
 
 @pytest.fixture
@@ -29,10 +30,14 @@ def test_it_is_the_network_in_half_the_space(small_run, shared):
     assert known.config["data"] == "cifar10"
 
 
-@pytest.mark.parametrize("flags", [[], ["@recipes/cpu"], ["@recipes/report-b"], ["--no-norm-decay", "--sizes", "32:1"]])
+@pytest.mark.parametrize(
+    "flags", [[], ["@recipes/cpu"], ["@recipes/report-b"], ["--norm-decay", "--no-cuda-graph", "--sizes", "32:1"]]
+)
 def test_the_recipe_gives_the_settings_again(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(Path(__file__).parent.parent)
-    config = {name: value for name, value in vars(train.parse_args(flags)).items() if name not in export.LOCAL_SETTINGS}
+    config = {
+        name: value for name, value in vars(train.parse_args(flags)).items() if name not in LOCAL_FLAGS | {"data"}
+    }
     (tmp_path / "recipe").write_text("\n".join(export.recipe(config)))
     again = vars(train.parse_args([f"@{tmp_path / 'recipe'}"]))
     assert {name: again[name] for name in config} == config

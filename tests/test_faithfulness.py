@@ -13,23 +13,25 @@ from conftest import assert_inside, drawn_shapes
 from matplotlib.figure import Figure
 
 from analysis.activations import split_dead_channels
-from analysis.blocks import block_means, importance_ranks
-from analysis.bootstrap import estimate
+from analysis.blocks import block_means, estimate, importance_ranks
 from analysis.channels import chosen_channels
-from analysis.faithfulness import (
-    METHODS,
-    STEPS,
-    class_curves,
-    class_maps,
-    random_maps,
-    remaining_probability,
-    spread_images,
-)
+from analysis.importance import METHODS, ImportanceBatch, random_maps
 from analysis.inspection import Inspection, inspect, spread
-from analysis.reconstruction import ALL_RULES, mirrors_by_rule
 from analysis.settings import Settings
 from dataset.preprocess import Preprocess
-from figures.faithfulness import BASELINES, draw_faithfulness, scores_in_words
+from figures.faithfulness import (
+    BASELINES,
+    STEPS,
+    block_ranks,
+    class_curves,
+    class_scores,
+    draw_faithfulness,
+    remaining_probability,
+    scores_in_words,
+    spread_images,
+)
+from network import ResNet18
+from reverse_network import ReverseResNet18
 from runtime.checkpoint import SHIPPED, load_network
 
 
@@ -71,15 +73,32 @@ class TestCurves:
 def test_maps_against_autograd(random_network):
     images = torch.randn(2, 3, 71, 53, dtype=torch.float64).requires_grad_()
     logits = random_network(images)
-    (gradient,) = torch.autograd.grad(logits.amax(1).sum(), images)
+    for classes, expected_classes in ((None, logits.argmax(1)), (torch.tensor([4, 0]),) * 2):
+        (gradient,) = torch.autograd.grad(logits[[0, 1], expected_classes].sum(), images, retain_graph=True)
+        with torch.inference_mode():
+            batch = ImportanceBatch(random_network, images, images, torch.tensor([0, 1]), classes=classes)
+            assert torch.equal(batch.classes, expected_classes)
+            for name, expected in (
+                ("gradient", gradient.abs().sum(1)),
+                ("gradient x input", (gradient * images).sum(1)),
+            ):
+                assert (METHODS[name](batch) - expected).norm() < 1e-10 * expected.norm()
+
+
+def test_methods_share_a_trace_and_compute_no_picture_that_they_do_not_use(random_network, monkeypatch):
+    traced, rules = [], []
+    trace, go_back = ResNet18.trace, ReverseResNet18.forward
+    monkeypatch.setattr(ResNet18, "trace", lambda *args: traced.append(args) or trace(*args))
+    monkeypatch.setattr(ReverseResNet18, "forward", lambda self, *args: rules.append(self.rule) or go_back(self, *args))
     with torch.inference_mode():
-        classes, maps = class_maps(random_network, mirrors_by_rule(random_network, ALL_RULES), images)
-    assert torch.equal(classes, logits.argmax(1))
-    for name, expected in (
-        ("gradient", gradient.abs().sum(1)),
-        ("gradient x input", (gradient * images).sum(1)),
-    ):
-        assert (maps[name] - expected).norm() < 1e-10 * expected.norm()
+        images = torch.rand(2, 3, 40, 40, dtype=torch.float64)
+        batch = ImportanceBatch(random_network, images, images, torch.tensor([0, 1]))
+        for name in ("class activation map", "Sobel edges", "random"):
+            assert METHODS[name](batch).shape == (2, 40, 40)
+        assert len(traced) == 1 and not rules
+        for name in ("guided", "guided x input"):
+            METHODS[name](batch)
+        assert len(traced) == 1 and rules == ["guided"]
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +113,7 @@ def shipped():
 
 def test_the_class_activation_map_with_torchvisions_network_from_the_definition(shipped):
     images = torch.tensor([3, 8])
-    found = class_curves(shipped, images, methods=["class activation map"])
+    curves = class_curves(shipped, images, methods=["class activation map"])
     theirs = torchvision.models.resnet18(num_classes=10).eval()
     theirs.load_state_dict(shipped.network.state_dict())
     features = torch.nn.Sequential(*list(theirs.children())[:-2])
@@ -102,18 +121,15 @@ def test_the_class_activation_map_with_torchvisions_network_from_the_definition(
         inputs = shipped.resized(shipped.images[images]) - torch.tensor(shipped.metadata.mean)[:, None, None]
         inputs /= torch.tensor(shipped.metadata.std)[:, None, None]
         probability, classes = theirs(inputs).softmax(1).max(1)
-        assert torch.equal(found.classes, classes) and found.block == 4
         maps = torch.einsum("nchw,nc->nhw", features(inputs), theirs.fc.weight[classes])
         maps = F.interpolate(maps[:, None], (112, 112), mode="bilinear")[:, 0]
         importance = maps.unflatten(2, (28, 4)).unflatten(1, (28, 4)).mean((2, 4)).flatten(1)
-        mirrors = mirrors_by_rule(shipped.network, ALL_RULES)
-        ours = class_maps(shipped.network, mirrors, shipped.inputs(shipped.images[images]))[1]
-        ranks = importance_ranks(block_means(ours["class activation map"], 4))
+        _, _, ranks = block_ranks(shipped, images, methods=["class activation map"])
         for n in range(2):
             # a valid order by their map, in which many blocks at the border are equal up to rounding
-            order = ranks[n].argsort()
+            order = ranks[n, 0].argsort()
             assert importance[n][order].diff().max() < 1e-4 * importance[n].abs().max()
-            for blocks, curves in ((order, found.most), (order.flip(0), found.least)):
+            for blocks, curve in zip((order, order.flip(0)), curves[n, 0], strict=True):
                 changed = []
                 for step in range(1, 11):
                     image = inputs[n].clone()
@@ -122,7 +138,7 @@ def test_the_class_activation_map_with_torchvisions_network_from_the_definition(
                         image[:, row : row + 4, column : column + 4] = 0
                     changed.append(image)
                 expected = theirs(torch.stack(changed)).softmax(1)[:, classes[n]] / probability[n]
-                assert curves["class activation map"][n].tolist() == pytest.approx(expected.tolist(), abs=0.01)
+                assert curve.tolist() == pytest.approx(expected.tolist(), abs=0.01)
 
 
 def test_the_interval_of_the_random_map_contains_0(shipped):
@@ -141,6 +157,21 @@ def test_the_interval_of_the_random_map_contains_0(shipped):
 def test_noise_depends_on_the_seed_alone():
     alone, together = random_maps(torch.tensor([7]), (5, 6)), random_maps(torch.tensor([3, 7]), (5, 6))
     assert torch.equal(alone[0], together[1]) and not torch.equal(*together)
+
+
+def test_scores_by_definition():
+    curves = torch.rand(6, 3, 2, STEPS)
+    names = ["a", "random", "b"]
+    content = class_scores(curves, names)
+    scores = [numbers["score"] for numbers in content.values()]
+    assert scores == sorted(scores, reverse=True)
+    for n, name in enumerate(names):
+        numbers, values = content[name], (curves[:, n, 1] - curves[:, n, 0]).mean(1)
+        assert numbers["most"] == pytest.approx(curves[:, n, 0].mean(0).tolist())
+        assert numbers["least"] == pytest.approx(curves[:, n, 1].mean(0).tolist())
+        assert (numbers["score"], numbers["low"], numbers["high"]) == pytest.approx(estimate(values))
+        over_random = estimate(values - (curves[:, 1, 1] - curves[:, 1, 0]).mean(1))
+        assert numbers["over_random"] == pytest.approx(over_random._asdict(), abs=1e-7)
 
 
 SETTINGS = Settings(score_images=5)
@@ -162,23 +193,15 @@ class TestFigure:
     def test_images_are_spread_over_the_test_split(self, inspection):
         assert spread_images(inspection, 99).tolist() == list(range(12))
 
-    @pytest.mark.parametrize("searched, count", [(12, 2), (500, 25), (10_000, 100)])
+    @pytest.mark.parametrize("searched, count", [(12, 2), (300, 15), (10_000, 20)])
     def test_by_default_a_twentieth_of_the_searched_images(self, inspection, searched, count):
         images = inspection.images[:1].expand(10_000, -1, -1, -1)
         assert len(spread_images(replace(inspection, images=images, searched=torch.arange(searched)))) == count
 
-    def test_the_json_holds_the_means_over_the_images(self, inspection, drawn):
+    def test_the_json_has_every_method_and_the_images(self, drawn):
         _, content = drawn
         assert content["images"] == spread(5, 12).tolist() and content["block"] == 1 and content["steps"] == STEPS == 10
-        curves = class_curves(inspection, torch.tensor(content["images"]), batch_size=25)
-        assert content["methods"].keys() == set(METHODS)
-        for name, found in content["methods"].items():
-            assert found["most"] == pytest.approx(curves.most[name].mean(0).tolist(), abs=1e-4)
-            assert found["least"] == pytest.approx(curves.least[name].mean(0).tolist(), abs=1e-4)
-            assert found["score"] == pytest.approx(np.mean(found["least"]) - np.mean(found["most"]), abs=1e-6)
-            assert found["low"] <= found["score"] <= found["high"]
-            difference = (curves.scores(name) - curves.scores("random")).mean().item()
-            assert found["over_random"]["mean"] == pytest.approx(difference, abs=1e-4)
+        assert content["methods"].keys() == METHODS.keys()
         assert set(content["methods"]["random"]["over_random"].values()) == {0}
 
     def test_panels_come_with_the_highest_score_first(self, drawn):
@@ -226,16 +249,16 @@ class TestBenchmark:
         benchmark.main(flags)
         assert [part.tolist() for part in computed] == [[images[1]]]
         parts = [class_curves(inspection, torch.tensor([image])) for image in images]  # as large as the stored ones
+        expected = class_scores(torch.cat(parts))
         content = json.loads((tmp_path / "scores.json").read_text())
         assert content["images"] == 3 and "coverage" not in content
         printed = capsys.readouterr().out
         for name, found in content["scores"].items():
-            expected = sum(part.scores(name).item() for part in parts) / 3
-            assert found["mean"] == pytest.approx(expected, abs=1e-4)
+            assert found["mean"] == pytest.approx(expected[name]["score"], abs=1e-4)
             assert f"| {name} | {found['mean']:.3f} (" in printed
 
     def test_intervals_cover_the_mean_about_as_often_as_they_should(self, monkeypatch):
-        monkeypatch.setattr("analysis.bootstrap.RESAMPLES", 400)
+        monkeypatch.setattr("analysis.blocks.RESAMPLES", 400)
         scores = torch.rand(400, generator=torch.Generator().manual_seed(0)) ** 2
         assert 85 <= benchmark.coverage(scores) <= 100
 

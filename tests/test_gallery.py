@@ -151,6 +151,16 @@ def test_images_that_do_not_excite_a_channel_are_not_listed():
     )
 
 
+def test_a_card_says_how_often_it_responds_and_links_its_group():
+    members = {3: [3, 8], 30: [30, 31, 32], 9: [9]}
+    text = page(*(card(n, ["x", "y"], representative=first) for first, group in members.items() for n in group))
+    assert text.count("excited by 8 % of the images") == 6  # 1 of 12
+    options = [option["value"] for option in Page(text).all("option") if option.get("value", "").startswith("conv1")]
+    assert options == ["conv1-30", "conv1-3"]  # those with several cards, the largest first
+    links = [link["href"] for link in Page(text).all("a") if link.get("class") == "group"]
+    assert links == ["?group=conv1-3"] * 2 + ["?group=conv1-30"] * 3
+
+
 def test_names_are_escaped():
     text = page(card(3, [NAMES[2], "x"]))
     assert '<b>"' not in text

@@ -1,6 +1,7 @@
 """Images on the host: the same bits as on the device, and each batch is gathered while the last one is used."""
 
 import threading
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,8 @@ from run_checks import assert_same_run, interrupt, run_on
 
 from dataset import placement, sources
 from dataset.batches import Augmentation, Batches
-from dataset.placement import HostImages, available_memory, batches_of, place
+from dataset.folders import DataError
+from dataset.placement import HostImages, batches_of, place
 from dataset.preprocess import Preprocess, color_histogram, mean_and_std
 from network import ResNet18
 from training import evaluation
@@ -20,7 +22,6 @@ from training.optimizer import Optimization, sgd
 from training.step import TrainStep
 
 CPU = torch.device("cpu")
-GB = 10**9
 
 
 def noise(count=50, side=16):
@@ -37,8 +38,8 @@ class TestBits:
     def test_training_batches(self, augmentation):
         images, labels = noise(), torch.arange(50)
         here, there = (batches(each, labels, **augmentation) for each in (images, HostImages(images)))
-        rows = here.plan(1)
-        assert len(here) == len(there) == 6 and torch.equal(rows, there.plan(1))
+        rows = here.rows(1)
+        assert len(here) == len(there) == 6 and torch.equal(rows, there.rows(1))
         inputs = [here(*each) for each in here.iterate(rows)]
         others = [there(*each) for each in there.iterate(rows)]
         assert len(others) == 6
@@ -48,7 +49,7 @@ class TestBits:
     def test_a_process_gathers_its_share_of_each_batch(self):
         images, labels = noise(), torch.arange(50)
         made = batches(HostImages(images), labels, shift=0, flip="none")
-        rows = made.plan(0)[:, 4:]
+        rows = made.rows(0)[:, 4:]
         for row, stored in made.iterate(rows):
             assert torch.equal(stored, images[row[:, 0]]) and len(stored) == 4
 
@@ -75,11 +76,6 @@ class TestBits:
 
 @pytest.mark.usefixtures("narrow")
 class TestRuns:
-    def test_a_run_has_the_same_bits(self, narrow_run, tmp_path, capsys):
-        run_on(narrow_run.parent / "pictures", tmp_path / "run", "--epochs", "2", "--images-on", "host")
-        assert "on cpu, fp32, images on the host" in capsys.readouterr().out
-        assert_same_run(narrow_run, tmp_path / "run")
-
     def test_it_is_resumed_across_changes(self, narrow_run, tmp_path):
         """Interrupted in the middle of both epochs, on the host, the device and the host again."""
         places = iter(["host", "device", "host"])
@@ -108,18 +104,26 @@ class TestRuns:
                 assert torch.equal(found, images[index]) and torch.equal(found_labels, labels[index])
 
 
-class TestPlace:
-    @pytest.mark.parametrize("free, expected", [(None, torch.Tensor), (2 * GB, torch.Tensor), (10**4, HostImages)])
-    def test_auto_asks_for_half_of_the_free_memory(self, monkeypatch, free, expected):
-        monkeypatch.setattr(placement, "free_memory", lambda device: free)
-        assert isinstance(place(noise(), CPU), expected)
+def test_processes_that_see_other_images_are_noticed(folder, tmp_path):
+    seen = []
+    world = SimpleNamespace(local_rank_zero_first=nullcontext, all_equal=lambda value: seen.append(value) or True)
+    load_data(str(folder), tmp_path, 32, 0, CPU, world=world)
+    (folder / "test" / "disk" / "1.png").rename(folder / "test" / "disk" / "9.png")
+    world.all_equal = lambda value: value == seen[0]
+    with pytest.raises(DataError, match="the processes found different images"):
+        load_data(str(folder), tmp_path, 32, 0, CPU, world=world)
 
+
+class TestPlace:
     def test_the_limit_is_half(self, monkeypatch):
         size = noise().numel()
         monkeypatch.setattr(placement, "free_memory", lambda device: 2 * size)
         assert isinstance(place(noise(), CPU), HostImages)
-        monkeypatch.setattr(placement, "free_memory", lambda device: 2 * size + 1)
-        assert isinstance(place(noise(), CPU), torch.Tensor)
+        assert isinstance(place(noise(), CPU, "device"), torch.Tensor)
+        for free in (2 * size + 1, None):
+            monkeypatch.setattr(placement, "free_memory", lambda device, free=free: free)
+            assert isinstance(place(noise(), CPU), torch.Tensor)
+        assert isinstance(place(noise(), CPU, "host"), HostImages)
 
     def test_on_a_cpu_nothing_is_copied(self):
         images = noise()
@@ -127,18 +131,6 @@ class TestPlace:
         assert place(images, CPU, "auto").data_ptr() == images.data_ptr()
         assert isinstance(place(images, CPU, "auto", torch.arange(3)), HostImages)
         assert np.shares_memory(place(images, CPU, "host").images, images.numpy())
-
-    def test_what_was_asked_for(self, monkeypatch):
-        monkeypatch.setattr(placement, "free_memory", lambda device: 0)
-        assert isinstance(place(noise(), CPU, "device"), torch.Tensor)
-        monkeypatch.setattr(placement, "free_memory", lambda device: None)
-        assert isinstance(place(noise(), CPU, "host"), HostImages)
-
-    def test_available_memory_is_less_than_the_machine_has(self):
-        available = available_memory()
-        if available is None:
-            pytest.skip("this system does not tell")
-        assert available > 2**20
 
 
 class Observed(HostImages):
@@ -162,7 +154,7 @@ class TestAhead:
         for n in range(4):
             assert torch.equal(next(parts), noise()[self.indices[n]])
             assert images.gathered[n + 1].wait(60)  # without being asked for
-        assert not images.gathered[4].clear() and len(list(parts)) == 1
+        assert len(list(parts)) == 1
 
     def test_no_more_than_one_batch_is_waiting(self):
         images = Observed(noise())
@@ -185,50 +177,10 @@ class TestAhead:
         assert list(batches_of(HostImages(noise()), [], CPU)) == []
 
 
-class FakeEvent:
-    """A CUDA event that tells what was done to it."""
-
-    def __init__(self, log):
-        self.log = log
-
-    def record(self, stream):
-        self.log.append(("copy", stream))
-
-    def synchronize(self):
-        self.log.append(("buffer is free",))
-
-
-def test_pinned_buffers_are_not_filled_before_their_last_copy_has_ended(monkeypatch):
-    """The order of calls, with CUDA replaced; a copy is a view of its buffer, so that an early refill would show."""
-    log, images, empty = [], noise(), torch.empty
-    current = SimpleNamespace(wait_event=lambda event: log.append(("wait",)))
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: "copies")
-    monkeypatch.setattr(torch.cuda, "Event", lambda: FakeEvent(log))
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: pytest.MonkeyPatch.context())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda self, stream: log.append(("used on", stream)))
-    monkeypatch.setattr(
-        placement.torch,
-        "empty",
-        lambda *shape, dtype, pin_memory: log.append(("buffer",)) or empty(*shape, dtype=dtype),
-    )
-    transfer = placement.PinnedTransfer(HostImages(images), CPU)
-    sent = [transfer.send(torch.arange(n, n + 4)) for n in (0, 10)]
-    assert log == [("buffer",), ("copy", "copies")] * 2
-    for n, each in zip((0, 10), sent, strict=True):
-        assert torch.equal(transfer.receive(each), images[n : n + 4])
-    assert log[4:] == [("wait",), ("used on", current)] * 2
-    transfer.send(torch.arange(20, 24))
-    assert log[8:] == [("buffer is free",), ("copy", "copies")]
-    assert torch.equal(sent[0][0], images[20:24]) and torch.equal(sent[1][0], images[10:14])  # the older one's buffer
-    transfer.send(torch.arange(3))  # of another size
-    assert log[10:] == [("buffer",), ("copy", "copies")]
-
-
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("captures", [False, True], ids=["eager", "captured"])
-def test_a_gpu_gets_the_same_images(captures):
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
+def test_a_gpu_gets_the_same_images(captured):
     device, images, losses = torch.device("cuda:0"), noise(80), []
     labels = torch.arange(80, device=device) % 10
     for placed in (images.to(device), HostImages(images)):
@@ -236,10 +188,10 @@ def test_a_gpu_gets_the_same_images(captures):
         made = batches(placed, labels)
         network = ResNet18(10).to(device, memory_format=torch.channels_last)
         step = TrainStep(network, sgd(network, Optimization()), made, "fp32")
-        ((row, stored),) = made.iterate(made.plan(0)[:1])
-        call = accelerate(step, row, compiles=False, captures=captures, images=stored)
-        losses.append([call(*each).clone() for each in made.iterate(made.plan(0))])
-        assert (call is step) != captures
+        (batch,) = made.iterate(made.rows(0)[:1])
+        call = accelerate(step, batch, use_compile=False, use_cuda_graph=captured)
+        losses.append([call(*each).clone() for each in made.iterate(made.rows(0))])
+        assert (call is step) != captured
     torch.testing.assert_close(torch.stack(losses[0]), torch.stack(losses[1]), rtol=1e-3, atol=1e-3)
 
 

@@ -25,7 +25,7 @@ KILLS = 4
 
 def command(pictures, out, *flags):
     """60 iterations at three image sizes, 3 per epoch, each of them saved."""
-    fixed = "--sizes 32:8 40:8 48:4 --batch-size 16 --log-every 5 --save-every 1 --device cpu".split()
+    fixed = "--sizes 32:8 40:8 48:4 --batch-size 16 --log-every 5 --save-every 1 --cutmix 0.5 --device cpu".split()
     return ["--data", str(pictures), "--out", str(out), *fixed, *flags]
 
 

@@ -38,6 +38,17 @@ class TestPrecision:
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
         assert pick_precision("auto", torch.device("cpu")) == expected
 
+    def test_where_torch_no_longer_tells_a_cpu_is_fp32(self, monkeypatch):
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+            monkeypatch.delattr(torch.cpu, name)
+        assert pick_precision("auto", torch.device("cpu")) == "fp32" and not has_native_bf16(torch.device("cpu"))
+
+    @pytest.mark.parametrize("image_size, expected", [(16, "fp32"), (17, "bf16")])
+    def test_bf16_on_a_cpu_needs_maps_of_more_than_one_pixel(self, capsys, image_size, expected):
+        assert pick_precision("bf16", torch.device("cpu"), image_size) == expected
+        assert capsys.readouterr().out.count("\n") == (expected == "fp32")
+        assert pick_precision("bf16", torch.device("cuda"), image_size) == "bf16"
+
     @pytest.mark.parametrize("capability, expected", [((9, 0), "bf16"), ((7, 5), "fp32")])
     def test_auto_on_a_gpu(self, monkeypatch, capability, expected):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)

@@ -23,7 +23,7 @@ class TestLearningRate:
         return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2)
 
     def ours(self, steps, steps_per_epoch, *flags):
-        settings = train.loop_settings(train.parse_args(["--lr", "0.2", *flags]), torch.device("cpu")).optimization
+        settings = train.make_settings(train.parse_args(["--lr", "0.2", *flags]), torch.device("cpu")).optimization
         plan = Plan(((32, -(-steps // steps_per_epoch)),), steps_per_epoch, steps)
         return [learning_rate(step, plan, settings) for step in range(steps)]
 

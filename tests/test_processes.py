@@ -16,7 +16,7 @@ from run_checks import without_speed
 
 import train
 from dataset import sources
-from dataset.batches import Batches
+from dataset.batches import Augmentation, Batches
 from dataset.folders import DataError
 from dataset.preprocess import Preprocess, mean_and_std
 from runtime import checkpoint
@@ -30,7 +30,7 @@ pytestmark = [
     pytest.mark.usefixtures("narrow"),
 ]
 NARROW = Path(__file__).parent / "narrow.py"
-SIZES = "--sizes 32:4 40:8"  # 3 iterations per epoch, 36 in all
+SIZES = "--precision fp32 --sizes 32:4 40:8"  # 36 iterations
 COMPILED = """
 import functools
 import torch
@@ -40,11 +40,21 @@ torch.compile = functools.partial(torch.compile, backend="eager")  # traces and 
 train.ResNet18 = checkpoint.ResNet18 = narrow.NarrowResNet18
 train.main()
 """
-SETTINGS = "--batch-size 16 --log-every 2 --device cpu --precision fp32".split()
+# 42 images remain, 3 iterations of 14
+SETTINGS = "--batch-size 14 --hold-out 6 --images-on host --cutmix 0.5 --ema-decay 0.7 --log-every 2 --device cpu"
 
 
 def flags(pictures, out, *more):
-    return ["--data", str(pictures), "--root", str(out / "data"), "--out", str(out), *SETTINGS, *SIZES.split(), *more]
+    return [
+        "--data",
+        str(pictures),
+        "--root",
+        str(out / "data"),
+        "--out",
+        str(out),
+        *f"{SETTINGS} {SIZES}".split(),
+        *more,
+    ]
 
 
 def start(pictures, out, *more):
@@ -83,20 +93,25 @@ def test_two_processes_train_as_ddp_says(pictures, tmp_path):
     """
     script, runs = tmp_path / "script.py", (tmp_path / "eager", tmp_path / "compiled")
     script.write_text(COMPILED)
-    run(pictures, runs[0], "--max-steps", "1")
-    text = run(pictures, runs[1], "--max-steps", "1", "--compile", script=script)
+    once = ["--max-steps", "1", "--cutmix", "1"]
+    run(pictures, runs[0], *once)
+    text = run(pictures, runs[1], *once, "--compile", script=script)
     assert text.count("compiled in ") == 1, text
     images, labels, classes = sources.load(str(pictures), "train", image_size=32)
-    batches = Batches(images, labels, Preprocess(32, *mean_and_std(images)), 16, seed=0)
-    rows = batches.plan(0)[0]
+    kept, _ = sources.hold_out(48, 6)
+    preprocess = Preprocess(32, *mean_and_std(images[kept]))
+    batches = Batches(images[kept], labels[kept], preprocess, 14, 0, Augmentation(cutmix=1.0))
+    rows = batches.rows(0)[0]
     torch.manual_seed(0)
     network = NarrowResNet18(len(classes)).to(memory_format=torch.channels_last)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     optimizer = sgd(network, Optimization())
     losses = []
-    for half, twin in ((rows[8:], copy.deepcopy(network)), (rows[:8], network)):  # the first's statistics count
-        inputs, target = batches(half)
-        losses.append(torch.nn.functional.cross_entropy(twin(inputs), target))
+    for half, twin in ((rows[7:], copy.deepcopy(network)), (rows[:7], network)):  # the first's statistics count
+        inputs, target, partner_target, share = batches(half)
+        logits = twin(inputs)
+        own, other = (torch.nn.functional.cross_entropy(logits, wanted) for wanted in (target, partner_target))
+        losses.append(share * own + (1 - share) * other)
         gradients = torch.autograd.grad(losses[-1] / 2, list(twin.parameters()))
         for value, gradient in zip(network.parameters(), gradients, strict=True):
             value.grad = gradient if value.grad is None else value.grad + gradient
@@ -106,46 +121,46 @@ def test_two_processes_train_as_ddp_says(pictures, tmp_path):
             # rounding differs with the number of threads; a sum instead of a mean would be off by 1
             change = (expected - before[name]).double().norm()
             assert (state["model"][name] - expected).double().norm() <= 0.02 * change, name
-        assert (state["since_line"][0] / 16).item() == pytest.approx(sum(losses).item() / 2, rel=1e-4)
-        assert state["since_line"][2] == 16
+        assert (state["since_line"][0] / 14).item() == pytest.approx(sum(losses).item() / 2, rel=1e-4)
+        assert state["since_line"][2] == 14
+        average = torch.lerp(before["fc.weight"], state["model"]["fc.weight"], 0.3)
+        assert torch.allclose(state["ema"]["fc.weight"], average, atol=1e-7)
 
 
 def test_it_says_what_it_does_once(two):
     out, text = two
     tests = [line for line in load(out)["history"] if line["kind"] == "test"]
     assert [line["step"] for line in tests] == list(range(3, 37, 3))
-    assert "36 iterations on 2 processes on cpu, fp32" in text
+    assert "36 iterations on 2 processes on cpu, fp32, images on the host" in text
     assert "Warning:" not in text, text
-    assert text.count("decoding once: ") == 2 and text.count("48 training and 12 test images") == 1
+    assert text.count("decoding once: ") == 1 and text.count("42 training and 6 test images") == 1
     assert text.count("next: python visualizer.py") == 1
 
 
-def test_the_result_is_measured_on_every_test_image(two, pictures):
-    """Evaluated again by this process alone."""
+def test_the_result_is_measured_on_every_held_out_image(two, pictures):
+    """The moving average, evaluated again by this process alone."""
     out, _ = two
     network, info = checkpoint.load_network(out / "model.pt")
-    images, labels, _ = sources.load(str(pictures), "test", image_size=40)
-    loss, accuracy = evaluate(network, images, labels, Preprocess(40, info.mean, info.std))
+    images, labels, _ = sources.load(str(pictures), "train", image_size=40)
+    _, held = sources.hold_out(48, 6)
+    loss, accuracy = evaluate(network, images[held], labels[held], Preprocess(40, info.mean, info.std))
+    assert torch.equal(network.fc.weight, load(out)["ema"]["fc.weight"])
     assert info.result["test_accuracy"] == accuracy
     assert info.result["test_loss"] == pytest.approx(loss, rel=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(two, pictures, tmp_path, precision):
+def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(two, pictures, tmp_path):
     """After the change of image size: the resumed processes never had the first size's gradient hooks."""
-    alone, killed, text = two[0], tmp_path / "killed", []
-    if precision != "fp32":
-        alone = tmp_path / "alone"
-        run(pictures, alone, "--precision", precision)
-    with start(pictures, killed, "--precision", precision) as process:
+    killed, text = tmp_path / "killed", []
+    with start(pictures, killed) as process:
         for line in process.stdout:
             text.append(line)
             if "iteration 14/" in line:
                 process.send_signal(signal.SIGTERM)
     assert process.returncode != 0 and sum("the same command with --resume" in line for line in text) == 1, text
     assert 14 <= load(killed)["step"] < 36
-    run(pictures, killed, "--precision", precision, "--resume")
-    first, second = load(alone), load(killed)
+    run(pictures, killed, "--resume")
+    first, second = load(two[0]), load(killed)
     assert without_speed(first["history"]) == without_speed(second["history"])
     for name, value in first["model"].items():
         assert torch.equal(value, second["model"][name]), name

@@ -4,7 +4,8 @@ import json
 import signal
 
 import pytest
-from run_checks import assert_same_run, interrupt, run_on, without_speed
+import torch
+from run_checks import assert_same_run, interrupt, kill, run_on, without_speed
 
 import train
 from runtime import checkpoint
@@ -17,8 +18,22 @@ def interrupt_two_epochs(pictures, out, steps, number=signal.SIGTERM, resumes=No
     return interrupt(lambda *flags: run_on(pictures, out, "--epochs", "2", *flags), steps, number, resumes)
 
 
+def remove_an_image(folder):
+    (folder / "train" / "disk" / "5.png").unlink()
+
+
+def swap_two_classes(folder):
+    """Names, labels, mean and standard deviation stay."""
+    for old, new in (("disk", "other"), ("ring", "disk"), ("other", "ring")):
+        (folder / "train" / old).rename(folder / "train" / new)
+
+
+def move_a_test_image(folder):
+    (folder / "test" / "disk" / "1.png").rename(folder / "test" / "ring" / "9.png")
+
+
 class TestResume:
-    @pytest.mark.parametrize("steps", [{1}, {2}, {3}, {4}, {1, 2}, {4, 5}, {1, 2, 3, 4, 5}], ids=str)
+    @pytest.mark.parametrize("steps", [{1}, {3}, {4, 5}, {1, 2, 3, 4, 5}], ids=str)
     def test_an_interrupted_run_ends_as_if_it_had_not_been(self, narrow_run, tmp_path, capsys, steps):
         """In a log interval, at its end, at an epoch's end, and several times in one epoch."""
         codes = interrupt_two_epochs(narrow_run.parent / "pictures", tmp_path / "run", steps)
@@ -103,12 +118,26 @@ class TestResume:
             run_on(folder, tmp_path / "run", "--epochs", "2", "--schedule", "cosine", "--resume")
         assert "--epochs was 1" in capsys.readouterr().err
 
-    def test_other_pictures_than_the_run_began_with_are_refused(self, folder, tmp_path, capsys):
+    @pytest.mark.parametrize("change", [remove_an_image, swap_two_classes, move_a_test_image], ids=lambda f: f.__name__)
+    def test_other_images_than_the_run_began_with_are_refused(self, folder, tmp_path, capsys, change):
         run_on(folder, tmp_path / "run", "--epochs", "1")
-        (folder / "train" / "disk" / "5.png").unlink()
+        change(folder)
         with pytest.raises(SystemExit):
             run_on(folder, tmp_path / "run", "--epochs", "2", "--resume")
         assert "images have changed" in capsys.readouterr().err
+
+    def test_it_is_saved_in_time_in_the_middle_of_everything(self, narrow_run, tmp_path, monkeypatch):
+        """Every time it is due, at a log line or not; the state is that of a run from before data were compared."""
+        monkeypatch.setattr("training.run.SAVE_EVERY_SECONDS", 0)
+        pictures, out = narrow_run.parent / "pictures", tmp_path / "run"
+        kill(lambda: run_on(pictures, out, "--epochs", "2", "--log-every", "100000"), 6)
+        state = checkpoint.load(out / "last.pt")
+        assert state["step"] == 5 and state["since_line"][2] == 5 * 16 and state["in_epoch"][2] == 2 * 16
+        del state["fingerprint"]
+        torch.save(state, out / "last.pt")
+        run_on(pictures, out, "--epochs", "2", "--log-every", "100000", "--resume")
+        run_on(pictures, tmp_path / "whole", "--epochs", "2", "--log-every", "100000")
+        assert_same_run(tmp_path / "whole", out)
 
     def test_init_and_its_file_are_not_needed_to_resume(self, narrow_run, folder, tmp_path):
         weights = tmp_path / "weights.pt"
@@ -116,6 +145,20 @@ class TestResume:
         run_on(folder, tmp_path / "run", "--epochs", "1", "--init", str(weights))
         weights.unlink()
         run_on(folder, tmp_path / "run", "--epochs", "2", "--init", str(weights), "--resume")
+
+    def test_a_run_from_before_norm_decay_was_off_is_refused_or_continued(self, narrow_run, tmp_path, capsys):
+        """Such a run has weight decay on biases and batch norms, and does not know newer flags."""
+        pictures = narrow_run.parent / "pictures"
+        run_on(pictures, tmp_path / "whole", "--epochs", "2", "--norm-decay")
+        interrupt(lambda *flags: run_on(pictures, tmp_path / "old", "--epochs", "2", "--norm-decay"), {4}, resumes=0)
+        state = checkpoint.load(tmp_path / "old" / "last.pt")
+        del state["config"]["cutmix"]
+        torch.save(state, tmp_path / "old" / "last.pt")
+        with pytest.raises(SystemExit):
+            run_on(pictures, tmp_path / "old", "--epochs", "2", "--resume")
+        assert "--norm-decay was True" in capsys.readouterr().err
+        run_on(pictures, tmp_path / "old", "--epochs", "2", "--norm-decay", "--resume")
+        assert_same_run(tmp_path / "whole", tmp_path / "old")
 
     @pytest.mark.parametrize("flags", [("--seed", "3"), ("--lr", "0.5"), ("--no-augment",), ("--schedule", "cosine")])
     def test_other_settings_are_refused_by_name(self, narrow_run, capsys, flags):

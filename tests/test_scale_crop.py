@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import drawn_shapes, ends
-from narrow import make_narrow
-from run_checks import assert_same_run, interrupt, run_on
+from conftest import drawn_shapes
+from run_checks import assert_same_run, kill, run_on
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import hflip, resized_crop
 
@@ -14,7 +13,7 @@ from dataset import boxes
 from dataset.batches import COLUMNS, Augmentation, Batches, random_words
 from dataset.placement import HostImages
 from dataset.preprocess import Preprocess
-from training.step import TrainStep
+from runtime import checkpoint
 
 DRAWS = 10_000
 
@@ -80,24 +79,24 @@ class TestBoxes:
         labels = torch.zeros(40, dtype=torch.int64)
         images = torch.zeros(40, 3, 16, 16, dtype=torch.uint8)
 
-        def plan(epoch, count=40, seed=0, part=2**16, **others):
+        def rows_of(epoch, count=40, seed=0, part=2**16, **others):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("dataset.batches.BOXES_AT_A_TIME", part)
                 augmentation = Augmentation(shift=0, scale_crop=0.2, **others)
                 made = Batches(
                     images[:count], labels[:count], Preprocess(8, [0.5] * 3, [0.2] * 3), 5, seed, augmentation
                 )
-                return made.plan(epoch)
+                return made.rows(epoch)
 
-        rows = plan(0)
+        rows = rows_of(0)
         assert rows.shape == (8, 5, len(COLUMNS) + len(boxes.COLUMNS)) and rows.dtype == torch.int64
         torch.manual_seed(99)
         np.random.seed(99)
-        assert torch.equal(rows, plan(0)) and torch.equal(rows, plan(0, part=10))
-        assert torch.equal(rows[..., 6:], torch.cat([plan(0, 20), plan(1, 20)])[..., 6:])
-        assert torch.equal(rows[..., 6:], plan(0, flip="none", cutout=3)[..., 6:])
-        assert not torch.equal(rows[..., 6:], plan(0, seed=1)[..., 6:])
-        without = Batches(images, labels, Preprocess(8, [0.5] * 3, [0.2] * 3), 5, 0, Augmentation(shift=0)).plan(0)
+        assert torch.equal(rows, rows_of(0)) and torch.equal(rows, rows_of(0, part=10))
+        assert torch.equal(rows[..., 6:], torch.cat([rows_of(0, 20), rows_of(1, 20)])[..., 6:])
+        assert torch.equal(rows[..., 6:], rows_of(0, flip="none", cutout=3)[..., 6:])
+        assert not torch.equal(rows[..., 6:], rows_of(0, seed=1)[..., 6:])
+        without = Batches(images, labels, Preprocess(8, [0.5] * 3, [0.2] * 3), 5, 0, Augmentation(shift=0)).rows(0)
         assert torch.equal(rows[..., :6], without)  # order and flips are not affected
 
 
@@ -116,7 +115,7 @@ class TestPixels:
     @pytest.mark.parametrize("where", [lambda images: images, HostImages], ids=["device", "host"])
     def test_a_box_is_torchvisions_resized_crop(self, image_size, where):
         made = batches(pictures(), image_size, where)
-        rows = made.plan(0)
+        rows = made.rows(0)
         ((inputs, labels),) = [made(*each) for each in made.iterate(rows)]
         assert inputs.shape == (12, 3, image_size, image_size) and inputs.dtype == torch.float32
         assert inputs.is_contiguous(memory_format=torch.channels_last) and len(rows[0, :, 3].unique()) == 2
@@ -127,24 +126,16 @@ class TestPixels:
             assert labels[n] == image
             assert torch.allclose(inputs[n], hflip(expected) if flip else expected, atol=1e-4)
 
-    @pytest.mark.parametrize("image_size", [48, 32, 20])
-    def test_the_full_box_is_plain_resizing(self, image_size):
-        made = batches(pictures(), image_size, least=1.0, flip="none")
-        rows = made.plan(0)
-        assert (rows[..., 6:] == torch.tensor([0, 0, 32, 32])).all()
-        inputs, labels = made(rows[0])
-        assert torch.allclose(inputs, made.preprocess(pictures())[labels], atol=1e-5)
-
     def test_a_full_box_of_the_images_size_changes_no_bit(self):
         made = batches(pictures(), 32, least=1.0, flip="none")
-        inputs, labels = made(made.plan(0)[0])
+        inputs, labels = made(made.rows(0)[0])
         assert torch.equal(inputs, made.preprocess(pictures())[labels])
 
     def test_images_that_are_not_square(self):
         images = pictures()[:, :, :20]
         made = batches(images, 16)
-        inputs, _ = made(made.plan(0)[0])
-        for n, (image, _, _, flip, _, _, *box) in enumerate(made.plan(0)[0].tolist()):
+        inputs, _ = made(made.rows(0)[0])
+        for n, (image, _, _, flip, _, _, *box) in enumerate(made.rows(0)[0].tolist()):
             expected = resized_crop(made.preprocess.normalize(images[image]), *box, [16, 16], antialias=True)
             assert torch.allclose(inputs[n], hflip(expected) if flip else expected, atol=1e-4)
 
@@ -153,63 +144,26 @@ class TestPixels:
         """Of an otherwise white image; in pixels of the result."""
         images = torch.full((12, 3, 32, 32), 255, dtype=torch.uint8)
         made = batches(images, image_size, cutout=8)
-        inputs, _ = made(made.plan(0)[0])
+        inputs, _ = made(made.rows(0)[0])
         hidden = (inputs == 0).all(1)
-        for n, (row, column) in enumerate(made.plan(0)[0, :, 4:6].tolist()):
+        for n, (row, column) in enumerate(made.rows(0)[0, :, 4:6].tolist()):
             square = torch.zeros(1, 1, 32, 32)
             square[..., max(0, row - 4) : row + 4, max(0, column - 4) : column + 4] = 1
             expected = torch.nn.functional.interpolate(square, (image_size, image_size), mode="nearest-exact")
             assert torch.equal(hidden[n], expected[0, 0] == 1)
 
 
-@pytest.fixture(scope="module")
-def alone(narrow_run, tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone")
-    with pytest.MonkeyPatch.context() as patch:
-        make_narrow(patch)
-        run_on(narrow_run.parent / "pictures", out, "--epochs", "2", "--scale-crop", "0.3")
-    return out
-
-
 @pytest.mark.usefixtures("narrow")
-class TestRuns:
-    def test_it_is_another_augmentation(self, narrow_run, alone):
-        with pytest.raises(AssertionError):
-            assert_same_run(narrow_run, alone)
-
-    def test_stopped_and_resumed(self, narrow_run, alone, tmp_path):
-        def run(*flags):
-            run_on(narrow_run.parent / "pictures", tmp_path, "--epochs", "2", "--scale-crop", "0.3", *flags)
-
-        assert len(interrupt(run, {2, 5})) == 2
-        assert_same_run(alone, tmp_path)
-
-    def test_killed_and_resumed(self, narrow_run, alone, tmp_path, monkeypatch):
-        """Without any chance to save, in the fifth iteration; the last save was after the third."""
-        done, call = [], TrainStep.__call__
-
-        class Killed(BaseException):
-            pass
-
-        def train_step(*args):
-            done.append(None)
-            if len(done) == 5:
-                raise Killed
-            return call(*args)
-
-        flags = ["--epochs", "2", "--scale-crop", "0.3", "--save-every", "3"]
-        monkeypatch.setattr(TrainStep, "__call__", train_step)
-        with pytest.raises(Killed):
-            run_on(narrow_run.parent / "pictures", tmp_path, *flags)
-        run_on(narrow_run.parent / "pictures", tmp_path, *flags, "--images-on", "host", "--resume")
-        assert len(done) == 5 + 3
-        assert_same_run(alone, tmp_path)
-
-    def test_another_share_is_another_run(self, narrow_run, alone, capsys):
-        before = (alone / "last.pt").read_bytes()
-        with pytest.raises(SystemExit):
-            run_on(narrow_run.parent / "pictures", alone, "--epochs", "2", "--scale-crop", "0.5", "--resume")
-        assert "--scale-crop was 0.3" in capsys.readouterr().err and (alone / "last.pt").read_bytes() == before
+def test_a_run_that_is_killed_and_resumed_ends_as_if_it_had_not_been(narrow_run, tmp_path):
+    """In the fifth iteration, after a save in the third; and it is not the run without boxes."""
+    pictures, flags = narrow_run.parent / "pictures", ["--epochs", "2", "--scale-crop", "0.3", "--save-every", "3"]
+    run_on(pictures, tmp_path / "whole", *flags)
+    kill(lambda: run_on(pictures, tmp_path / "killed", *flags), 5)
+    assert checkpoint.load(tmp_path / "killed" / "last.pt")["step"] == 3
+    run_on(pictures, tmp_path / "killed", *flags, "--images-on", "host", "--resume")
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    with pytest.raises(AssertionError):
+        assert_same_run(narrow_run, tmp_path / "whole")
 
 
 class TestFlag:
@@ -218,7 +172,3 @@ class TestFlag:
         flags = train.parse_args(["--scale-crop", "0.08", "--cutout", "5"])
         assert train.augmentation(flags) == Augmentation(0, "random", 5, 0.08)
         assert train.augmentation(train.parse_args(["--scale-crop", "0.5", "--no-augment"])).scale_crop is None
-
-    @pytest.mark.parametrize("value", ["0", "1.1", "-1", "nan", "much"])
-    def test_other_values_are_a_usage_error(self, capsys, value):
-        ends(capsys, train.main, ["--scale-crop", value], 2, "--scale-crop", "above 0")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from narrow import make_narrow
-from run_checks import assert_same_run, interrupt, run_on, without_speed
+from run_checks import assert_same_run, interrupt
 
 import train
 from dataset import sources
@@ -22,8 +22,10 @@ from training.progress import Progress
 pytestmark = pytest.mark.usefixtures("narrow")
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").iterdir())
 # 3 iterations per epoch
-FLAGS = "--sizes 32:1 40:2 64:1 --ema-decay 0.7 --cutout 8 --nesterov --flip alternate --schedule linear".split()
-FLAGS += "--lr-warmup-epochs 1 --batch-size 16 --log-every 2 --device cpu --precision fp32 --snapshots 2".split()
+FLAGS = "--sizes 32:1 40:2 64:1 --ema-decay 0.7 --cutout 8 --cutmix 0.5 --flip alternate --schedule linear".split()
+FLAGS += (
+    "--nesterov --lr-warmup-epochs 1 --batch-size 16 --log-every 2 --device cpu --precision fp32 --snapshots 2".split()
+)
 
 
 def run(pictures, out, *flags):
@@ -138,7 +140,7 @@ class TestHistory:
 
 @pytest.mark.slow
 class TestResume:
-    @pytest.mark.parametrize("steps", [{1, 2}, {3}, {4, 8}, {9, 10}, {2, 3, 4, 9, 11}], ids=str)
+    @pytest.mark.parametrize("steps", [{3}, {4, 8}, {2, 3, 4, 9, 11}], ids=str)
     def test_an_interrupted_run_ends_as_if_it_had_not_been(self, growing, narrow_run, tmp_path, steps):
         """Twice in an epoch, at the last iteration before a change of size, and at the first one after it."""
         codes = interrupt(lambda *flags: run(narrow_run.parent / "pictures", tmp_path, *flags), steps)
@@ -165,19 +167,10 @@ def test_a_step_is_rebuilt_for_every_size(narrow_run, tmp_path, monkeypatch, cap
     """A graph of one size cannot be replayed at another; each new one is reported with its duration."""
     made = []
 
-    def compile_network(step, plan, images):
+    def compile_network(step, batch):
         made.append(step.batches.preprocess.image_size)
 
     monkeypatch.setattr("training.acceleration.compile_network", compile_network)
     run(narrow_run.parent / "pictures", tmp_path, "--compile")
     assert made == [32, 40, 64]
     assert len(re.findall(r"compiled in \d+ s", capsys.readouterr().out)) == 3
-
-
-@pytest.mark.slow
-def test_a_constant_size_is_a_plan_of_one(narrow_run, tmp_path):
-    """--sizes 32:2 is --image-size 32 --epochs 2."""
-    run_on(narrow_run.parent / "pictures", tmp_path, "--epochs", "2", "--sizes", "32:2")
-    first, second = (checkpoint.load(out / "last.pt") for out in (narrow_run, tmp_path))
-    assert all(torch.equal(value, second["model"][name]) for name, value in first["model"].items())
-    assert without_speed(first["history"]) == without_speed(second["history"])

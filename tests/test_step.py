@@ -1,12 +1,15 @@
 """The training step against torch put together by hand, and its faster forms against itself."""
 
 import copy
+import functools
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from dataset.batches import Batches
+from dataset.batches import Augmentation, Batches
 from dataset.preprocess import Preprocess
 from network import ResNet18
 from training.acceleration import accelerate, attempt, capture, warm_up
@@ -16,36 +19,39 @@ from training.step import EMA, TrainStep
 ITERATIONS = 6
 
 
-def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_decay=True, nesterov=False, smoothing=0.0,
-         precision="fp32"):  # fmt: skip
-    """A training step on noise, and the plan of its first epoch."""
+def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_decay=False, nesterov=False, smoothing=0.0,
+         precision="fp32", cutmix=0.0, network=ResNet18):  # fmt: skip
+    """A training step on noise, and the rows of its first epoch."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8 * ITERATIONS, 3, 32, 32), dtype=torch.uint8, device=device)
     labels = torch.arange(len(images), device=device) % 4
     preprocess = Preprocess(image_size, [0.5] * 3, [0.25] * 3, device)
     if dtype == torch.float64:
         preprocess.mean_color, preprocess.std_color = preprocess.mean_color.double(), preprocess.std_color.double()
-    batches = Batches(images, labels, preprocess, 8, seed=0)
-    network = ResNet18(4).to(device, dtype, memory_format=torch.channels_last)
+    batches = Batches(images, labels, preprocess, 8, 0, Augmentation(cutmix=cutmix))
+    network = network(4).to(device, dtype, memory_format=torch.channels_last)
     ema = EMA(network, average) if average else None
     optimizer = sgd(network, Optimization(0.05, nesterov=nesterov, weight_decay=1e-3, norm_decay=norm_decay))
-    return TrainStep(network, optimizer, batches, precision, smoothing, ema), batches.plan(0)
+    return TrainStep(network, optimizer, batches, precision, smoothing, ema), batches.rows(0)
 
 
-@pytest.mark.parametrize("norm_decay, nesterov", [(True, False), (False, True)])
-def test_two_steps_are_sgd_on_the_cross_entropy(norm_decay, nesterov):
+@pytest.mark.parametrize("norm_decay, nesterov, cutmix", [(True, False, 0.0), (False, True, 1.0)])
+def test_two_steps_are_sgd_on_the_cross_entropy(norm_decay, nesterov, cutmix):
     """In float64; the second has momentum, and another learning rate."""
-    step, plan = make(dtype=torch.float64, norm_decay=norm_decay, nesterov=nesterov, smoothing=0.1)
+    step, rows = make(dtype=torch.float64, norm_decay=norm_decay, nesterov=nesterov, smoothing=0.1, cutmix=cutmix)
     twin = copy.deepcopy(step.network)
     velocity = [torch.zeros_like(value) for value in twin.parameters()]
-    for rate, rows in ((0.05, plan[0]), (0.01, plan[1])):
+    for rate, batch in ((0.05, rows[0]), (0.01, rows[1])):
         step.optimizer.param_groups[0]["lr"].fill_(rate)
-        sums = step(rows)
+        sums = step(batch)
 
-        inputs, labels = step.batches(rows)
+        inputs, labels, *mixed = step.batches(batch)
         logits = twin(inputs)
         targets = torch.full((8, 4), 0.1 / 4, dtype=torch.float64)
-        targets[torch.arange(8), labels] += 0.9
+        partner_labels, share = mixed or (labels, torch.ones(()))
+        targets[torch.arange(8), labels] += 0.9 * share
+        targets[torch.arange(8), partner_labels] += 0.9 * (1 - share)
+        labels = labels if share >= 0.5 else partner_labels
         loss = -(targets * logits.log_softmax(1)).sum(1).mean()
         gradients = torch.autograd.grad(loss, list(twin.parameters()))
         # cross-entropy is taken in float32, as under autocast
@@ -63,13 +69,13 @@ def test_two_steps_are_sgd_on_the_cross_entropy(norm_decay, nesterov):
 
 def test_the_moving_average_is_torchs():
     """torch.optim.swa_utils is the oracle."""
-    step, plan = make(average=0.8)
+    step, rows = make(average=0.8)
     theirs = torch.optim.swa_utils.AveragedModel(
         step.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)
     )
     theirs.update_parameters(step.network)  # the first call copies
-    for rows in plan:
-        step(rows)
+    for batch in rows:
+        step(batch)
         theirs.update_parameters(step.network)
     for (name, value), expected in zip(step.ema.network.named_parameters(), theirs.module.parameters(), strict=True):
         assert torch.allclose(value, expected, atol=1e-6), name
@@ -78,10 +84,10 @@ def test_the_moving_average_is_torchs():
 
 def test_the_moving_average_has_its_own_batch_norm_statistics():
     """conv1's statistics are the mean and unbiased variance of what its own weights make of the inputs."""
-    step, plan = make(average=0.8)
-    for rows in plan:
-        step(rows)
-    inputs = step.batches(plan[0])[0]
+    step, rows = make(average=0.8)
+    for batch in rows:
+        step(batch)
+    inputs = step.batches(rows[0])[0]
     step.ema.update_batch_norm([inputs], "fp32")
     network = step.ema.network
     maps = torch.nn.functional.conv2d(inputs, network.conv1.weight, None, 2, 3)
@@ -92,8 +98,8 @@ def test_the_moving_average_has_its_own_batch_norm_statistics():
 
 def test_the_optimizer_of_another_device_keeps_its_own_learning_rate_and_kernels():
     """A checkpoint's `fused` belongs to the device it was written on; only the momentum is taken over."""
-    step, plan = make()
-    step(plan[0])
+    step, rows = make()
+    step(rows[0])
     state = step.optimizer.state_dict()
     for group in state["param_groups"]:
         group["fused"], group["lr"] = False, 0.5
@@ -105,12 +111,12 @@ def test_the_optimizer_of_another_device_keeps_its_own_learning_rate_and_kernels
         assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
 
 
-def losses(step, call, plan):
+def losses(step, call, rows):
     """Of an epoch with a learning rate that changes."""
     found = []
-    for position, rows in enumerate(plan):
+    for position, batch in enumerate(rows):
         step.optimizer.param_groups[0]["lr"].fill_(0.05 / (position + 1))
-        found.append(call(rows).clone())
+        found.append(call(batch).clone())
     return torch.stack(found)
 
 
@@ -122,55 +128,72 @@ def assert_same_state(first, second, **tolerance):
 @pytest.mark.parametrize("average", [0.0, 0.9])
 def test_a_warm_up_leaves_no_trace(average):
     """What a capture and a compilation begin with: after it, training is the same bit for bit."""
-    (plain, plan), (warmed_up, _) = make(average=average), make(average=average)
-    warm_up(warmed_up, plan[0])
+    (plain, rows), (warmed_up, _) = make(average=average), make(average=average)
+    warm_up(warmed_up, (rows[0], None))
     assert_same_state(plain, warmed_up, rtol=0, atol=0)
-    assert torch.equal(losses(plain, plain, plan), losses(warmed_up, warmed_up, plan))
+    assert torch.equal(losses(plain, plain, rows), losses(warmed_up, warmed_up, rows))
     assert_same_state(plain, warmed_up, rtol=0, atol=0)
+
+
+def small_network(classes):
+    """Traced in a second."""
+    layers = nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*layers, nn.Linear(4, classes))
 
 
 @pytest.mark.slow
-def test_a_compiled_step_gives_the_same_losses():
-    """In float64, for training makes much of small differences."""
-    (plain, plan), (faster, _) = (make(average=0.9, dtype=torch.float64) for _ in range(2))
+def test_a_compiled_step_gives_the_same_losses(monkeypatch):
+    """In float64, for training makes much of small differences. Traced and differentiated, but no code is generated."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    (plain, rows), (faster, _) = (make(average=0.9, dtype=torch.float64, network=small_network) for _ in range(2))
     said = []
-    call = accelerate(faster, plan[0], compiles=True, captures=False, say=said.append)
-    if said[0].startswith("not compiled"):
-        pytest.skip(said[0])
+    call = accelerate(faster, (rows[0], None), use_compile=True, use_cuda_graph=False, say=said.append)
     assert "compiled in" in said[0] and isinstance(faster.network, torch._dynamo.OptimizedModule)
-    torch.testing.assert_close(losses(plain, plain, plan), losses(faster, call, plan), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(losses(plain, plain, rows), losses(faster, call, rows), rtol=1e-5, atol=1e-5)
     assert_same_state(plain, faster, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("compiles", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("use_compile", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("dtype, precision", [(torch.float64, "fp32"), (torch.float32, "bf16")], ids=str)
-def test_a_captured_step_gives_the_same_losses(compiles, dtype, precision):
-    (plain, plan), (faster, _) = (make("cuda", dtype, 64, 0.9, precision=precision) for _ in range(2))
+def test_a_captured_step_gives_the_same_losses(use_compile, dtype, precision):
+    (plain, rows), (faster, _) = (make("cuda", dtype, 64, 0.9, precision=precision, cutmix=0.5) for _ in range(2))
     said = []
-    call = accelerate(faster, plan[0], compiles, captures=True, say=said.append)
+    call = accelerate(faster, (rows[0], None), use_compile, None, say=said.append)
+    assert call is not faster
     assert all("in" in text and not text.startswith("not") for text in said), said
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if precision == "fp32" else {"rtol": 0.1, "atol": 0.3}
-    torch.testing.assert_close(losses(plain, plain, plan)[:, 0], losses(faster, call, plan)[:, 0], **tolerance)
+    torch.testing.assert_close(losses(plain, plain, rows)[:, 0], losses(faster, call, rows)[:, 0], **tolerance)
 
 
 class TestWhatIsNotPossible:
-    def test_without_cuda_nothing_is_captured_and_it_says_so(self):
-        step, plan = make()
+    @pytest.mark.parametrize("asked, expected", [(True, ["not captured: this needs a CUDA GPU"]), (None, [])])
+    def test_without_cuda_nothing_is_captured_and_it_says_so_if_asked(self, asked, expected):
+        step, rows = make()
         said = []
-        assert accelerate(step, plan[0], compiles=False, captures=True, say=said.append) is step
-        assert said == ["not captured: this needs a CUDA GPU"]
+        assert accelerate(step, (rows[0], None), use_compile=False, use_cuda_graph=asked, say=said.append) is step
+        assert said == expected
+
+    @pytest.mark.parametrize("asked, captured", [(None, True), (True, True), (False, False)])
+    def test_on_a_gpu_the_step_is_captured_unless_it_is_turned_off(self, monkeypatch, asked, captured):
+        monkeypatch.setattr("training.acceleration.capture", lambda step, batch: "the captured step")
+        step, batch = make()[0], (SimpleNamespace(device=torch.device("cuda")), None)
+        assert (accelerate(step, batch, False, asked, say=print) == "the captured step") == captured
+        two = SimpleNamespace(size=2, wrap_ddp=lambda network: network)
+        said = []
+        assert accelerate(step, batch, False, asked, two, said.append) is step
+        assert said == ["not captured: this needs a single process"] * bool(asked)
 
     def test_without_a_compiler_the_run_goes_on(self, monkeypatch):
-        step, plan = make()
+        step, rows = make()
         before = [value.clone() for value in step.state()]
         monkeypatch.setattr(torch, "compile", without_compiler)
         said = []
-        assert accelerate(step, plan[0], compiles=True, captures=False, say=said.append) is step
+        assert accelerate(step, (rows[0], None), use_compile=True, use_cuda_graph=None, say=said.append) is step
         assert said == ["not compiled, continuing without: OSError, no compiler here"]
         assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
-        assert step(plan[0]).isfinite().all()
+        assert step(rows[0]).isfinite().all()
 
     def test_of_several_processes_none_goes_on_alone(self):
         said = []
@@ -180,7 +203,7 @@ class TestWhatIsNotPossible:
         assert len(said) == 1 and re.fullmatch(r"compiled in \d+ s", said[0])
 
     def test_a_capture_that_fails_leaves_no_trace(self, monkeypatch):
-        step, plan = make()
+        step, rows = make()
 
         def fails():
             raise RuntimeError("no stream")
@@ -188,19 +211,19 @@ class TestWhatIsNotPossible:
         monkeypatch.setattr(torch.cuda, "current_stream", fails)
         before = [value.clone() for value in step.state()]
         with pytest.raises(RuntimeError, match="no stream"):
-            capture(step, plan[0])
+            capture(step, (rows[0], None))
         assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
 
     def test_on_an_old_torch_a_failed_capture_ends_the_run(self, monkeypatch):
         """Its allocator stays in a capturing state; continuing would fail later, without a reason."""
-        step, plan = make()
+        step, rows = make()
         monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
         monkeypatch.setattr(torch.cuda, "Stream", lambda: FakeStream())
         monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
         monkeypatch.setattr(torch.cuda, "stream", fails)
         monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.0"))
-        with pytest.raises(OSError, match="run again without --cuda-graph"):
-            capture(step, plan[0])
+        with pytest.raises(OSError, match="pass --no-cuda-graph"):
+            capture(step, (rows[0], None))
 
 
 def missing(what):

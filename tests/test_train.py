@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 from narrow import NarrowResNet18
-from run_checks import assert_same_run, run_on
+from run_checks import assert_same_run, kill, run_on
 
 import train
 from dataset import sources
@@ -64,27 +67,6 @@ class TestRun:
 
 @pytest.mark.slow
 class TestRecipe:
-    FLAGS = ["--epochs", "2", "--ema-decay", "0.7", "--lr-warmup-epochs", "1", "--cutout", "8", "--no-norm-decay"]
-
-    def test_with_everything_an_interrupted_run_ends_as_if_it_had_not_been(self, folder, tmp_path, monkeypatch):
-        run_on(folder, tmp_path / "alone", *self.FLAGS)
-        for steps in range(1, 7):  # one iteration at a time
-            run_on(folder, tmp_path / "run", *self.FLAGS, "--max-steps", str(steps), *["--resume"][: steps - 1])
-        run_on(folder, tmp_path / "run", *self.FLAGS, "--resume")
-        assert_same_run(tmp_path / "alone", tmp_path / "run")
-        first, second = (checkpoint.load(tmp_path / name / "last.pt")["ema"] for name in ("alone", "run"))
-        assert all(torch.equal(value, second[name]) for name, value in first.items())
-
-    def test_the_average_is_what_is_tested_and_handed_on(self, folder, tmp_path):
-        run_on(folder, tmp_path, *self.FLAGS)
-        state, (network, info) = checkpoint.load(tmp_path / "last.pt"), checkpoint.load_network(tmp_path)
-        assert torch.equal(network.fc.weight, state["ema"]["fc.weight"])
-        assert not torch.equal(network.fc.weight, state["model"]["fc.weight"])
-        images, labels, _ = sources.load(str(folder), "test")
-        preprocess = Preprocess(32, info.mean, info.std)
-        loss, _ = evaluate(network, images, labels, preprocess)
-        assert loss == pytest.approx(info.result["test_loss"], rel=1e-5)
-
     def test_held_out_images_stand_in_for_the_test_split(self, folder, tmp_path, capsys):
         run_on(folder, tmp_path, "--epochs", "1", "--hold-out", "10", "--test-flip")
         out = capsys.readouterr().out
@@ -150,16 +132,94 @@ def test_cifar10_by_name(fake_cifar10, tmp_path):
 
 
 def test_tensorboard_is_named_where_it_is_missing(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(SystemExit) as stop:
         run_on(folder, tmp_path / "run", "--tensorboard")
     assert stop.value.code == 1 and "pip install tensorboard" in capsys.readouterr().err
 
 
-def test_tensorboard_files(folder, tmp_path):
-    pytest.importorskip("tensorboard", reason="an optional package")
-    run_on(folder, tmp_path / "run", "--tensorboard", "--max-steps", "2")
-    assert any((tmp_path / "run" / "tensorboard").iterdir())
+def test_tensorboard_has_every_number_of_the_history_once(folder, tmp_path):
+    """Interrupted after a line that it writes again; then overwritten, which removes the old events."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = tmp_path / "run"
+    flags = ["--epochs", "2", "--save-every", "3", "--tensorboard"]
+    kill(lambda: run_on(folder, out, *flags), 5)
+    run_on(folder, out, *flags, "--resume")
+
+    def assert_events_are_the_history():
+        events = accumulator.EventAccumulator(str(out / "tensorboard")).Reload()
+        found = {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+        expected = {}
+        for line in map(json.loads, (out / "history.jsonl").read_text().splitlines()):
+            for name in line.keys() - {"kind", "epoch", "step"}:
+                value = pytest.approx(line[name], rel=1e-6)
+                expected.setdefault(f"{line['kind']}/{name}", []).append((line["step"], value))
+        assert found == expected and len(found["train/loss"]) == len(found["test/accuracy"]) + 1
+
+    assert_events_are_the_history()
+    run_on(folder, out, *flags, "--overwrite", "--seed", "1")
+    assert_events_are_the_history()
+    assert len(list((out / "tensorboard").iterdir())) == 1
+    run_on(folder, out, "--max-steps", "1", "--overwrite")
+    assert not list((out / "tensorboard").iterdir())
+
+
+def test_a_broken_figure_does_not_cost_the_run(folder, tmp_path, capsys, monkeypatch):
+    def fails(*_):
+        raise SyntaxError("invalid syntax")
+
+    monkeypatch.setattr("figures.training_curves.training_curves", fails)
+    run_on(folder, tmp_path / "run", "--max-steps", "1")
+    said = capsys.readouterr()
+    assert "training_curves.png could not be drawn (invalid syntax)" in said.err and "next: python" in said.out
+    assert checkpoint.load(tmp_path / "run" / "model.pt")["result"]["step"] == 1
+    monkeypatch.setitem(sys.modules, "figures", None)
+    run_on(folder, tmp_path / "other", "--max-steps", "1")
+    assert (tmp_path / "other" / "model.pt").exists() and "could not be drawn" in capsys.readouterr().err
+
+
+def test_below_17_pixels_it_is_fp32_and_says_so(folder, tmp_path, capsys):
+    run_on(folder, tmp_path / "run", "--max-steps", "2", "--precision", "bf16", "--image-size", "8")
+    assert "fp32, because bf16 gradients are wrong on CPUs below 17 pixels" in capsys.readouterr().out
+    assert checkpoint.load(tmp_path / "run" / "model.pt")["result"]["precision"] == "fp32"
+
+
+def test_a_lower_learning_rate_is_not_proposed_where_it_cannot_help(narrow_run, tmp_path, capsys):
+    """The first loss, before any update, is that of the weights passed to --init."""
+    state = checkpoint.load(narrow_run / "model.pt")
+    state["model"]["fc.weight"] *= 1e38
+    torch.save(state, tmp_path / "weights.pt")
+    flags = ["--epochs", "1", "--init", str(tmp_path / "weights.pt")]
+    for more, advice in (([], "pass other weights to --init"), (["--precision", "bf16"], "pass --precision fp32")):
+        with pytest.raises(SystemExit):
+            run_on(narrow_run.parent / "pictures", tmp_path / "run", *flags, *more)
+        error = capsys.readouterr().err
+        assert advice in error and "--lr" not in error
+
+
+def test_an_interrupt_before_training_ends_in_one_word(folder, tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "load_data", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run_on(folder, tmp_path / "run")
+    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_an_interrupt_while_torch_is_imported_ends_in_one_word(tmp_path):
+    """A torch that interrupts its own import."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    ended = subprocess.run(
+        [sys.executable, train.__file__],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored in the background
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 
 @pytest.mark.parametrize("seconds, text", [(5, "5 s"), (600, "10 min"), (46000, "12.8 h")])

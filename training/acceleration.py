@@ -10,6 +10,7 @@ from runtime.checkpoint import first_line
 from training.distributed import ALONE, World
 from training.step import TrainStep
 
+Batch = tuple[Tensor, Tensor | None]  # rows and images, as `Batches.iterate` yields them
 WARM_UP_STEPS = 3  # iterations before a capture, in which libraries choose algorithms and allocate memory
 
 
@@ -17,43 +18,43 @@ class CaptureError(OSError):
     """A capture failed and left torch in a state that cannot be used any more."""
 
 
-def warm_up(step: TrainStep, plan: Tensor, count: int = WARM_UP_STEPS, images: Tensor | None = None) -> None:
+def warm_up(step: TrainStep, batch: Batch, count: int = WARM_UP_STEPS) -> None:
     """Runs iterations and restores weights, momentum, statistics and averages afterwards."""
     state = step.state()
     before = [value.clone() for value in state]
     try:
         for _ in range(count):
-            step(plan, images)
+            step(*batch)
     finally:
         with torch.no_grad():
             for value, saved in zip(state, before, strict=True):
                 value.copy_(saved)
 
 
-def compile_network(step: TrainStep, plan: Tensor, images: Tensor | None = None) -> None:
+def compile_network(step: TrainStep, batch: Batch) -> None:
     """Compiles the step's network for batches like this one; if that fails, restores the step and raises."""
     eager = step.network
     torch.compiler.reset()  # code compiled for another image size counts towards a limit
     step.network = torch.compile(eager, dynamic=False)
     try:
-        warm_up(step, plan, 1, images)
+        warm_up(step, batch, 1)
     except Exception:
         step.network = eager
         raise
 
 
-def capture(step: TrainStep, plan: Tensor, images: Tensor | None = None) -> Callable[..., Tensor]:
+def capture(step: TrainStep, batch: Batch) -> Callable[..., Tensor]:
     """The step as one CUDA graph: one launch replaces hundreds, which would cost the host milliseconds.
 
-    plan, images: arguments shaped as in every later call, on the current device; the graph reads copies of its own.
-    A call's result is overwritten by the next call.
+    batch: shaped as in every later call, on the current device; the graph reads copies of its own. A call's result is
+    overwritten by the next call.
     """
-    static = [value.clone() for value in (plan, images) if value is not None]
+    static = [value.clone() for value in batch if value is not None]
     current, stream = torch.cuda.current_stream(), torch.cuda.Stream()
     stream.wait_stream(current)
     try:
         with torch.cuda.stream(stream):
-            warm_up(step, static[0], images=static[1] if images is not None else None)
+            warm_up(step, static)
         current.wait_stream(stream)
         step.optimizer.zero_grad()  # so that the graph allocates the gradients in its own memory
         graph = torch.cuda.CUDAGraph()
@@ -63,11 +64,11 @@ def capture(step: TrainStep, plan: Tensor, images: Tensor | None = None) -> Call
         torch.cuda.set_stream(current)  # older versions leave the capture's stream current
         step.optimizer.zero_grad()
         if torch.__version__ < (2, 9):  # these leave the allocator in a capturing state (pytorch#180395)
-            raise CaptureError(f"no CUDA graph ({first_line(error)}): run again without --cuda-graph") from error
+            raise CaptureError(f"no CUDA graph ({first_line(error)}): pass --no-cuda-graph") from error
         raise
 
-    def replay(plan: Tensor, images: Tensor | None = None) -> Tensor:
-        for value, new in zip(static, (plan, images), strict=False):
+    def replay(*batch: Tensor | None) -> Tensor:
+        for value, new in zip(static, batch, strict=False):
             value.copy_(new)
         graph.replay()
         return sums
@@ -76,23 +77,23 @@ def capture(step: TrainStep, plan: Tensor, images: Tensor | None = None) -> Call
     return replay
 
 
-def accelerate(step: TrainStep, plan: Tensor, compiles: bool, captures: bool, world: World = ALONE,
-               say: Callable[[str], None] = print, images: Tensor | None = None) -> Callable[..., Tensor]:  # fmt: skip
+def accelerate(step: TrainStep, batch: Batch, use_compile: bool, use_cuda_graph: bool | None, world: World = ALONE,
+               say: Callable[[str], None] = print) -> Callable[..., Tensor]:  # fmt: skip
     """The step of all processes, compiled, captured or both, as requested; `say` reports durations and failures.
 
-    plan, images: arguments of the step, shaped as in every later call.
+    batch           shaped as in every later call
+    use_cuda_graph  None: on a CUDA GPU with one process
     """
+    is_on_gpu = batch[0].device.type == "cuda"
     step.network = world.wrap_ddp(step.network)
-    if compiles:
+    if use_compile:
         # In several processes around DistributedDataParallel, so that gradients are reduced while others are computed.
         # There a failure ends the run: a process that falls back alone would wait for the others.
-        attempt(lambda: compile_network(step, plan, images), "compiled", say, may_fail=world.size == 1)
-    if captures and plan.device.type != "cuda":
-        say("not captured: this needs a CUDA GPU")
-    elif captures and world.size > 1:
-        say("not captured: this needs a single process")
-    elif captures:
-        return attempt(lambda: capture(step, plan, images), "captured", say) or step
+        attempt(lambda: compile_network(step, batch), "compiled", say, may_fail=world.size == 1)
+    if is_on_gpu and world.size == 1 and use_cuda_graph is not False:
+        return attempt(lambda: capture(step, batch), "captured", say) or step
+    if use_cuda_graph:
+        say(f"not captured: this needs {'a single process' if is_on_gpu else 'a CUDA GPU'}")
     return step
 
 

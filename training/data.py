@@ -1,5 +1,6 @@
 """The images and labels of a run."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from dataset.preprocess import color_histogram, mean_and_std_of_histogram
 from dataset.split import Split
 from training.distributed import ALONE, World
 
+SAMPLE = 1024  # images of a split that are compared when a run is resumed
+
 
 @dataclass(frozen=True)
 class Data:
@@ -21,6 +24,7 @@ class Data:
     train, test  images (N, 3, H, W) uint8, on the device or on the host, and labels (N,) int64 on the device
     classes      names
     mean, std    of the training images by channel, in 0..1
+    fingerprint  of both splits, see `fingerprint`
     """
 
     train: tuple[Tensor | HostImages, Tensor]
@@ -28,6 +32,7 @@ class Data:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    fingerprint: str
 
 
 def load_data(source: str, root: str | Path, image_size: int, hold_out: int, device: torch.device,
@@ -47,10 +52,24 @@ def load_data(source: str, root: str | Path, image_size: int, hold_out: int, dev
         kept, held = sources.hold_out(len(train.images), hold_out)
         histogram = histogram - sum(color_histogram(train.images[part]) for part in held.split(256))
     mean, std = map(tuple, mean_and_std_of_histogram(histogram))
-    placed = [_place(*split, device, images_on) for split in ((train, kept), (test, held))]
-    if not world.all_equal((train.classes, mean, std, *(len(labels) for _, labels in placed))):
+    facts = tuple(train.classes), mean, std, fingerprint(source, {"train": train, "test": test})
+    if not world.all_equal(facts):
         raise DataError("the processes found different images: give every machine the same data")
-    return Data(*placed, tuple(train.classes), mean, std)
+    return Data(*(_place(*split, device, images_on) for split in ((train, kept), (test, held))), *facts)
+
+
+def fingerprint(source: str, splits: dict[str, Split]) -> str:
+    """A hash of the labels, of a folder's file names, and of about SAMPLE images of each split.
+
+    It notices what classes, mean and standard deviation do not: images that have changed places.
+    """
+    digest = hashlib.sha256()
+    for name, split in splits.items():
+        files = sources.list_files(source, name) or []
+        digest.update("\0".join(file.relative_to(source).as_posix() for file in files).encode(errors="surrogateescape"))
+        digest.update(split.labels.numpy().tobytes())
+        digest.update(split.images[:: max(1, len(split.images) // SAMPLE)].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _place(split: Split, index: Tensor | None, device: torch.device, images_on: str) -> tuple:

@@ -12,10 +12,7 @@ from dataset.sources import DATASETS
 from runtime import checkpoint
 from runtime.checkpoint import CheckpointError
 from runtime.command_line import ArgumentParser, one_line_errors, recipe
-
-# settings that say nothing about the network, or where a machine keeps its files
-LOCAL_SETTINGS = {"data", "root", "device", "out", "init", "log_every", "save_every", "snapshots", "resume",
-                  "overwrite", "tensorboard", "test_flip", "images_on"}  # fmt: skip
+from training.resume import LOCAL_FLAGS
 
 
 def exported(path: str | Path, data: str | None = None) -> dict[str, Any]:
@@ -35,7 +32,7 @@ def exported(path: str | Path, data: str | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path} was evaluated on training images (--hold-out): train on all of them")
     if data is None and (data := metadata.config.get("data")) not in DATASETS:
         raise CheckpointError(f"{path} was trained on a folder: pass --data, where others have these images")
-    config = {name: value for name, value in metadata.config.items() if name not in LOCAL_SETTINGS}
+    config = {name: value for name, value in metadata.config.items() if name not in LOCAL_FLAGS | {"data"}}
     weights = {name: _halved(value) for name, value in network.state_dict().items()}
     checkpoint.check_finite(weights, f"{path} in half precision")
     entries = metadata.entries() | {"config": config | {"data": data, "recipe": recipe(config)}}
@@ -53,8 +50,7 @@ def main(argv=None):
     parser.add_argument("ckpt", metavar="CKPT", help="model.pt of a finished run")
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
-    parser.add_argument("--data", help="data that visualizer.py uses unless it is told (default: the run's, if it has "
-                        "a name)")  # fmt: skip
+    parser.add_argument("--data", help="data that visualizer.py uses by default (default: the run's, if it has a name)")
     args = parser.parse_args(argv)
     with one_line_errors(CheckpointError):
         out = Path(args.out)

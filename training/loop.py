@@ -25,30 +25,30 @@ BATCH_NORM_IMAGES = 6400  # training images behind the batch-norm statistics of 
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the loop.
+    """Settings of the loop, by the names of train.py's flags.
 
     batch_size    images per iteration, over all processes
     seed          of order and augmentation
-    augmentation  at the last image size
-    optimization  of the loss, SGD and its learning rate
-    precision     "fp32" or "bf16"
-    compiles      torch.compile the network
-    captures      replay each iteration as a CUDA graph
     log_every     iterations between log lines
     save_every    iterations between checkpoints; None: about once a minute
     snapshots     epochs to keep the weights of
+    compile       the network, with torch.compile
+    cuda_graph    replay each iteration as a CUDA graph; None: where that is possible
+    precision     "fp32" or "bf16"
+    augmentation  at the last image size
+    optimization  of the loss, SGD and its learning rate
     """
 
     batch_size: int
     seed: int
+    log_every: int
+    save_every: int | None
+    snapshots: list[int]
+    compile: bool
+    cuda_graph: bool | None
+    precision: str
     augmentation: Augmentation
     optimization: Optimization
-    precision: str = "fp32"
-    compiles: bool = False
-    captures: bool = False
-    log_every: int = 300
-    save_every: int | None = None
-    snapshots: tuple[int, ...] = ()
 
 
 class Loop:
@@ -56,11 +56,11 @@ class Loop:
 
     run, data, settings  what is trained, on which images, how
     progress             console output
-    advises              on a CPU, propose a shorter run if this one is slow
+    suggest_shorter      on a CPU, propose a shorter run if this one is slow
     """
 
-    def __init__(self, run: Run, data: Data, settings: Settings, advises: bool = False):
-        self.run, self.data, self.settings, self.advises = run, data, settings, advises
+    def __init__(self, run: Run, data: Data, settings: Settings, suggest_shorter: bool = False):
+        self.run, self.data, self.settings, self.suggest_shorter = run, data, settings, suggest_shorter
         self.progress = Progress(run.step, run.plan, settings.batch_size, len(data.test[0]))
         self.batches: Batches | None = None
         self.step: Callable[..., Tensor] | None = None
@@ -74,7 +74,7 @@ class Loop:
         is_resized = self.batches is None or self.batches.preprocess.image_size != plan.image_size(epoch)
         if is_resized:
             self.batches = self.make_batches(plan.image_size(epoch))
-        rows = self.batches.plan(epoch)[:, run.world.shard(self.settings.batch_size)]
+        rows = self.batches.rows(epoch)[:, run.world.shard(self.settings.batch_size)]
         if is_resized:
             with self.progress.paused():
                 self.step = None  # releases the memory of a captured graph, and DistributedDataParallel's hooks
@@ -85,20 +85,20 @@ class Loop:
             run.in_epoch.zero_()
         return self.step, self.batches.iterate(rows[start : plan.total_steps - epoch * plan.steps_per_epoch])
 
-    def make_batches(self, image_size: int) -> Batches:
-        """The augmented training batches at an image size."""
+    def make_batches(self, image_size: int, **changes: Any) -> Batches:
+        """The augmented training batches at an image size. changes: of the augmentation."""
         settings, data = self.settings, self.data
         cutout = self.run.plan.cutout(settings.augmentation.cutout, image_size)
         preprocess = Preprocess(image_size, data.mean, data.std, data.train[1].device)
-        augmentation = replace(settings.augmentation, cutout=cutout)
+        augmentation = replace(settings.augmentation, cutout=cutout, **changes)
         return Batches(*data.train, preprocess, settings.batch_size, settings.seed, augmentation)
 
     def _make_step(self, rows: Tensor) -> Callable[..., Tensor]:
         run, settings = self.run, self.settings
         smoothing = settings.optimization.label_smoothing
         step = TrainStep(run.network, run.optimizer, self.batches, settings.precision, smoothing, run.ema)
-        ((row, images),) = self.batches.iterate(rows)
-        return accelerate(step, row, settings.compiles, settings.captures, run.world, self.progress.say, images)
+        (batch,) = self.batches.iterate(rows)
+        return accelerate(step, batch, settings.compile, settings.cuda_graph, run.world, self.progress.say)
 
     def end_step(self, signals: list[int]) -> int:
         """Prints, evaluates and saves what is due; returns the signal to stop for, or 0."""
@@ -106,7 +106,9 @@ class Loop:
         if progress.advance():
             progress.show(run.epoch, *mean_metrics(run.since_line))
         if run.since_line.device.type == "cpu" and progress.step == progress.first + 3:
-            progress.forecast(self.advises)
+            progress.forecast(self.suggest_shorter)
+        if run.step == 1:
+            run.check_finite()
         ends_line, ends_epoch = run.step % settings.log_every == 0, run.step % run.plan.steps_per_epoch == 0
         if ends_line:
             self._end_line()
@@ -114,7 +116,7 @@ class Loop:
             self._end_epoch()
             if run.epoch in settings.snapshots:
                 run.save_snapshot()
-        stop, save = run.agree(signals, settings.save_every, may_save=ends_line or ends_epoch)
+        stop, save = run.agree(signals, settings.save_every)
         if save and not stop:
             run.save()
         return stop
@@ -127,17 +129,13 @@ class Loop:
             self._end_epoch()
 
     def _end_line(self) -> None:
-        entry = self.run.train_entry(self.progress.images_per_second())
-        self.run.record(entry)
-        self.progress.train_line(entry)
+        self.progress.train_line(self.run.record_training(round(self.progress.images_per_second(), 1)))
 
     def _end_epoch(self) -> None:
         self.run.check_finite()
         with self.progress.paused():
             loss, accuracy = self.evaluate()
-        entry = self.run.test_entry(loss, accuracy)
-        self.run.record(entry)
-        self.progress.test_line(entry)
+        self.progress.test_line(self.run.record("test", loss, accuracy))
 
     def evaluate(self, flip: bool = False) -> tuple[float, float]:
         """Test loss and accuracy at the image size of the epoch, of the moving average if there is one.
@@ -145,10 +143,10 @@ class Loop:
         flip: average the logits of each image and its mirror image.
         """
         run, precision = self.run, self.settings.precision
-        batches = self.make_batches(run.image_size)
+        batches = self.make_batches(run.image_size, cutmix=0.0)  # whose statistics are not those of whole images
         if run.ema:
-            rows = batches.plan(0)[: math.ceil(BATCH_NORM_IMAGES / self.settings.batch_size)]
-            run.ema.update_batch_norm((batches(*each)[0] for each in batches.iterate(rows)), precision)
+            rows = batches.rows(0)[: math.ceil(BATCH_NORM_IMAGES / self.settings.batch_size)]
+            run.ema.update_batch_norm((batches(*batch)[0] for batch in batches.iterate(rows)), precision)
         return evaluate(run.evaluated, *self.data.test, batches.preprocess, precision, run.world, flip)
 
     def describe(self) -> str:
@@ -165,7 +163,7 @@ class Loop:
         )
 
 
-def result(loop: Loop, flip_accuracy: float | None) -> dict[str, Any]:
+def final_result(loop: Loop, flip_accuracy: float | None) -> dict[str, Any]:
     """The result of a finished run, as model.pt holds it.
 
     flip_accuracy: test accuracy (0..1) with the logits of each image and its mirror image averaged, if measured
@@ -174,17 +172,23 @@ def result(loop: Loop, flip_accuracy: float | None) -> dict[str, Any]:
     device = data.train[1].device
     train_loss, train_accuracy = mean_metrics(run.world.all_reduce_sum(run.in_epoch))
     test = [entry for entry in run.history if entry["kind"] == "test"][-1]
-    found = {name: test[name] for name in ("epoch", "step", "image_size")}
-    found |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
-    found |= {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
-    found |= {"train_images": len(data.train[0]), "test_images": len(data.test[0])}
-    found |= {"seconds": round(run.seconds, 1), "torch": str(torch.__version__), "precision": loop.settings.precision}
-    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    result = {name: test[name] for name in ("epoch", "step", "image_size")} | {
+        "train_loss": train_loss,
+        "train_accuracy": train_accuracy,
+        "test_loss": test["loss"],
+        "test_accuracy": test["accuracy"],
+        "train_images": len(data.train[0]),
+        "test_images": len(data.test[0]),
+        "seconds": round(run.seconds, 1),
+        "torch": str(torch.__version__),
+        "precision": loop.settings.precision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
     if flip_accuracy is not None:
-        found["test_accuracy_flipped"] = flip_accuracy
+        result["test_accuracy_flipped"] = flip_accuracy
     if device.type == "cuda":
-        found["peak_gpu_bytes"] = torch.cuda.max_memory_reserved()
-    return found
+        result["peak_gpu_bytes"] = torch.cuda.max_memory_reserved()
+    return result
 
 
 def summarize(result: dict[str, Any]) -> str:

@@ -15,26 +15,24 @@ DEFAULT_GAMMA = {"step": 0.1, "exponential": 0.35 ** (1 / 30)}
 
 @dataclass(frozen=True)
 class Optimization:
-    """Settings of the loss, of SGD and of its learning rate.
+    """Settings of the loss, of SGD and of its learning rate, by the names of train.py's flags.
 
-    learning_rate    peak
-    momentum         of SGD; nesterov: Nesterov's form of it
-    weight_decay     L2 penalty; norm_decay: on biases and batch norms, too
+    lr               peak learning rate
+    norm_decay       weight decay on biases and batch norms, too
     schedule         one of SCHEDULES; lr_step_size (epochs) and lr_gamma belong to "step", lr_gamma to "exponential"
-    warmup_epochs    epochs of linear warm-up
     label_smoothing  of the cross-entropy, 0 to 1
     ema_decay        of the exponential moving average of the weights; 0 disables it
     """
 
-    learning_rate: float = 0.025
+    lr: float = 0.025
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
-    norm_decay: bool = True
+    norm_decay: bool = False
     schedule: str = "step"
     lr_step_size: int = 20
     lr_gamma: float | None = 0.1
-    warmup_epochs: float = 0.0
+    lr_warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
 
@@ -51,14 +49,14 @@ def sgd(network: nn.Module, settings: Optimization) -> torch.optim.SGD:
     device = parameters[0].device
     optimizer = torch.optim.SGD(
         groups,
-        settings.learning_rate,
+        settings.lr,
         settings.momentum,
         weight_decay=settings.weight_decay,
         nesterov=settings.nesterov,
         fused=device.type != "mps",
     )
     if device.type != "mps":
-        shared = torch.full((), settings.learning_rate, device=device)
+        shared = torch.full((), settings.lr, device=device)
         for group in optimizer.param_groups:
             group["lr"] = shared
     for value in parameters:
@@ -90,8 +88,8 @@ def learning_rate(step: int, plan: Plan, settings: Optimization) -> float:
     OneCycleLR (arXiv:1708.07120) by iteration. "linear" falls to 0 from the end of the warm-up on. During the warm-up
     every curve is multiplied by a factor that rises from 0 to 1.
     """
-    peak, epoch, total_steps = settings.learning_rate, step // plan.steps_per_epoch, plan.total_steps
-    warmup = settings.warmup_epochs * plan.steps_per_epoch
+    peak, epoch, total_steps = settings.lr, step // plan.steps_per_epoch, plan.total_steps
+    warmup = settings.lr_warmup_epochs * plan.steps_per_epoch
     factor = (step + 1) / warmup if step < warmup else 1.0
     if settings.schedule == "step":
         return factor * peak * settings.lr_gamma ** (epoch // settings.lr_step_size)

@@ -30,8 +30,8 @@ class Plan:
         raise ValueError(f"the plan {self.sizes} ends before this epoch")
 
     def cutout(self, side: int, image_size: int) -> int:
-        """The side of a cutout that hides the same part of the image at `image_size` as `side` at the last size.
+        """The side of the cutout at `image_size` if it is `side` at the last size; both in stored pixels.
 
-        Both are in stored pixels: 12 at 224 is 5 at 96.
+        12 at 224 is 5 at 96. So it hides less of the picture at a smaller size: short runs there should not be starved.
         """
         return round(side * image_size / self.sizes[-1][0])

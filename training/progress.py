@@ -87,11 +87,11 @@ class Progress:
         self.bar.write(text)
         sys.stdout.flush()
 
-    def forecast(self, advise: bool) -> None:
-        """Prints how long the run will take and, if `advise` and it is slow, the flags of a short one."""
+    def forecast(self, suggest_shorter: bool) -> None:
+        """Prints how long the run will take and, if `suggest_shorter` and it is slow, the flags of a short one."""
         seconds = self.seconds_left()
         self.say(f"this will take about {format_duration(seconds)} on this CPU")
-        if advise and seconds > SLOW_RUN_SECONDS:
+        if suggest_shorter and seconds > SLOW_RUN_SECONDS:
             self.say("for a quick look: --data shapes --image-size 64 --epochs 4, or a smaller --image-size")
 
     def train_line(self, entry: dict) -> None:

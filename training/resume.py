@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from runtime import checkpoint
-from runtime.checkpoint import CheckpointError, Metadata
+from runtime.checkpoint import CheckpointError
+from training.data import Data
 from training.plan import Plan
 
+# Flags that say nothing about the network
+LOCAL_FLAGS = {"root", "device", "out", "init", "resume", "overwrite", "tensorboard", "log_every", "save_every",
+               "images_on", "test_flip", "snapshots"}  # fmt: skip
 # Flags that may differ between a run and its continuation; any other would make it another run. The length may differ,
 # too, unless the learning rate depends on it.
-RESUMABLE_FLAGS = {"root", "device", "precision", "out", "init", "resume", "overwrite", "tensorboard", "log_every",
-                   "save_every", "images_on", "compile", "cuda_graph", "test_flip", "snapshots"}  # fmt: skip
+RESUMABLE_FLAGS = LOCAL_FLAGS | {"precision", "compile", "cuda_graph"}
 LENGTH_FLAGS = {"epochs", "max_steps"}
 RUN_FILES = ("last.pt", "last.prev.pt", "model.pt", "history.jsonl")
 
@@ -57,11 +60,12 @@ def _check_settings(saved: dict[str, Any], config: dict[str, Any], defaults: dic
         raise CheckpointError(f"--resume with other settings would be another run ({were}): pass the same ones")
 
 
-def check_resumable(state: dict[str, Any], metadata: Metadata, plan: Plan) -> None:
+def check_resumable(state: dict[str, Any], data: Data, plan: Plan) -> None:
     """Raises CheckpointError if the data are not those of the saved run, or its end lies behind it."""
     saved = (*(tuple(state[name]) for name in ("classes", "mean", "std")), state["steps_per_epoch"])
-    if saved != (metadata.classes, metadata.mean, metadata.std, plan.steps_per_epoch):
-        raise CheckpointError("the training images have changed since the run began: start a new one in another --out")
+    has_changed = saved != (data.classes, data.mean, data.std, plan.steps_per_epoch)
+    if has_changed or state.get("fingerprint", data.fingerprint) != data.fingerprint:  # older runs have none
+        raise CheckpointError("the images have changed since the run began: start a new one in another --out")
     if state["step"] > plan.total_steps:
         raise CheckpointError(
             f"the run has done {state['step']} iterations, more than the {plan.total_steps} now requested"

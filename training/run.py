@@ -31,14 +31,17 @@ class Run:
     metadata            what never changes: classes, mean, std, image_size, config
     ema                 moving average of the weights; if there is one, it is evaluated and saved in model.pt
     world               every process has a run; rank 0 alone writes files
-    writer              optional torch.utils.tensorboard.SummaryWriter for every number of the history
+    fingerprint         of the data, which a continuation must share
+    precision           "fp32" or "bf16"
     """
 
     def __init__(self, folder: Path, network: ResNet18, optimizer: torch.optim.Optimizer, plan: Plan,
-                 metadata: Metadata, ema: EMA | None = None, world: World = ALONE, writer=None):  # fmt: skip
+                 metadata: Metadata, ema: EMA | None = None, world: World = ALONE, fingerprint: str = "",
+                 precision: str = "fp32"):  # fmt: skip
         self.last, self.model, self.log = (folder / name for name in ("last.pt", "model.pt", "history.jsonl"))
         self.network, self.optimizer, self.plan, self.metadata = network, optimizer, plan, metadata
-        self.ema, self.world, self.writer = ema, world, writer
+        self.ema, self.world, self.fingerprint, self.precision = ema, world, fingerprint, precision
+        self.events, self.writer, self.old_events = folder / "tensorboard", None, []
         self.step = 0  # iterations done
         self.learning_rate = math.nan  # of the last iteration
         self.seconds_before = 0.0  # before the last interruption
@@ -51,15 +54,24 @@ class Run:
         dtype = torch.float32 if device.type == "mps" else torch.float64  # exact in any order of summation
         self.since_line, self.in_epoch = (torch.zeros(3, dtype=dtype, device=device) for _ in range(2))
 
-    def begin(self, state: dict[str, Any] | None) -> None:
+    def begin(self, state: dict[str, Any] | None, tensorboard: bool = False) -> None:
         """Continues a saved state, or starts a new run.
 
-        An older run's history.jsonl is replaced at once, its checkpoints when this run saves its first one.
+        An older run's history.jsonl is replaced at once, its other files when this run saves its first checkpoint.
+        tensorboard: write every number of the history to event files, too.
         """
         if state is not None:
             self._restore(state)
         if not self.world.is_main:
             return
+        self.old_events = list(self.events.glob("events.out.tfevents.*"))
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise OSError("--tensorboard needs a package that is missing: pip install tensorboard") from error
+            # hides the points of an earlier part of this run that will be written again
+            self.writer = SummaryWriter(self.events, purge_step=self.step + 1 if state else None)
         for name in (self.last.name, self.model.name, self.log.name, checkpoint.SNAPSHOT.format("*")):
             for leftover in self.last.parent.glob(f".{name}.*.tmp"):  # of a process that was killed while writing
                 leftover.unlink()
@@ -113,53 +125,53 @@ class Run:
     def check_finite(self) -> None:
         """Raises FloatingPointError if a loss since the last line, a weight or a statistic is not finite."""
         values = [self.world.all_reduce_sum(self.since_line), *self.network.state_dict().values()]
-        if not torch.stack([value.isfinite().all() for value in values]).all():
+        finite = torch.stack([value.isfinite().all() for value in values]).tolist()
+        if self.step == 1 and not finite[0]:
+            advice = "--precision fp32" if self.precision == "bf16" else "other weights to --init"
+            raise FloatingPointError(f"the loss is not finite before any update of the weights: pass {advice}")
+        if not all(finite):
             raise FloatingPointError(
                 f"the loss is not finite at iteration {self.step}, with learning rate {self.learning_rate:.3g}: "
-                f"pass a lower --lr; the checkpoints in {self.last.parent} are from before this"
+                f"{self._advice}; the checkpoints in {self.last.parent} are from before this"
             )
 
-    def train_entry(self, images_per_second: float) -> dict[str, Any]:
-        """The history line of the iterations since the last one; a new interval starts."""
+    @property
+    def _advice(self) -> str:
+        return "pass a lower --lr" + (", or --precision fp32" if self.precision == "bf16" else "")
+
+    def record_training(self, images_per_second: float) -> dict[str, Any]:
+        """Records the iterations since the last line; a new interval starts."""
         self.check_finite()
         loss, accuracy = mean_metrics(self.world.all_reduce_sum(self.since_line))
         self.since_line.zero_()
-        return self._entry("train", loss, accuracy) | {
-            "learning_rate": self.learning_rate,
-            "images_per_second": round(images_per_second, 1),
-        }
+        speed = {"learning_rate": self.learning_rate, "images_per_second": images_per_second}
+        return self.record("train", loss, accuracy, **speed)
 
-    def test_entry(self, loss: float, accuracy: float) -> dict[str, Any]:
-        """The history line of an evaluation. Raises FloatingPointError if its loss is not finite."""
+    def record(self, kind: str, loss: float, accuracy: float, **more: float) -> dict[str, Any]:
+        """Appends a line to the history and its file, and returns it. Raises FloatingPointError for a loss of NaN."""
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the test loss is {loss} after iteration {self.step}: pass a lower --lr")
-        return self._entry("test", loss, accuracy)
-
-    def _entry(self, kind: str, loss: float, accuracy: float) -> dict[str, Any]:
-        where = {"kind": kind, "epoch": self.epoch, "step": self.step, "image_size": self.image_size}
-        return where | {"loss": loss, "accuracy": accuracy}
-
-    def record(self, entry: dict[str, Any]) -> None:
-        """Appends a line to the history and its file."""
+            raise FloatingPointError(f"the {kind} loss is {loss} after iteration {self.step}: {self._advice}")
+        entry = {"kind": kind, "epoch": self.epoch, "step": self.step, "image_size": self.image_size}
+        entry |= {"loss": loss, "accuracy": accuracy, **more}
         self.history.append(entry)
-        if not self.world.is_main:
-            return
-        with open(self.log, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+        if self.world.is_main:
+            with open(self.log, "a") as file:
+                file.write(json.dumps(entry) + "\n")
         if self.writer:
             for name in entry.keys() - {"kind", "epoch", "step"}:
-                self.writer.add_scalar(f"{entry['kind']}/{name}", entry[name], entry["step"])
+                self.writer.add_scalar(f"{kind}/{name}", entry[name], self.step)
+        return entry
 
-    def agree(self, signals: list[int], every: int | None, may_save: bool) -> tuple[int, bool]:
+    def agree(self, signals: list[int], every: int | None) -> tuple[int, bool]:
         """What all processes do next: the signal they stop for (0: none), and whether they save.
 
-        every: iterations between checkpoints; None saves at the first `may_save` after SAVE_EVERY_SECONDS.
+        every: iterations between checkpoints; None saves after SAVE_EVERY_SECONDS.
         On GPUs, where iterations are short, several processes agree only every AGREE_EVERY_STEPS.
         """
-        due = self.step % every == 0 if every else may_save and time.monotonic() - self.saved > SAVE_EVERY_SECONDS
-        agrees = may_save or self.step % AGREE_EVERY_STEPS == 0 or (every and self.step % every == 0)
-        if self.world.size > 1 and self.since_line.device.type == "cuda" and not agrees:
-            return 0, False
+        due = self.step % every == 0 if every else time.monotonic() - self.saved > SAVE_EVERY_SECONDS
+        if self.world.size > 1 and self.since_line.device.type == "cuda":
+            if self.step % AGREE_EVERY_STEPS and not (every and due):
+                return 0, False
         stop, save = self.world.all_reduce_max(signals[0] if signals else 0, due)
         return int(stop), bool(save)
 
@@ -181,14 +193,18 @@ class Run:
             "learning_rate": self.learning_rate,
             "steps_per_epoch": self.plan.steps_per_epoch,
             "seconds": self.seconds,
+            "fingerprint": self.fingerprint,
             "since_line": since_line,
             "in_epoch": in_epoch,
         }
         if self.ema:
             state["ema"] = self.ema.network.state_dict()
         checkpoint.save(state, self.last, keep_previous=self.last_is_good)
-        self._remove_overwritten_run()
-        self.last_is_good = True
+        if self.is_new:  # the rest of an overwritten run can go, now that this one has a checkpoint
+            snapshots = checkpoint.snapshots(self.last.parent).values()
+            for file in (self.model, checkpoint.previous(self.last), *snapshots, *self.old_events):
+                file.unlink(missing_ok=True)
+        self.is_new, self.last_is_good = False, True
 
     def save_model(self, result: dict[str, Any]) -> None:
         """Writes model.pt: what visualizer.py needs."""
@@ -204,23 +220,3 @@ class Run:
     def _model_entries(self, network: ResNet18, result: dict[str, Any]) -> dict[str, Any]:
         metadata = self.metadata.entries() | {"result": result, "history": self.history}
         return {"model": network.state_dict(), **metadata}
-
-    def _remove_overwritten_run(self) -> None:
-        """Removes the rest of an overwritten run, now that this one has a checkpoint."""
-        if self.is_new:
-            folder = self.last.parent
-            for file in (self.model, checkpoint.previous(self.last), *checkpoint.snapshots(folder).values()):
-                file.unlink(missing_ok=True)
-        self.is_new = False
-
-
-def event_writer(folder: Path, purge_step: int | None):
-    """A TensorBoard writer that hides an earlier run's points from `purge_step` on.
-
-    Raises OSError, naming the package, if it is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise OSError("--tensorboard needs a package that is not installed: pip install tensorboard") from error
-    return SummaryWriter(folder, purge_step=purge_step)

@@ -36,7 +36,7 @@ class TrainStep:
     """One iteration: batch, loss, gradient, update. Shapes are static and the host waits for nothing.
 
     network          what is called; may be wrapped or compiled, but its parameters are the optimizer's
-    batches          maps rows of a plan to inputs and labels
+    batches          maps rows to inputs and labels
     precision        "fp32", or "bf16": autocast, with weights and optimizer in float32
     label_smoothing  of the cross-entropy, 0 to 1
     ema              moving average of the weights, updated after every iteration
@@ -47,19 +47,32 @@ class TrainStep:
         self.network, self.optimizer, self.batches, self.ema = network, optimizer, batches, ema
         self.precision, self.label_smoothing = precision, label_smoothing
 
-    def __call__(self, plan: Tensor, images: Tensor | None = None) -> Tensor:
+    def __call__(self, rows: Tensor, images: Tensor | None = None) -> Tensor:
         """Trains on what `Batches.iterate` yields: rows (B, columns), and their images; returns their `metric_sums`."""
-        inputs, labels = self.batches(plan, images)
-        # each weight is cast once per iteration, so a cache of casts would only hold memory
-        with torch.autocast(inputs.device.type, torch.bfloat16, self.precision == "bf16", cache_enabled=False):
-            logits = self.network(inputs)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        loss, logits, labels = self.forward(rows, images)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         if self.ema:
             self.ema.update()
         return metric_sums(loss, logits, labels)
+
+    def forward(self, rows: Tensor, images: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean loss (), logits (B, classes), and the labels (B,) that the accuracy counts.
+
+        With CutMix, the loss is that of both labels by their shares; the accuracy counts that of the larger share.
+        """
+        inputs, labels, *mixed = self.batches(rows, images)
+        # each weight is cast once per iteration, so a cache of casts would only hold memory
+        with torch.autocast(inputs.device.type, torch.bfloat16, self.precision == "bf16", cache_enabled=False):
+            logits = self.network(inputs)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        if mixed:
+            partner_labels, share = mixed
+            other = F.cross_entropy(logits.float(), partner_labels, label_smoothing=self.label_smoothing)
+            loss = share * loss + (1 - share) * other
+            labels = torch.where(share >= 0.5, labels, partner_labels)
+        return loss, logits, labels
 
     def state(self) -> list[Tensor]:
         """Every tensor that an iteration changes."""

@@ -1,33 +1,44 @@
 """Units without the blocks that a picture marks: against receptive fields, brute force and the whole image."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 
-from analysis.bootstrap import estimate
+from analysis.blocks import estimate
 from analysis.channels import inspect_channel
-from analysis.faithfulness_table import stage_content
+from analysis.importance import METHODS as CLASS_METHODS
 from analysis.inspection import inspect
-from analysis.receptive_field import receptive_field, units_inside
-from analysis.settings import Settings
-from analysis.unit_faithfulness import METHODS, SQUARE, TURNED, ChannelShares, channel_shares, kept_by_tenth
-from analysis.unit_shares import (
-    CHANGES,
+from analysis.receptive_field import (
     blocks_seen,
     crop_to_receptive_field,
     locate_units,
+    receptive_field,
+    units_inside,
+)
+from analysis.settings import Settings
+from figures import unit_faithfulness
+from figures.faithfulness import class_scores, faithfulness_figure
+from figures.style import format_percent
+from figures.top9 import draw_top9
+from figures.unit_faithfulness import (
+    CHANGES,
+    METHODS,
+    SQUARE,
+    TURNED,
+    channel_shares,
+    kept_by_tenth,
     square_importance,
+    stage_content,
     surviving_shares,
     turn_about_unit,
 )
-from figures.faithfulness import faithfulness_figure
-from figures.style import format_percent
-from figures.top9 import draw_top9
 
 SIZE = (130, 110)
-LOW_STAGES = ("conv1", "conv2_x", "conv3_x")
+# all units of conv4_x see the padding
+STAGES_AND_BORDER = [*product(("conv1", "conv2_x", "conv3_x"), (True, False)), ("conv4_x", True)]
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +63,10 @@ def live_units(network, stage, images, border):
 
 def activations(network, units, inputs):
     features = network.trace(inputs, units.stage).features[units.stage]
-    return features[torch.arange(len(inputs)), units.channels, units.places[:, 0], units.places[:, 1]]
+    return features[torch.arange(len(inputs)), units.channels, units.cells[:, 0], units.cells[:, 1]]
 
 
-@pytest.mark.parametrize(
-    "stage, border", [(stage, border) for stage in LOW_STAGES for border in (True, False)] + [("conv4_x", True)]
-)
+@pytest.mark.parametrize("stage, border", STAGES_AND_BORDER)
 def test_blocks_outside_the_receptive_field_change_a_unit_by_exactly_0(random_network, images, stage, border):
     with torch.inference_mode():
         units = live_units(random_network, stage, images, border)
@@ -70,26 +79,29 @@ def test_blocks_outside_the_receptive_field_change_a_unit_by_exactly_0(random_ne
         assert (activations(random_network, units, images * ~pixels) - whole).abs().min() > 1e-3 * whole.abs().max()
 
 
-@pytest.mark.parametrize("stage", LOW_STAGES)
-def test_a_unit_in_the_crop_of_what_it_sees_is_the_unit_in_the_image(random_network, images, stage):
+@pytest.mark.parametrize("stage, border", STAGES_AND_BORDER)
+def test_a_unit_in_the_crop_of_what_it_sees_is_the_unit_in_the_image(random_network, images, stage, border):
     maps = {"row": torch.arange(SIZE[0])[:, None].expand(4, *SIZE), "column": torch.arange(SIZE[1]).expand(4, *SIZE)}
     with torch.inference_mode():
-        units = live_units(random_network, stage, images, border=False)
-        cropped, found = crop_to_receptive_field(random_network, units, maps)
+        units = live_units(random_network, stage, images, border)
         whole = activations(random_network, units, images)
-        assert activations(random_network, cropped, cropped.inputs).tolist() == pytest.approx(whole.tolist(), rel=1e-10)
-    assert cropped.inputs.shape[-1] < receptive_field(random_network, stage).size + 8
-    for n in range(4):
-        row, column = units.corners[n] - cropped.corners[n]
-        height, width = cropped.inputs.shape[-2:]
-        assert torch.equal(cropped.inputs[n], images[n, :, row : row + height, column : column + width])
-        assert torch.equal(found["row"][n, :, 0], torch.arange(row, row + height))
-        assert torch.equal(found["column"][n, 0], torch.arange(column, column + width))
+        groups = list(crop_to_receptive_field(random_network, units, maps))
+        for members, cropped, crops in groups:
+            of_crops = activations(random_network, cropped, cropped.inputs)
+            assert of_crops.tolist() == pytest.approx(whole[members].tolist(), rel=1e-10)
+            height, width = cropped.inputs.shape[-2:]
+            assert height <= min(receptive_field(random_network, stage).size + 15, SIZE[0] - 1)
+            for m, n in enumerate(members):
+                row, column = units.corners[n] - cropped.corners[m]
+                assert torch.equal(cropped.inputs[m], images[n, :, row : row + height, column : column + width])
+                assert torch.equal(crops["row"][m, :, 0], torch.arange(row, row + height))
+                assert torch.equal(crops["column"][m, 0], torch.arange(column, column + width))
+    assert torch.cat([members for members, _, _ in groups]).sort().values.tolist() == [0, 1, 2, 3]
 
 
 def test_blocks_seen_by_pixel(random_network, images):
     units = locate_units(random_network, "conv2_x", images[:2], torch.tensor([0, 0]), torch.tensor([0, 28 * 12 + 20]))
-    assert units.block == 2 and units.places.tolist() == [[0, 0], [12, 20]]
+    assert units.block == 2 and units.cells.tolist() == [[0, 0], [12, 20]]
     for n, seen in enumerate(blocks_seen(units)):
         (top, left), size = units.corners[n].tolist(), units.size
         expected = [
@@ -158,8 +170,8 @@ class TestChannels:
     def test_guided_at_conv1_by_pixel(self, inspection):
         """Blocks are pixels there; the guided picture of a unit is its filter, so that its pixels are known."""
         channel = int(inspection.search.top["conv1"].scores[:, 1].argmax())
-        found = channel_shares(inspection, SETTINGS, "conv1", [channel], count=2)
-        assert found.block == 1 and found.channels == (channel,) and found.shares.keys() == set(METHODS)
+        channels, by_method = channel_shares(inspection, SETTINGS, "conv1", [channel], count=2)
+        assert channels == [channel] and by_method.keys() == set(METHODS)
         top, network = inspection.search.top["conv1"], inspection.network
         importance = network.conv1.weight[channel].abs().sum(0)
         order = importance.flatten().argsort(descending=True)[: round(0.1 * 49)]
@@ -176,16 +188,20 @@ class TestChannels:
             whole, only, without = features[:, channel, row, column].tolist()
             kept.append(only / whole)
             removed.append(without / whole)
-        shares = dict(zip(CHANGES, found.shares["guided"][0].tolist(), strict=True))
+        shares = dict(zip(CHANGES, by_method["guided"][0].tolist(), strict=True))
         assert shares["kept", 0.1] == pytest.approx(np.mean(kept), rel=1e-3)
         assert shares["removed", 0.1] == pytest.approx(np.mean(removed), rel=1e-3)
 
     def test_a_cropped_unit_has_the_shares_of_the_whole_image(self, inspection, monkeypatch):
         """Of the whole image, the same pixels of the receptive field count."""
         few = [int(n) for n in inspection.search.top["conv1"].scores[:, 0].argsort(descending=True)[:2]]
-        cropped = channel_shares(inspection, SETTINGS, "conv1", few, count=3).shares
-        monkeypatch.setattr("analysis.unit_faithfulness.searched_units", lambda *args: {"conv1": None})
-        whole = channel_shares(inspection, SETTINGS, "conv1", few, count=3).shares
+        _, cropped = channel_shares(inspection, SETTINGS, "conv1", few, count=3)
+        monkeypatch.setattr(
+            unit_faithfulness,
+            "crop_to_receptive_field",
+            lambda network, units, maps: [(torch.arange(len(units.inputs)), units, maps)],
+        )
+        _, whole = channel_shares(inspection, SETTINGS, "conv1", few, count=3)
         for name in (*TURNED, *TURNED.values()):  # the others may have equal values
             assert cropped[name].flatten().tolist() == pytest.approx(whole[name].flatten().tolist(), abs=1e-3), name
 
@@ -195,10 +211,10 @@ class TestChannels:
         dead[3] = 0
         dead[4, 1:] = 0
         search = replace(inspection.search, top={"conv5_x": replace(top, scores=dead)})
-        found = channel_shares(replace(inspection, search=search), SETTINGS, "conv5_x", [3], count=2)
-        assert found is None
-        found = channel_shares(replace(inspection, search=search), SETTINGS, "conv5_x", [3, 4], count=2)
-        assert found.channels == (4,) and found.shares["guided"].shape == (1, len(CHANGES))
+        with_dead = replace(inspection, search=search)
+        assert channel_shares(with_dead, SETTINGS, "conv5_x", [3], count=2) == ([], {})
+        channels, shares = channel_shares(with_dead, SETTINGS, "conv5_x", [3, 4], count=2)
+        assert channels == [4] and shares["guided"].shape == (1, len(CHANGES))
 
     def test_a_unit_that_rounding_turns_off_does_not_count(self, inspection):
         """The search found it on, the forward pass with removed blocks finds 0: its shares are not defined."""
@@ -213,21 +229,21 @@ class TestChannels:
         channel = next(channel for channel in strongest_first if second_map(channel).min() == 0)
         off = second_map(channel).argmin()
         settings = replace(SETTINGS, border=True)
-        expected = channel_shares(inspection, settings, "conv1", [channel], count=1).shares
+        expected = channel_shares(inspection, settings, "conv1", [channel], count=1)[1]
         positions = top.positions.clone()
         positions[channel, 1] = off
         search = replace(inspection.search, top={"conv1": replace(top, positions=positions)})
-        found = channel_shares(replace(inspection, search=search), settings, "conv1", [channel], count=2)
-        for name, each in found.shares.items():
-            assert each.flatten().tolist() == pytest.approx(expected[name].flatten().tolist(), abs=1e-3), name
+        _, shares = channel_shares(replace(inspection, search=search), settings, "conv1", [channel], count=2)
+        for name, by_channel in shares.items():
+            assert by_channel.flatten().tolist() == pytest.approx(expected[name].flatten().tolist(), abs=1e-3), name
         second = replace(top, scores=top.scores[:, 1:], indices=top.indices[:, 1:], positions=positions[:, 1:])
         search = replace(inspection.search, top={"conv1": second})
-        assert channel_shares(replace(inspection, search=search), settings, "conv1", [channel], count=1) is None
+        assert channel_shares(replace(inspection, search=search), settings, "conv1", [channel], count=1) == ([], {})
 
 
 def test_the_json_has_means_differences_and_channels():
     shares = {name: torch.rand(4, len(CHANGES)) for name in METHODS}
-    content = stage_content(ChannelShares("conv5_x", (7, 1, 30, 4), 8, shares))
+    content = stage_content((7, 1, 30, 4), shares)
     assert list(content) == list(METHODS)
     for change, (kind, share) in enumerate(CHANGES):
         for name, found in content.items():
@@ -243,8 +259,13 @@ def test_the_json_has_means_differences_and_channels():
 
 def test_dots_show_a_tenth_removed_and_kept():
     shares = {name: torch.rand(4, len(CHANGES)) for name in METHODS}
-    figure = faithfulness_figure({}, "", [ChannelShares("conv5_x", (7, 1, 30, 4), 8, shares)])
-    (axes,) = figure.get_axes()
+    content = {
+        "methods": class_scores(torch.rand(2, len(CLASS_METHODS), 2, 10)),
+        "channels": {"conv5_x": stage_content((7, 1, 30, 4), shares)},
+    }
+    figure = faithfulness_figure(content, "", {"conv5_x": "a title"})
+    axes = figure.get_axes()[-1]
+    assert axes.get_title() == "a title"
     assert [label.get_text() for label in axes.get_yticklabels()] == list(METHODS)
     dots = {(line.get_ydata()[0], line.get_markerfacecolor() == "white"): line.get_xdata()[0]
             for line in axes.get_lines() if len(line.get_xdata()) == 1}  # fmt: skip
@@ -253,16 +274,19 @@ def test_dots_show_a_tenth_removed_and_kept():
             assert dots[row, hollow] == pytest.approx(shares[name][:, CHANGES.index(change)].mean().item())
 
 
-def test_a_large_figure_says_what_a_tenth_keeps(inspection):
+def test_a_large_figure_says_what_a_tenth_keeps(inspection, monkeypatch):
     channel = int(inspection.search.top["conv5_x"].scores[:, 8].argmax())
     settings = replace(SETTINGS, stages=("conv5_x",), channels=(channel,))
     (_, figure), _, (_, entries) = draw_top9(inspection, settings)
-    expected = channel_shares(inspection, settings, "conv5_x", [channel]).shares
+    expected = channel_shares(inspection, settings, "conv5_x", [channel])[1]
     kept = entries[0]["kept"]
     assert kept.keys() == {"guided", SQUARE}
     for name, share in kept.items():
         assert share == pytest.approx(expected[name][0, CHANGES.index(("kept", 0.1))].item(), abs=1e-3)
         assert f"{name} {format_percent(share)}" in figure.get_suptitle().replace("\n", " ")
-    assert kept_by_tenth(inspection, settings, inspect_channel(inspection, settings, "conv5_x", channel)) == kept
+    result = inspect_channel(inspection, settings, "conv5_x", channel)
+    for name in ("unit_maps", "sobel_edges", "random_maps", "turn_about_unit"):
+        monkeypatch.delattr(unit_faithfulness, name)  # maps that it would discard
+    assert kept_by_tenth(inspection, settings, result) == kept
     (_, whole), *_ = draw_top9(inspection, replace(settings, units="map"))
     assert "tenth" not in whole.get_suptitle()
