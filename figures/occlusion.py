@@ -165,8 +165,9 @@ def occlusion_figure(
     losses = np.stack([relative_losses(occlusion) for occlusion in found])  # (rows, 2, n, n)
     for tiles, (title, image, occlusion, projections), both in zip(axes, rows, losses, strict=True):
         tiles[0].set_title(title, loc="left", pad=3)
-        draw_image(tiles[0], image, occlusion, both)
-        tiles[1].text(0.03, 0.03, f"channel {occlusion.channel}", transform=tiles[1].transAxes, path_effects=HALO)
+        draw_image(tiles[0], image, occlusion, both[1])
+        draw_contour(tiles[1], both[1], range(len(both[1])))
+        tiles[1].text(0.04, 0.04, f"channel {occlusion.channel}", transform=tiles[1].transAxes, path_effects=HALO)
         draw_projections(tiles[2], projections)
         if columns == 5:
             draw_changes(tiles[4], image, occlusion, classes, colors)
@@ -181,8 +182,7 @@ def caption(occlusion: Occlusion, note: str, tried: int, columns: int) -> list[s
     """How to read the columns, and how the images were chosen."""
     step = occlusion.centers[1] - occlusion.centers[0]
     lines = [
-        "(a) Box: the square that lowers the probability of the class most. Lines: half of the largest loss, solid of "
-        "the probability, dotted of the map's sum.",
+        "(a) Box: the square that lowers the probability of the class most. (a), (b) Line: half of this loss.",
         f"(b) Of {LAST_STAGE}, the map with the largest sum in the whole image. (b), (d) Each pixel is the centre of a "
         f"square of {occlusion.side} px of the mean color, every {step} px, clipped at the border (the paper gives "
         "neither number): red where hiding it lowers the value, blue where it raises it.",
@@ -202,19 +202,21 @@ def caption(occlusion: Occlusion, note: str, tried: int, columns: int) -> list[s
 
 
 def draw_image(axes: Axes, image: np.ndarray, occlusion: Occlusion, losses: np.ndarray) -> None:
-    """The image (S, S, 3), the square under which the class is least probable, and a contour of both losses."""
+    """The image (S, S, 3), the square under which the class is least probable, and a contour of its losses."""
     size, side = len(image), occlusion.side
     axes.imshow(image, interpolation="antialiased", extent=(0, size, size, 0))
     row, column = divmod(occlusion.probability.argmin().item(), len(occlusion.centers))
     corner = [occlusion.centers[n] - side // 2 for n in (column, row)]
     axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=ERROR_COLOR, linewidth=1.2, path_effects=HALO))
-    for values, style in zip(losses, (":", "-"), strict=True):
-        if values.min() < values.max() / 2:
-            lines = axes.contour(
-                occlusion.centers, occlusion.centers, values, [values.max() / 2],
-                colors="black", linestyles=style, linewidths=0.9,
-            )  # fmt: skip
-            lines.set_path_effects(HALO)
+    draw_contour(axes, losses, occlusion.centers)
+
+
+def draw_contour(axes: Axes, losses: np.ndarray, centers: Sequence[int]) -> None:
+    """The line at half of the largest loss (n, n), at these rows and columns, if there is one."""
+    level = losses.max() / 2
+    if losses.min() < level:
+        lines = axes.contour(centers, centers, losses, [level], colors="black", linewidths=0.9)
+        lines.set_path_effects(HALO)
 
 
 def draw_projections(axes: Axes, projections: np.ndarray) -> None:
@@ -234,7 +236,7 @@ def draw_losses(column: Sequence[Axes], losses: np.ndarray, unit: str) -> None:
         frame = {"fill": False, "edgecolor": "0.6", "linewidth": 0.5, "clip_on": False}
         axes.add_patch(Rectangle((0, 0), 1, 1, transform=axes.transAxes, **frame))
     bar = column[-1].inset_axes((0.04, -0.11, 0.92, 0.05))
-    axes.figure.colorbar(picture, cax=bar, orientation="horizontal", ticks=MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.figure.colorbar(picture, cax=bar, orientation="horizontal", ticks=MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     bar.set_xlim(min(losses.min(), 0), max(losses.max(), 0) or limit)
     bar.tick_params(pad=1)
     bar.set_xlabel(unit, labelpad=1)

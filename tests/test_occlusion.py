@@ -208,8 +208,8 @@ def test_without_a_change_of_class_there_is_no_column_of_it():
     activation, probability = (figure.get_axes()[n].get_images()[0] for n in (1, 3))
     assert np.allclose(activation.get_array(), 50 * lost) and np.allclose(probability.get_array(), 100 * lost)
     assert probability.get_clim() == pytest.approx((-80, 80))
-    lines = figure.get_axes()[0].collections
-    assert [float(line.levels[0]) for line in lines] == pytest.approx([20, 40])  # half of the largest loss
+    levels = [line.levels.tolist() for axes in figure.get_axes() for line in axes.collections]
+    assert levels == [pytest.approx([40])] * 2  # half of the largest loss, over the image and its map
     box = figure.get_axes()[0].patches[0]
     assert box.get_bbox().extents.tolist() == [16, 8, 24, 16]  # of the second row, the third column
 
