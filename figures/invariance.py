@@ -244,7 +244,8 @@ def draw_tiles(axes: Axes, tiles: np.ndarray, values: list[float]) -> None:
     axes.imshow(image_grid(tiles.reshape(-1, *tiles.shape[2:]), columns, gap), interpolation="antialiased")
     tops = np.arange(count) * (size + gap)
     axes.vlines([-2 * gap] * count, tops, tops + size, COLORS[:count], linewidth=2, clip_on=False)
-    axes.set_xticks([column * (size + gap) + size / 2 for column in range(columns)], [f"{value:g}" for value in values])
+    names = [f"{value:g}".replace("-", "\N{MINUS SIGN}") for value in values]
+    axes.set_xticks([column * (size + gap) + size / 2 for column in range(columns)], names)
     axes.set_yticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -272,7 +273,7 @@ def draw_curves(axes: Axes, name: str, measure: str, measured: dict) -> None:
 
 def draw_legend(figure: Figure, content: dict, height: float) -> None:
     """What the lines are, at this share of the figure's height."""
-    names = [truncate(name, 16) for name in content["classes"]]
+    names = [truncate(name, 14) for name in content["classes"]]
     lines = [Line2D([], [], color=color, label=name) for name, color in zip(names, COLORS, strict=False)]
     lines.append(Line2D([], [], color="black", linewidth=1.6, label=f"mean of {len(content['many'])} images"))
     figure.legend(
