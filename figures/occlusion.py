@@ -15,7 +15,10 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from analysis.inspection import Inspection, Picture, picture_of
-from analysis.occlusion import (
+from analysis.reconstruction import mirrors_by_rule, reconstruct
+from analysis.settings import Settings
+from figures.image_grid import diverging_tiles, image_grid, to_array
+from figures.occluder import (
     COARSE_SQUARES,
     LAST_STAGE,
     Occlusion,
@@ -24,9 +27,6 @@ from analysis.occlusion import (
     occlude,
     square_side,
 )
-from analysis.reconstruction import mirrors_by_rule, reconstruct
-from analysis.settings import Settings
-from figures.image_grid import diverging_tiles, image_grid, to_array
 from figures.registry import NotDrawn, register
 from figures.style import (
     ERROR_COLOR,

@@ -11,13 +11,13 @@ from conftest import assert_inside, ends
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import visualizer
-from analysis import occlusion
 from analysis.inspection import Picture, class_to_explain, inspect, one_per_class
-from analysis.occlusion import Occlusion, costly_images, grid_centers, hide_squares, occlude, square_side
 from analysis.settings import Settings
 from dataset.shapes import draw_shapes
 from figures import FIGURES
+from figures import occluder as occlusion
 from figures.image_grid import to_array
+from figures.occluder import Occlusion, costly_images, grid_centers, hide_squares, occlude, square_side
 from figures.occlusion import json_entry, occlusion_figure, row_title
 from figures.registry import SLOW, NotDrawn, choose_figures
 from network import ResNet18
