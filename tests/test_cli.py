@@ -91,16 +91,6 @@ class TestBadInputOfTrain:
         ends(capsys, train.main, flags, 1, "holds an earlier run", "--resume", "--overwrite")
         assert (tmp_path / "run" / name).read_text() == "mine"
 
-    @pytest.mark.slow
-    def test_overwrite_does_only_if_the_new_run_starts(self, capsys, flags, tmp_path, small_run):
-        out = tmp_path / "run"
-        shutil.copytree(small_run, out)
-        before = {path.name: path.read_bytes() for path in out.iterdir()}
-        ends(capsys, train.main, [*flags, "--overwrite", "--data", tmp_path / "nowhere"], 1, "is not a folder")
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-        train.main([str(flag) for flag in [*flags, "--overwrite", "--seed", 5, "--max-steps", 1]])
-        assert torch.load(out / "model.pt")["config"]["seed"] == 5
-
     def test_a_state_without_progress_cannot_be_resumed(self, capsys, flags, tmp_path):
         (tmp_path / "run").mkdir()
         torch.save(ResNet18(3).state_dict(), tmp_path / "run" / "last.pt")
