@@ -155,12 +155,8 @@ def _common_side(files: list[Path], image_size: int, split: str) -> int:
     width, height = _size_of(files[0])
     if width != height or width > image_size:
         return image_size
-
-    def agree(block: range) -> bool:
-        return all(_size_of(files[n]) == (width, width) for n in block)
-
-    agreed = _in_blocks(agree, len(files), BLOCK_IMAGES, f"{split} sizes")
-    return width if all(agreed) else image_size
+    blocks = _in_blocks(lambda block: {_size_of(files[n]) for n in block}, len(files), BLOCK_IMAGES, f"{split} sizes")
+    return width if all(sizes == {(width, width)} for sizes in blocks) else image_size
 
 
 def _size_of(file: Path) -> tuple[int, int]:

@@ -57,6 +57,12 @@ def test_a_folder_that_changes_meanwhile(folder, root, monkeypatch):
     assert torch.equal(load(folder, root).images, decoded(folder))
 
 
+def test_a_store_that_another_process_changes_meanwhile(folder, root, monkeypatch):
+    monkeypatch.setattr(store, "_write_facts", lambda *_: None)
+    with pytest.raises(DataError, match="changed by another process"):
+        load(folder, root)
+
+
 class TestReadOnly:
     @pytest.fixture(autouse=True)
     def read_only(self, root, tmp_path, monkeypatch):
