@@ -11,7 +11,7 @@ from dataset import sources
 from dataset.folders import DataError
 from dataset.placement import HostImages, place
 from dataset.preprocess import color_histogram, mean_and_std_of_histogram
-from dataset.split import Split
+from dataset.store import Split
 from training.distributed import ALONE, World
 
 SAMPLE = 1024  # images of a split that are compared when a run is resumed
@@ -43,7 +43,7 @@ def load_data(source: str, root: str | Path, image_size: int, hold_out: int, dev
     processes.
     """
     with world.local_rank_zero_first():
-        train = sources.load_split(source, "train", root, image_size).with_histogram()
+        train = sources.load_split(source, "train", root, image_size)
         if hold_out >= len(train.images):
             raise DataError(f"--hold-out {hold_out} leaves none of {len(train.images)} training images: lower it")
         test = train if hold_out else sources.load_split(source, "test", root, image_size)

@@ -35,7 +35,7 @@ def exported(path: str | Path, data: str | None = None) -> dict[str, Any]:
     config = {name: value for name, value in metadata.config.items() if name not in LOCAL_FLAGS | {"data"}}
     weights = {name: _halved(value) for name, value in network.state_dict().items()}
     checkpoint.check_finite(weights, f"{path} in half precision")
-    entries = metadata.entries() | {"config": config | {"data": data, "recipe": recipe(config)}}
+    entries = vars(metadata) | {"config": config | {"data": data, "recipe": recipe(config)}}
     return {"model": weights, **entries}
 
 

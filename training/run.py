@@ -218,5 +218,5 @@ class Run:
             checkpoint.save(state, self.last.parent / checkpoint.SNAPSHOT.format(self.epoch))
 
     def _model_entries(self, network: ResNet18, result: dict[str, Any]) -> dict[str, Any]:
-        metadata = self.metadata.entries() | {"result": result, "history": self.history}
+        metadata = vars(self.metadata) | {"result": result, "history": self.history}
         return {"model": network.state_dict(), **metadata}
