@@ -34,8 +34,8 @@ class Child:
     def __init__(self, script, *arguments, cwd=ROOT, environment=None):
         _start_server()
         reader, writer = context.Pipe(duplex=False)
-        what = str(script), [str(each) for each in arguments], cwd, environment or {}, writer
-        self._process = context.Process(target=_run, args=what)
+        arguments = str(script), list(map(str, arguments)), cwd, environment or {}, writer
+        self._process = context.Process(target=_run, args=arguments)
         self._process.start()
         writer.close()
         self.pid, self.stdout = self._process.pid, open(os.dup(reader.fileno()), encoding="utf-8")
@@ -49,9 +49,6 @@ class Child:
         """Exit code, minus the number of a signal, or None while it runs."""
         return self._process.exitcode
 
-    def poll(self):
-        return self._process.exitcode
-
     def wait(self, timeout=None):
         self._process.join(timeout)
         if self.returncode is None:
@@ -61,9 +58,6 @@ class Child:
 
     def send_signal(self, number):
         os.kill(self.pid, number)
-
-    def terminate(self):
-        self._process.terminate()
 
     def kill(self):
         self._process.kill()
