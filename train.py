@@ -50,8 +50,7 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("data").add_argument
     add("--data", default="cifar10", help=f"{', '.join(DATASETS)}, or a folder with train/ and test/<class>/*")
-    add("--root", default="data",
-        help="folder that CIFAR-10 is downloaded to, and that a folder's images are decoded to, once")  # fmt: skip
+    add("--root", default="data", help="folder for CIFAR-10's download and for the decoded images of a folder")
     add("--image-size", type=number(int, least=8, most=4096),
         help="side of the network's input in pixels (default: 224, or the last of --sizes)")  # fmt: skip
     add("--augment", action=BooleanOptionalAction, default=True, help="random augmentation, as set below")
@@ -63,8 +62,7 @@ def parse_args(argv=None):
         help="probability of CutMix: a batch's images get a box of other images, which share in the loss")  # fmt: skip
     add("--scale-crop", type=number(float, above=0, most=1), metavar="MIN",
         help="for photographs, instead of --shift: RandomResizedCrop with MIN to 1 of the image's area")  # fmt: skip
-    add("--hold-out", type=number(int, least=0), default=0,
-        help="number of training images to hold out for validation; they replace the test images")  # fmt: skip
+    add("--hold-out", type=number(int, least=0), default=0, help="training images to validate on, not the test images")
 
     add = parser.add_argument_group("optimization").add_argument
     add("--epochs", type=count, help="number of epochs (default: 50, or the sum of --sizes)")

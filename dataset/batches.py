@@ -174,11 +174,8 @@ class Batches:
         """
         if self.augmentation.scale_crop is not None:
             return self.scale_crop(rows, stored)
-        if self.augmentation.cutmix:
-            images, *labels = self.mix(rows, stored)
-            return self.preprocess(images), *labels
-        images, labels = self.crop(rows, stored)
-        return self.preprocess(images), labels
+        images, *labels = (self.mix if self.augmentation.cutmix else self.crop)(rows, stored)
+        return self.preprocess(images), *labels
 
     def scale_crop(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`__call__` for rows (B, 10): a random box of each image, resized to the network's input."""

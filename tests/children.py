@@ -88,14 +88,6 @@ def start_ranks(script, *arguments):
     return [Child(script, *arguments, environment=shared | rank) for rank in ranks]
 
 
-def heed_signals():
-    """Signals have a terminal's effect, even where the tests run under nohup or in the background."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for name in ("SIGHUP", "SIGTERM"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-
-
 def _start_server():
     """The server imports what its path leads to when it starts."""
     if context.get_start_method() == "forkserver":
@@ -107,7 +99,9 @@ def _start_server():
 
 def _run(script, arguments, cwd, environment, writer):
     """In the child: runs the script as Python does from a terminal."""
-    heed_signals()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even where the tests run in the background
+    for name in {"SIGHUP", "SIGTERM"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
     if hasattr(os, "setsid"):
         os.setsid()
     os.dup2(writer.fileno(), 1)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from children import Child, start_ranks
 from narrow import NarrowResNet18
-from run_checks import without_speed
+from run_checks import assert_same_run
 
 import train
 from dataset import sources
@@ -143,10 +143,7 @@ def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(two, folder_templ
     assert process.returncode != 0 and sum("the same command with --resume" in line for line in text) == 1, text
     assert 14 <= load(killed)["step"] < 36
     run(folder_template, killed, "--resume")
-    first, second = load(two[0]), load(killed)
-    assert without_speed(first["history"]) == without_speed(second["history"])
-    for name, value in first["model"].items():
-        assert torch.equal(value, second["model"][name]), name
+    assert_same_run(two[0], killed)
 
 
 def test_one_process_goes_on_where_two_stopped(two, folder_template, tmp_path, capsys):
@@ -185,8 +182,8 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 
 
 def test_a_rank_without_a_local_rank_ends_in_one_line(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with pytest.raises(OSError, match="start the processes with torchrun"), join_world("cpu"):
         pass
@@ -194,9 +191,8 @@ def test_a_rank_without_a_local_rank_ends_in_one_line(monkeypatch):
 
 def test_one_process_of_all_then_one_of_each_machine_loads_the_data(monkeypatch):
     barriers = []
-    monkeypatch.setattr(
-        "training.distributed.dist", SimpleNamespace(new_group=lambda **_: None, barrier=barriers.append)
-    )
+    fake = SimpleNamespace(new_group=lambda **_: None, barrier=barriers.append)
+    monkeypatch.setattr("training.distributed.dist", fake)
     for rank, local_rank, turn in ((0, 0, 0), (2, 0, 1), (3, 1, 2)):
         barriers.clear()
         with World(rank, 4, local_rank).local_rank_zero_first():

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from narrow import NarrowResNet18
 from torch import nn
 
 from dataset.batches import Augmentation, Batches
@@ -22,7 +23,7 @@ ITERATIONS = 6
 
 
 def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_decay=False, nesterov=False, smoothing=0.0,
-         precision="fp32", cutmix=0.0, network=ResNet18):  # fmt: skip
+         precision="fp32", cutmix=0.0, network=NarrowResNet18):  # fmt: skip
     """A training step on noise, and the rows of its first epoch."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8 * ITERATIONS, 3, 32, 32), dtype=torch.uint8, device=device)
@@ -108,11 +109,11 @@ def test_the_optimizer_of_another_device_keeps_its_own_learning_rate_and_kernels
 
 def losses(step, call, rows):
     """Of an epoch with a learning rate that changes."""
-    found = []
+    sums = []
     for position, batch in enumerate(rows):
         step.optimizer.param_groups[0]["lr"].fill_(0.05 / (position + 1))
-        found.append(call(batch).clone())
-    return torch.stack(found)
+        sums.append(call(batch).clone())
+    return torch.stack(sums)
 
 
 def assert_same_state(first, second, **tolerance):
@@ -152,7 +153,9 @@ def test_a_compiled_step_gives_the_same_losses(monkeypatch):
 @pytest.mark.parametrize("use_compile", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("dtype, precision", [(torch.float64, "fp32"), (torch.float32, "bf16")], ids=str)
 def test_a_captured_step_gives_the_same_losses(use_compile, dtype, precision):
-    (plain, rows), (faster, _) = (make("cuda", dtype, 64, 0.9, precision=precision, cutmix=0.5) for _ in range(2))
+    (plain, rows), (faster, _) = (
+        make("cuda", dtype, 64, 0.9, precision=precision, cutmix=0.5, network=ResNet18) for _ in range(2)
+    )
     said = []
     call = accelerate(faster, (rows[0], None), use_compile, None, say=said.append)
     assert call is not faster
@@ -213,7 +216,11 @@ def test_an_evaluation_counts_every_image_once(monkeypatch, flip):
     """Of images that make two full batches and a small part of a third; flip: averaged with mirror images."""
     monkeypatch.setattr(evaluation, "PIXELS_PER_BATCH", 100 * 16 * 16)
     images, sizes = torch.randint(0, 256, (2 * 100 + 3, 3, 16, 16), dtype=torch.uint8), []
-    network, labels, preprocess = ResNet18(10), torch.arange(len(images)) % 10, Preprocess(16, [0.5] * 3, [0.25] * 3)
+    network, labels, preprocess = (
+        NarrowResNet18(10),
+        torch.arange(len(images)) % 10,
+        Preprocess(16, [0.5] * 3, [0.25] * 3),
+    )
     hook = network.conv1.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
     loss, accuracy = evaluation.evaluate(network, images, labels, preprocess, flip=flip)
     hook.remove()
