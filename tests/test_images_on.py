@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from narrow import NarrowResNet18
-from run_checks import assert_same_run, interrupt, run_on
 
 from dataset import placement, sources
 from dataset.batches import Augmentation, Batches
@@ -51,8 +50,8 @@ class TestBits:
         images, kept = noise(), torch.tensor([40, 3, 7, 19, 20])
         part = HostImages(images, kept)
         assert len(part) == 5 and part.shape == (5, 3, 16, 16)
-        found = list(batches_of(part, [torch.tensor([4, 0]), torch.tensor([1])], CPU))
-        assert torch.equal(found[0], images[[20, 40]]) and torch.equal(found[1], images[[3]])
+        first, second = batches_of(part, [torch.tensor([4, 0]), torch.tensor([1])], CPU)
+        assert torch.equal(first, images[[20, 40]]) and torch.equal(second, images[[3]])
 
     def test_evaluation(self, monkeypatch):
         monkeypatch.setattr(evaluation, "PIXELS_PER_BATCH", 20 * 16 * 16)
@@ -62,28 +61,15 @@ class TestBits:
         assert evaluation.evaluate(network, HostImages(images, odd), labels[odd], preprocess) == expected
 
 
-@pytest.mark.usefixtures("narrow")
-class TestRuns:
-    def test_it_is_resumed_across_changes(self, narrow_run, tmp_path):
-        """Interrupted in the middle of both epochs, on the host, the device and the host again."""
-        places = iter(["host", "device", "host"])
-
-        def run(*flags):
-            flags = ["--epochs", "2", "--images-on", next(places), *flags]
-            run_on(narrow_run.parent / "pictures", tmp_path / "run", *flags)
-
-        assert len(interrupt(run, {2, 4})) == 2
-        assert_same_run(narrow_run, tmp_path / "run")
-
-    def test_held_out_images_are_those_of_sources(self, folder, tmp_path):
-        images, labels, _ = sources.load(str(folder), "train", tmp_path)
-        kept, held = sources.hold_out(48, 7)
-        for where in ("host", "device"):
-            data = load_data(str(folder), tmp_path, 32, 7, CPU, where)
-            assert (data.mean, data.std) == tuple(map(tuple, mean_and_std(images[kept])))
-            for (found, found_labels), index in ((data.train, kept), (data.test, held)):
-                (found,) = batches_of(found, [torch.arange(len(index))], CPU)
-                assert torch.equal(found, images[index]) and torch.equal(found_labels, labels[index])
+def test_held_out_images_are_those_of_sources(folder, tmp_path):
+    images, labels, _ = sources.load(str(folder), "train", tmp_path)
+    kept, held = sources.hold_out(48, 7)
+    for where in ("host", "device"):
+        data = load_data(str(folder), tmp_path, 32, 7, CPU, where)
+        assert (data.mean, data.std) == tuple(map(tuple, mean_and_std(images[kept])))
+        for (stored, classes), index in ((data.train, kept), (data.test, held)):
+            (batch,) = batches_of(stored, [torch.arange(len(index))], CPU)
+            assert torch.equal(batch, images[index]) and torch.equal(classes, labels[index])
 
 
 def test_processes_that_see_other_images_are_noticed(folder, tmp_path):

@@ -170,8 +170,7 @@ def test_a_process_that_dies_ends_the_others_with_one_error(folder_template, tmp
 
 
 def test_a_wrong_use_ends_in_one_line(tmp_path):
-    ranks = start_ranks(NARROW, *flags(tmp_path / "nowhere", tmp_path / "run"))
-    text = "".join(rank.finish(code=1) for rank in ranks)
+    text = start(tmp_path / "nowhere", tmp_path / "run").finish(code=1)
     assert text.count("error: ") == 1 and "nowhere is not a folder" in text, text
 
 

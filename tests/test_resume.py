@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from itertools import cycle
 
 import pytest
 import torch
@@ -31,8 +32,10 @@ def finished(narrow_run, out):
 
 
 def interrupt_two_epochs(pictures, out, steps, number=signal.SIGTERM, resumes=None):
-    """A run of two epochs that gets a signal in these iterations and is resumed after each."""
-    return interrupt(lambda *flags: run_on(pictures, out, "--epochs", "2", *flags), steps, number, resumes)
+    """A run of two epochs that gets a signal in these iterations and is resumed after each, on the host in turns."""
+    where = cycle(["device", "host"])
+    flags = ["--epochs", "2", "--images-on"]
+    return interrupt(lambda *more: run_on(pictures, out, *flags, next(where), *more), steps, number, resumes)
 
 
 def change_state(out, **changes):
