@@ -62,7 +62,7 @@ def parse_args(argv=None):
         help="probability of CutMix: a batch's images get a box of other images, which share in the loss")  # fmt: skip
     add("--scale-crop", type=number(float, above=0, most=1), metavar="MIN",
         help="for photographs, instead of --shift: RandomResizedCrop with MIN to 1 of the image's area")  # fmt: skip
-    add("--hold-out", type=number(int, least=0), default=0, help="training images to validate on, not the test images")
+    add("--hold-out", type=number(int, least=0), default=0, help="training images that replace the test images")
 
     add = parser.add_argument_group("optimization").add_argument
     add("--epochs", type=count, help="number of epochs (default: 50, or the sum of --sizes)")

@@ -23,9 +23,9 @@ def test_it_is_the_network_in_half_the_space(small_run, shared):
     (network, metadata), (small, known) = checkpoint.load_network(small_run), checkpoint.load_network(shared)
     assert shared.stat().st_size < 0.52 * (small_run / "model.pt").stat().st_size
     for name, value in network.state_dict().items():
-        found = small.state_dict()[name]
-        assert found.dtype == value.dtype
-        assert torch.equal(found, value.half().float() if value.ndim > 1 else value), name
+        shipped = small.state_dict()[name]
+        assert shipped.dtype == value.dtype
+        assert torch.equal(shipped, value.half().float() if value.ndim > 1 else value), name
     for name in ("classes", "mean", "std", "image_size", "result", "history"):
         assert getattr(known, name) == getattr(metadata, name)
     assert known.config["data"] == "cifar10" and str(small_run.parent) not in str(vars(known))  # a path of this machine

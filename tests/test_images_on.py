@@ -82,23 +82,15 @@ def test_processes_that_see_other_images_are_noticed(folder, tmp_path):
         load_data(str(folder), tmp_path, 32, 0, CPU, world=world)
 
 
-class TestPlace:
-    def test_the_limit_is_half(self, monkeypatch):
-        size = noise().numel()
-        monkeypatch.setattr(placement, "free_memory", lambda device: 2 * size)
-        assert isinstance(place(noise(), CPU), HostImages)
-        assert isinstance(place(noise(), CPU, "device"), torch.Tensor)
-        for free in (2 * size + 1, None):
-            monkeypatch.setattr(placement, "free_memory", lambda device, free=free: free)
-            assert isinstance(place(noise(), CPU), torch.Tensor)
-        assert isinstance(place(noise(), CPU, "host"), HostImages)
-
-    def test_on_a_cpu_nothing_is_copied(self):
-        images = noise()
-        assert place(images, CPU, "device").data_ptr() == images.data_ptr()
-        assert place(images, CPU, "auto").data_ptr() == images.data_ptr()
-        assert isinstance(place(images, CPU, "auto", torch.arange(3)), HostImages)
+def test_images_are_on_the_device_if_they_take_less_than_half_of_it(monkeypatch):
+    images, free = noise(), 2 * noise().numel()
+    for memory, kind in ((free, HostImages), (free + 1, torch.Tensor), (None, torch.Tensor)):
+        monkeypatch.setattr(placement, "free_memory", lambda device, memory=memory: memory)
+        assert isinstance(place(images, CPU), kind)
+        assert place(images, CPU, "device").data_ptr() == images.data_ptr()  # on a CPU nothing is copied
         assert np.shares_memory(place(images, CPU, "host").images, images.numpy())
+    assert place(images, CPU).data_ptr() == images.data_ptr()
+    assert isinstance(place(images, CPU, "auto", torch.arange(3)), HostImages)
 
 
 class Observed(HostImages):

@@ -138,13 +138,15 @@ def test_tensorboard_has_every_number_of_the_history_once(folder, tmp_path):
 
     def assert_events_are_the_history():
         events = accumulator.EventAccumulator(str(out / "tensorboard")).Reload()
-        found = {tag: [(each.step, each.value) for each in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+        scalars = {
+            tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+        }
         expected = {}
         for line in lines_of(out):
             for name in line.keys() - {"kind", "epoch", "step"}:
                 value = pytest.approx(line[name], rel=1e-6)
                 expected.setdefault(f"{line['kind']}/{name}", []).append((line["step"], value))
-        assert found == expected and len(found["train/loss"]) == len(found["test/accuracy"]) + 1
+        assert scalars == expected and len(scalars["train/loss"]) == len(scalars["test/accuracy"]) + 1
 
     assert_events_are_the_history()
     run_on(folder, out, *flags, "--overwrite", "--seed", "1")
