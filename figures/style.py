@@ -118,9 +118,7 @@ def wrap(text: str, inches: float, points: float = STYLE["font.size"], weight: s
     most = 70 * inches  # in points; not 72, because text is a few percent wider at some resolutions
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if (
-            lines and text_to_path.get_text_width_height_descent(longer, font, ismath=False)[0] <= 70 * inches
-        ):  # of 72: hints may widen it
+        if lines and text_to_path.get_text_width_height_descent(longer, font, ismath=False)[0] <= most:
             lines[-1] = longer
         else:
             lines.append(word)
