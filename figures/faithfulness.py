@@ -220,7 +220,9 @@ def faithfulness_figure(content: dict, stage_titles: dict[str, str], note: str =
     grid = above.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
     draw_classes(grid, scores)
     curves = grid[0, 0].get_legend_handles_labels()
-    above.legend(*curves, loc="upper right", ncols=2, frameon=False, borderaxespad=0, handlelength=1.6)
+    legend = above.legend(*curves, loc="upper right", ncols=2, frameon=False, borderaxespad=0, handlelength=1.6)
+    for line in legend.get_lines():
+        line.set_color("black")  # of any method
     tenths = [numbers[kind]["0.1"]["high"] for methods in stages.values() for numbers in methods.values()
               for kind in ("removed", "kept")]  # fmt: skip
     panels = below.subplots(1, len(stages), sharey=True, squeeze=False)[0] if stages else ()

@@ -9,10 +9,17 @@ import torch
 from conftest import assert_same_pictures, write_folder
 
 from analysis.activations import SearchResult, TopActivations
-from analysis.channels import chosen_channels, inspect_channels, robust_limit, strongest_units
+from analysis.channels import (
+    chosen_channels,
+    inspect_channels,
+    reconstruct_top_images,
+    robust_limit,
+    strongest_units,
+)
+from analysis.crops import crop_boxes
 from analysis.inspection import add_preprocessing, add_search, inspect, load_inspection, spread
 from analysis.settings import Settings
-from figures import FIGURES, top9
+from figures import FIGURES, hierarchy, top9
 from figures.registry import NotDrawn
 from network import ResNet18
 from reverse_network import ReverseResNet18, isolate
@@ -69,6 +76,21 @@ def test_channels_in_groups_are_what_each_is_alone(inspection, monkeypatch):
         assert [image.crop for image in result.images] == [image.crop for image in alone.images]
         for rule, tiles in result.reconstructions.items():
             assert_same_pictures(tiles, alone.reconstructions[rule])
+
+
+def test_the_hierarchy_shows_what_a_unit_sees(inspection):
+    """Of conv1, 7 pixels: tiles hold the filter and no margin, and patches are the pixels below it."""
+    settings = replace(SETTINGS, rules=("guided",))
+    channel = int(inspection.search.top["conv1"].scores[:, 8].argmax())
+    whole = reconstruct_top_images(inspection, settings, "conv1", [channel])["guided"][0]
+    patches, tiles = hierarchy.crop_channel(inspection, "conv1", channel, whole)
+    side, corners = crop_boxes([whole], least=1)
+    assert patches.shape == tiles.shape == (9, side, side, 3) and side <= 7
+    images = inspection.images[inspection.top_images(inspection.search.top["conv1"], channel)]
+    for image, picture, patch, (top, left) in zip(images, whole, patches, corners, strict=True):
+        inside = picture[:, top : top + side, left : left + side]
+        assert inside.square().sum() >= 0.95 * picture.square().sum()
+        assert np.allclose(patch, image[:, top : top + side, left : left + side].permute(1, 2, 0) / 255, atol=1e-6)
 
 
 def test_one_scale_for_a_channel(inspection):

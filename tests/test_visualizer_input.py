@@ -95,7 +95,7 @@ def test_dead_channels_are_named_and_not_drawn(small_run, tmp_path, capsys):
     visualize(tmp_path, tmp_path / "plots", *"--figures top9 --stages conv1 --channels 5 9".split())
     assert "conv1: these channels are zero at all units searched: 5" in capsys.readouterr().out
     names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
-    assert names == {"conv1_top9", "conv1_top9_channel_9"}
+    assert names == {"conv1_top9", "conv1_top9_deconvnet", "conv1_top9_channel_9"}
     summary = json.loads((tmp_path / "plots" / "summary.json").read_text())
     assert 5 in summary["dead_channels"]["conv1"] and 9 not in summary["dead_channels"]["conv1"]
 
