@@ -85,7 +85,7 @@ def hierarchy_figure(stages: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]]
         for axes in grid:
             axes.set_axis_off()
         if not channels:
-            grid[0].text(0, 0, "all channels are zero\nat all units searched")
+            grid[0].text(0, 0.5, "all channels are zero\nat all units searched", va="center")
         sides = sorted(patches.shape[1] for patches, _ in channels.values())
         span = f"\n{' to '.join(dict.fromkeys([str(sides[0]), str(sides[-1])]))} px" if sides else ""
         block.supylabel(stage + span, ha="left", fontsize=8)

@@ -16,7 +16,7 @@ from analysis.activations import split_dead_channels
 from analysis.blocks import estimate, importance_ranks
 from analysis.channels import chosen_channels
 from analysis.importance import METHODS, ImportanceBatch, random_maps
-from analysis.inspection import ImageInspection, inspect, spread
+from analysis.inspection import inspect, spread
 from analysis.settings import Settings
 from dataset.preprocess import Preprocess
 from figures.faithfulness import (
@@ -72,29 +72,17 @@ def test_maps_against_autograd(random_network):
                 assert (METHODS[name](batch) - expected).norm() < 1e-10 * expected.norm()
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    """The shipped network at a quarter of its pixels, with drawn shapes."""
+def test_the_class_activation_map_with_torchvisions_network_from_the_definition(inspection):
+    """Of the shipped network at a quarter of its pixels, with drawn shapes."""
     network, metadata = load_network(SHIPPED)
     metadata = replace(metadata, image_size=112)
-    images, labels, _ = (torch.from_numpy(each[:24].copy()) for each in drawn_shapes("test"))
-    return ImageInspection(
-        checkpoint=SHIPPED,
+    shipped = replace(
+        inspection,
         network=network,
         metadata=metadata,
-        device=torch.device("cpu"),
-        source="shapes",
-        root="",
         preprocess=Preprocess(112, metadata.mean, metadata.std),
-        images=images,
-        labels=labels,
-        label_names=metadata.classes,
-        files=None,
-        searched=torch.arange(len(images)),
+        images=torch.from_numpy(drawn_shapes("test")[0][:24].copy()),
     )
-
-
-def test_the_class_activation_map_with_torchvisions_network_from_the_definition(shipped):
     images = torch.tensor([3, 8])
     curves = class_curves(shipped, images, methods=["class activation map"])
     theirs = torchvision.models.resnet18(num_classes=10).eval()
