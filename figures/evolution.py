@@ -159,7 +159,7 @@ def draw_evolution(inspection: Inspection, settings: Settings) -> Iterator[tuple
     channels = {stage: channels_to_compare(inspection, settings, stage) for stage in STAGES}
     channels = {stage: compared for stage, compared in channels.items() if compared}
     if not channels:
-        raise NotDrawn("no image excites any channel")
+        raise NotDrawn("all channels are zero at all units searched")
     try:
         snapshots = list(evolution(inspection, settings, files, channels))
     except CheckpointError as error:
