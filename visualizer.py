@@ -60,8 +60,10 @@ def parse_args(argv=None):
         "checkpoints/model.pt; before any training, the shipped network)")  # fmt: skip
     add("--data", help=f"{', '.join(sources.DATASETS)}, or a folder; its test split is searched (default: as trained)")
     add("--root", help="folder of CIFAR-10 and of decoded images (default: as trained)")
-    add("--images", nargs="+", metavar="FILE", help="pictures to explain instead of the first test image; without "
+    add("--images", nargs="+", metavar="FILE", help="pictures to explain instead of a test image; without "
         "--figures, the test split is then not searched")  # fmt: skip
+    add("--image", type=number(int, least=0), metavar="N", help="index of the test image to explain (default: one "
+        "that is classified right with the median confidence of its class, which --seed draws)")  # fmt: skip
     add("--limit", type=number(int, least=1), help="number of test images to search, evenly spread (default: all)")
 
     add = parser.add_argument_group("figures").add_argument
@@ -73,7 +75,8 @@ def parse_args(argv=None):
         help="channel numbers of every stage, or one word: different (the 9 strongest that are not similar to each "
         "other), strongest, random (9 drawn by --seed), all")  # fmt: skip
     add("--seed", type=number(int, least=0), default=defaults.seed,
-        help="seed of --channels random, of hierarchy's channels and of correspondence's squares")  # fmt: skip
+        help="seed of --channels random, of the image to explain, of hierarchy's channels and of correspondence's "
+        "squares")  # fmt: skip
     add("--top", type=number(int, least=1, most=25), default=defaults.top, help="images per channel")
     add("--rules", nargs="+", choices=RULES, default=list(defaults.rules), metavar="RULE",
         help=f"rules for the backward pass through a ReLU: some of {', '.join(RULES)}")  # fmt: skip
@@ -110,6 +113,8 @@ def parse_args(argv=None):
         if len(args.channels) > 1:
             parser.error("--channels takes numbers, or one word")
         args.channels = args.channels[0]
+    if args.images and args.image is not None:
+        parser.error("--image is a test image, --images are your own: pass one of them")
     for stage in args.stages or defaults.stages:
         numbers = args.channels if isinstance(args.channels, list) else []
         if wrong := [channel for channel in numbers if channel >= CHANNELS[stage]]:
@@ -213,8 +218,10 @@ def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]
             inspection = add_preprocessing(inspection)
         if "search" in needs or ("pictures" in needs and not args.images):
             inspection = add_test_images(inspection, settings.limit)
+            if (settings.image or 0) >= (count := len(inspection.images)):
+                ArgumentParser(__doc__).error(f"--image {settings.image}: the test images are 0 to {count - 1}")
         if "pictures" in needs:
-            inspection = add_pictures(inspection, args.images)
+            inspection = add_pictures(inspection, settings, args.images)
     except sources.DataError as error:
         if args.images or args.data or args.root or args.figures or args.gallery:
             raise
