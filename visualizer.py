@@ -11,6 +11,7 @@ import signal
 import sys
 from argparse import BooleanOptionalAction
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # until main() can be interrupted: loading the libraries takes seconds
@@ -36,7 +37,7 @@ from analysis.settings import CHANNEL_CHOICES, SCALES, Settings
 from dataset import sources
 from figures import FIGURES, style
 from figures.gallery import write_gallery
-from figures.output import say_error, write_figures, write_summary
+from figures.output import say, say_error, write_figures, write_summary
 from figures.registry import SLOW, Outcome, choose_figures, needs_of, searched_stages
 from figures.report import write_report
 from figures.scores import summary
@@ -44,8 +45,11 @@ from figures.why import class_numbers
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
 from runtime.checkpoint import CheckpointError, default_checkpoint
-from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder
+from runtime.command_line import ArgumentParser, format_duration, number, one_line_errors, output_folder
 from runtime.device import keep_freed_memory, release_freed_memory
+
+SHORT_RUN_SECONDS = 60  # a run that will take longer says so
+QUICK_IMAGES = 1000  # proposed for a search that takes most of the time
 
 
 def parse_args(argv=None):
@@ -149,7 +153,8 @@ def visualize(args, command: str) -> bool:
     gallery_stages = settings.stages if args.stages else STAGES
     if is_searched := args.gallery or "search" in needs_of(names):
         stages = (*settings.stages, *gallery_stages) if args.gallery else settings.stages
-        inspection = add_search(inspection, settings, searched_stages(names, stages))
+        report = partial(forecast, args, names, len(inspection.searched)) if inspection.device.type == "cpu" else None
+        inspection = add_search(inspection, settings, searched_stages(names, stages), report)
     numbers = summary(inspection, settings)
     for stage, dead in numbers.get("dead_channels", {}).items():
         if len(dead) == CHANNELS[stage]:
@@ -181,6 +186,22 @@ def visualize(args, command: str) -> bool:
     write_summary(folder, numbers, inspection.network, files)
     print_hints(args, left_out)
     return is_complete
+
+
+def forecast(args, names: list[str], searched: int, images_per_second: float) -> None:
+    """Print how long a run of a minute or more will take, from the throughput of its search, and how to shorten it."""
+    costs = {name: FIGURES[name].passes for name in names}
+    seconds = (searched + sum(costs.values())) / images_per_second
+    if seconds < SHORT_RUN_SECONDS:
+        return
+    if searched > max(QUICK_IMAGES, sum(costs.values())):
+        shorter = format_duration((QUICK_IMAGES + sum(costs.values())) / images_per_second)
+        advice = f"{format_duration(searched / images_per_second)} of it to search {searched:,} test images; "
+        advice += f"about {shorter} with --limit {QUICK_IMAGES}"
+    else:
+        advice = f"most of it for {max(costs, key=costs.get)}; --figures NAME ... draws only what you name"
+    gallery = ", and the gallery longer" if args.gallery else ""
+    say(f"this will take about {format_duration(seconds)} on this CPU{gallery}, {advice}")
 
 
 def print_hints(args, left_out: dict[str, str]) -> None:

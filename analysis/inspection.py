@@ -1,7 +1,8 @@
 """A network with its test images and metadata: what every analysis starts from."""
 
+import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from runtime.checkpoint import Metadata, load_network
 from runtime.device import pick_device
 
 CONFIDENT = 0.5  # probability
+SLOW_BATCHES, TIMED_BATCHES = 1, 8  # the first of a search are left out of its throughput; those that are timed
 CLASSES_TRIED = 10  # by `median_image`, until it finds one with an image that is classified right
 IMAGES_OF_A_CLASS = 64  # of which `median_image` chooses
 
@@ -191,17 +193,36 @@ def add_test_images(inspection: PictureInspection, limit: int | None = None) -> 
     )
 
 
-def add_search(inspection: ImageInspection, settings: Settings, stages: Sequence[str] | None = None) -> Inspection:
+def add_search(
+    inspection: ImageInspection,
+    settings: Settings,
+    stages: Sequence[str] | None = None,
+    report: Callable[[float], None] | None = None,
+) -> Inspection:
     """Add the strongest test images of every channel of these stages, and the logits: one pass over the images.
 
-    stages: by default those of the settings. Raises CheckpointError when activations are not finite.
+    stages  by default those of the settings
+    report  called once, early in a long search, with its throughput in images per second
+
+    Raises CheckpointError when activations are not finite.
     """
     batches, stages = inspection.batches(settings.batch_size), stages or settings.stages
+    batches = timed(batches, settings.batch_size, report) if report else batches
     inside = searched_units(inspection.network, stages, inspection.metadata.image_size, settings.border)
     result = search(inspection.network, batches, stages, settings.top, with_logits=True, inside=inside)
     for stage, top in result.top.items():
         check_finite(top.scores, f"activations of {stage}")
     return Inspection(**vars(inspection) | {"search": result})
+
+
+def timed(batches: Iterable[Tensor], batch_size: int, report: Callable[[float], None]) -> Iterator[Tensor]:
+    """The same batches; after the first ones, `report` is called with the images per second that they took."""
+    for number, batch in enumerate(batches):
+        if number == SLOW_BATCHES:
+            started = time.monotonic()
+        if number == SLOW_BATCHES + TIMED_BATCHES:
+            report(TIMED_BATCHES * batch_size / max(time.monotonic() - started, 1e-9))
+        yield batch
 
 
 def add_pictures(

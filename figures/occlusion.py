@@ -167,6 +167,7 @@ def json_entry(occlusion: Occlusion, picture: Picture, classes: Sequence[str]) -
     "changes the class, the decision depends on it.",
     needs="both",
     stages=STAGES[-1:],
+    passes=8000,
     is_slow=True,
 )
 def draw_occlusion(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:

@@ -167,7 +167,7 @@ def feature_maps_figure(
     title = f"{stage} of {truncate(picture.title, 60)}: {what}" + (f", {dead} are all zero" if dead else "")
     meaning = f"contribution to the logit of {name}" if target else "highest activation"
     what = f"Above a tile: the channel, and its {meaning}, which is also the bar below, the largest first"
-    scale = "White is 0, black the map's highest activation."
+    scale = "White is 0, black the map's peak."
     exact = " All contributions and the bias add up to the logit." * bool(target)
     caption = [f"{what}. {scale}{exact}", *[picture.choice] * bool(picture.choice)]
     upper, lower = heading_inches(title, *caption)

@@ -225,6 +225,7 @@ def assert_same_pictures(found, expected):
     assert np.linalg.norm(found - expected) <= 0.01 * np.linalg.norm(expected)
 
 
+@style.styled  # ticks are made when they are drawn
 def assert_inside(figure):
     """No visible text is smaller than 7 points, and nothing visible leaves the figure at any of three resolutions.
 
