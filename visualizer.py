@@ -11,6 +11,7 @@ import signal
 import sys
 from argparse import BooleanOptionalAction
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 if __name__ == "__main__":  # until main() can be interrupted: loading the libraries takes seconds
@@ -36,7 +37,7 @@ from analysis.settings import CHANNEL_CHOICES, SCALES, Settings
 from dataset import sources
 from figures import FIGURES, style
 from figures.gallery import write_gallery
-from figures.output import say_error, write_figures, write_summary
+from figures.output import say, say_error, write_figures, write_summary
 from figures.registry import SLOW, Outcome, choose_figures, needs_of, searched_stages
 from figures.report import write_report
 from figures.scores import summary
@@ -44,8 +45,11 @@ from figures.why import class_numbers
 from network import CHANNELS, STAGES
 from reverse_network import RULES, UNITS, UNPOOLINGS
 from runtime.checkpoint import CheckpointError, default_checkpoint
-from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder
+from runtime.command_line import ArgumentParser, format_duration, number, one_line_errors, output_folder
 from runtime.device import keep_freed_memory, release_freed_memory
+
+SHORT_RUN_SECONDS = 60  # a run that will take longer says so
+QUICK_IMAGES = 1000  # proposed for a search that takes most of the time
 
 
 def parse_args(argv=None):
@@ -60,8 +64,10 @@ def parse_args(argv=None):
         "checkpoints/model.pt; before any training, the shipped network)")  # fmt: skip
     add("--data", help=f"{', '.join(sources.DATASETS)}, or a folder; its test split is searched (default: as trained)")
     add("--root", help="folder of CIFAR-10 and of decoded images (default: as trained)")
-    add("--images", nargs="+", metavar="FILE", help="pictures to explain instead of the first test image; without "
+    add("--images", nargs="+", metavar="FILE", help="pictures to explain instead of a test image; without "
         "--figures, the test split is then not searched")  # fmt: skip
+    add("--image", type=number(int, least=0), metavar="N", help="index of the test image to explain (default: one "
+        "that is classified right with the median confidence of its class, which --seed draws)")  # fmt: skip
     add("--limit", type=number(int, least=1), help="number of test images to search, evenly spread (default: all)")
 
     add = parser.add_argument_group("figures").add_argument
@@ -73,7 +79,8 @@ def parse_args(argv=None):
         help="channel numbers of every stage, or one word: different (the 9 strongest that are not similar to each "
         "other), strongest, random (9 drawn by --seed), all")  # fmt: skip
     add("--seed", type=number(int, least=0), default=defaults.seed,
-        help="seed of --channels random, of hierarchy's channels and of correspondence's squares")  # fmt: skip
+        help="seed of --channels random, of the image to explain, of hierarchy's channels and of correspondence's "
+        "squares")  # fmt: skip
     add("--top", type=number(int, least=1, most=25), default=defaults.top, help="images per channel")
     add("--rules", nargs="+", choices=RULES, default=list(defaults.rules), metavar="RULE",
         help=f"rules for the backward pass through a ReLU: some of {', '.join(RULES)}")  # fmt: skip
@@ -110,6 +117,8 @@ def parse_args(argv=None):
         if len(args.channels) > 1:
             parser.error("--channels takes numbers, or one word")
         args.channels = args.channels[0]
+    if args.images and args.image is not None:
+        parser.error("--image is a test image, --images are your own: pass one of them")
     for stage in args.stages or defaults.stages:
         numbers = args.channels if isinstance(args.channels, list) else []
         if wrong := [channel for channel in numbers if channel >= CHANNELS[stage]]:
@@ -144,7 +153,8 @@ def visualize(args, command: str) -> bool:
     gallery_stages = settings.stages if args.stages else STAGES
     if is_searched := args.gallery or "search" in needs_of(names):
         stages = (*settings.stages, *gallery_stages) if args.gallery else settings.stages
-        inspection = add_search(inspection, settings, searched_stages(names, stages))
+        report = partial(forecast, args, names, len(inspection.searched)) if inspection.device.type == "cpu" else None
+        inspection = add_search(inspection, settings, searched_stages(names, stages), report)
     numbers = summary(inspection, settings)
     for stage, dead in numbers.get("dead_channels", {}).items():
         if len(dead) == CHANNELS[stage]:
@@ -176,6 +186,22 @@ def visualize(args, command: str) -> bool:
     write_summary(folder, numbers, inspection.network, files)
     print_hints(args, left_out)
     return is_complete
+
+
+def forecast(args, names: list[str], searched: int, images_per_second: float) -> None:
+    """Print how long a run of a minute or more will take, from the throughput of its search, and how to shorten it."""
+    costs = {name: FIGURES[name].passes for name in names}
+    seconds = (searched + sum(costs.values())) / images_per_second
+    if seconds < SHORT_RUN_SECONDS:
+        return
+    if searched > max(QUICK_IMAGES, sum(costs.values())):
+        shorter = format_duration((QUICK_IMAGES + sum(costs.values())) / images_per_second)
+        advice = f"{format_duration(searched / images_per_second)} of it to search {searched:,} test images; "
+        advice += f"about {shorter} with --limit {QUICK_IMAGES}"
+    else:
+        advice = f"most of it for {max(costs, key=costs.get)}; --figures NAME ... draws only what you name"
+    gallery = ", and the gallery longer" if args.gallery else ""
+    say(f"this will take about {format_duration(seconds)} on this CPU{gallery}, {advice}")
 
 
 def print_hints(args, left_out: dict[str, str]) -> None:
@@ -213,8 +239,10 @@ def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]
             inspection = add_preprocessing(inspection)
         if "search" in needs or ("pictures" in needs and not args.images):
             inspection = add_test_images(inspection, settings.limit)
+            if (settings.image or 0) >= (count := len(inspection.images)):
+                ArgumentParser(__doc__).error(f"--image {settings.image}: the test images are 0 to {count - 1}")
         if "pictures" in needs:
-            inspection = add_pictures(inspection, args.images)
+            inspection = add_pictures(inspection, settings, args.images)
     except sources.DataError as error:
         if args.images or args.data or args.root or args.figures or args.gallery:
             raise

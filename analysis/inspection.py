@@ -1,7 +1,8 @@
 """A network with its test images and metadata: what every analysis starts from."""
 
+import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from runtime.checkpoint import Metadata, load_network
 from runtime.device import pick_device
 
 CONFIDENT = 0.5  # probability
+SLOW_BATCHES, TIMED_BATCHES = 1, 8  # the first of a search are left out of its throughput; those that are timed
+CLASSES_TRIED = 10  # by `median_image`, until it finds one with an image that is classified right
+IMAGES_OF_A_CLASS = 64  # of which `median_image` chooses
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Picture:
     image   (3, S, S) uint8
     label   name of its class, if known
     origin  its index in the test split, or the user's file
+    choice  one sentence on how it was chosen, for captions; "" if the user chose it
     """
 
     folder: str
@@ -37,6 +42,7 @@ class Picture:
     image: Tensor
     label: str | None
     origin: int | str
+    choice: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +193,21 @@ def add_test_images(inspection: PictureInspection, limit: int | None = None) -> 
     )
 
 
-def add_search(inspection: ImageInspection, settings: Settings, stages: Sequence[str] | None = None) -> Inspection:
+def add_search(
+    inspection: ImageInspection,
+    settings: Settings,
+    stages: Sequence[str] | None = None,
+    report: Callable[[float], None] | None = None,
+) -> Inspection:
     """Add the strongest test images of every channel of these stages, and the logits: one pass over the images.
 
-    stages: by default those of the settings. Raises CheckpointError when activations are not finite.
+    stages  by default those of the settings
+    report  called once, early in a long search, with its throughput in images per second
+
+    Raises CheckpointError when activations are not finite.
     """
     batches, stages = inspection.batches(settings.batch_size), stages or settings.stages
+    batches = timed(batches, settings.batch_size, report) if report else batches
     inside = searched_units(inspection.network, stages, inspection.metadata.image_size, settings.border)
     result = search(inspection.network, batches, stages, settings.top, with_logits=True, inside=inside)
     for stage, top in result.top.items():
@@ -200,11 +215,56 @@ def add_search(inspection: ImageInspection, settings: Settings, stages: Sequence
     return Inspection(**vars(inspection) | {"search": result})
 
 
-def add_pictures(inspection: PictureInspection, files: Sequence[str] | None = None) -> PictureInspection:
-    """Add the images to explain: these files, or the first test image. Raises DataError for a file that is no image."""
+def timed(batches: Iterable[Tensor], batch_size: int, report: Callable[[float], None]) -> Iterator[Tensor]:
+    """The same batches; after the first ones, `report` is called with the images per second that they took."""
+    for number, batch in enumerate(batches):
+        if number == SLOW_BATCHES:
+            started = time.monotonic()
+        if number == SLOW_BATCHES + TIMED_BATCHES:
+            report(TIMED_BATCHES * batch_size / max(time.monotonic() - started, 1e-9))
+        yield batch
+
+
+def add_pictures(
+    inspection: PictureInspection, settings: Settings, files: Sequence[str] | None = None
+) -> PictureInspection:
+    """Add the images to explain: these files, or the test image settings.image, or `median_image`.
+
+    Raises DataError for a file that is no image.
+    """
     if files:
         return replace(inspection, pictures=tuple(read_pictures(files, inspection.metadata.image_size)))
-    return replace(inspection, pictures=(picture_of(inspection, 0),))
+    if settings.image is not None:
+        return replace(inspection, pictures=(picture_of(inspection, settings.image),))
+    index, choice = median_image(inspection, settings)
+    return replace(inspection, pictures=(replace(picture_of(inspection, index), choice=choice),))
+
+
+@torch.inference_mode()
+def median_image(inspection: ImageInspection, settings: Settings) -> tuple[int, str]:
+    """An ordinary test image by its index, and one sentence on how it was chosen.
+
+    settings.seed draws a class. Up to IMAGES_OF_A_CLASS searched images of it are classified; of those classified
+    right, the one with the median probability is chosen. If there is none, the next class follows.
+    """
+    if not inspection.knows_labels:
+        return 0, "The image: the first of the test split, whose classes are not the network's."
+    labels, classes = inspection.labels[inspection.searched], inspection.metadata.classes
+    order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(settings.seed)).tolist()
+    for number in order[:CLASSES_TRIED]:
+        indices = inspection.searched[labels == number]
+        if len(indices) > IMAGES_OF_A_CLASS:
+            indices = indices[spread(IMAGES_OF_A_CLASS, len(indices))]
+        parts = [inspection.inputs(inspection.images[part]) for part in indices.split(settings.batch_size) if len(part)]
+        probabilities = [inspection.network(part).softmax(1).cpu() for part in parts]
+        confidence, predicted = torch.cat(probabilities or [torch.empty(0, len(classes))]).max(1)
+        if len(right := (predicted == number).nonzero().flatten()):
+            middle = right[confidence[right].argsort(stable=True)[(len(right) - 1) // 2]]
+            return indices[middle].item(), (
+                f"The image: of {len(right)} test images of its class that are classified right, the one with the "
+                f"median probability; seed {settings.seed} drew the class."
+            )
+    return 0, "The image: the first of the test split, because none of those tried is classified right."
 
 
 def picture_of(inspection: ImageInspection, index: int) -> Picture:
@@ -240,9 +300,9 @@ def inspect(
     root: str | None = None,
     stages: Sequence[str] | None = None,
 ) -> Inspection:
-    """All of the above in one call: the network, its test images, the first of them as picture, and the search."""
+    """All of the above in one call: the network, its test images, one of them as picture, and the search."""
     inspection = add_preprocessing(load_inspection(checkpoint, device, source, root))
-    return add_search(add_pictures(add_test_images(inspection, settings.limit)), settings, stages)
+    return add_search(add_pictures(add_test_images(inspection, settings.limit), settings), settings, stages)
 
 
 def spread(count: int, total: int) -> Tensor:

@@ -26,6 +26,7 @@ class Settings:
     score_images  how many test images to score importance maps on; None for the default of `spread_images`
     batch_size    images per forward pass
     classes       two classes to compare, by name or number; None for the two most probable
+    image         the test image to explain, by its index; None for one with the median confidence of its class
     occluder      side of the square that hides part of an image, in pixels; None for 48 at 224, in proportion
     """
 
@@ -42,6 +43,7 @@ class Settings:
     score_images: int | None = None
     batch_size: int = 16
     classes: tuple[str, str] | None = None
+    image: int | None = None
     occluder: int | None = None
 
     @property

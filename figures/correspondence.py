@@ -184,6 +184,7 @@ def table_in_words(content: dict) -> str:
     "correspond.",
     stages=(PARTS_STAGE,),
     words=table_in_words,
+    passes=1500,
 )
 def draw_correspondence(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of correspondence.json."""

@@ -148,6 +148,7 @@ def mean_share(earlier: Tensor, final: Tensor) -> float:
     "A channel has settled once its strongest image and its picture stop changing; the curves say how early each "
     "stage does.",
     stages=STAGES,
+    passes=8000,
     is_slow=True,
 )
 def draw_evolution(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:

@@ -157,6 +157,7 @@ def scores_in_words(content: dict) -> str:
     stages=STAGES,
     section="belief",
     words=scores_in_words,
+    passes=3900,
 )
 def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of faithfulness.json."""

@@ -8,12 +8,17 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.image import AxesImage
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from analysis.channels import robust_limit
+from figures.style import CAPTION_COLOR, ERROR_COLOR, MARGIN_INCHES, WIDTH_INCHES, bare_axes_at, format_short
 
 MIN_TILE_PIXELS = 56
+COLUMNS = 8  # of `draw_tile_page`
+ROW_INCHES, TILE_LABEL_INCHES, TILE_GAP_INCHES = 1.05, 0.16, 0.12
+BAR_COLOR = "#2166ac"
 
 
 def to_array(pictures: Tensor) -> np.ndarray:
@@ -68,16 +73,30 @@ def hstack_images(pictures: list[np.ndarray], gap_share: float = 1 / 24) -> np.n
     return np.concatenate(row, axis=1)
 
 
-def draw_numbered_grid(axes: Axes, tiles: np.ndarray, columns: int, fill: float = 1.0, **imshow) -> AxesImage:
-    """Draw tiles as one grid; ticks give the number of each row's first tile and of each column."""
-    times = math.ceil(7 / min(tiles.shape[1:3]))  # so that the gaps are thin beside the smallest maps
-    tiles = tiles.repeat(times, 1).repeat(times, 2)
-    height, width = tiles.shape[1:3]
-    picture = axes.imshow(image_grid(tiles, columns, fill=fill), interpolation="nearest", **imshow)
-    rows = math.ceil(len(tiles) / columns)
-    every = 1 if columns <= 16 else 4
-    axes.set_xticks([(width - 1) / 2 + n * (width + 1) for n in range(0, columns, every)], range(0, columns, every))
-    axes.set_yticks([(height - 1) / 2 + n * (height + 1) for n in range(rows)], [n * columns for n in range(rows)])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return picture
+def tile_page_inches(count: int) -> float:
+    """The height of `draw_tile_page`."""
+    return math.ceil(count / COLUMNS) * ROW_INCHES
+
+
+def draw_tile_page(
+    figure: Figure, top: float, tiles: Sequence[np.ndarray], channels: Sequence[int], sizes: np.ndarray, **imshow
+) -> Axes:
+    """Tiles (h, w) or (h, w, 3) in rows of COLUMNS over the figure's width, from `top` inches on.
+
+    Above each, its channel and its size; below, the size as a bar that is as long as the tile for the largest of all.
+    """
+    height = tile_page_inches(max(1, len(tiles)))
+    axes = bare_axes_at(figure, 0, top, WIDTH_INCHES, height)
+    axes.set(xlim=(0, WIDTH_INCHES), ylim=(height, 0))  # its units are inches
+    side = (WIDTH_INCHES - 2 * MARGIN_INCHES + TILE_GAP_INCHES) / COLUMNS - TILE_GAP_INCHES
+    largest = float(np.abs(sizes).max(initial=0)) or 1.0
+    for n, (tile, channel, size) in enumerate(zip(tiles, channels, sizes, strict=True)):
+        left = MARGIN_INCHES + n % COLUMNS * (side + TILE_GAP_INCHES)
+        upper = n // COLUMNS * ROW_INCHES + TILE_LABEL_INCHES
+        axes.imshow(tile, extent=(left, left + side, upper + side, upper), aspect="auto", **imshow)
+        axes.add_patch(Rectangle((left, upper), side, side, fill=False, linewidth=0.3, edgecolor="0.7"))
+        axes.text(left, upper - 0.03, channel)
+        axes.text(left + side, upper - 0.03, format_short(size), ha="right", color=CAPTION_COLOR)
+        color = BAR_COLOR if size >= 0 else ERROR_COLOR
+        axes.barh(upper + side + 0.04, side * abs(size) / largest, height=0.035, left=left, color=color)
+    return axes

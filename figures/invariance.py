@@ -149,6 +149,7 @@ def without_nan(values: Tensor) -> list[float | None]:
     "Shifted, scaled and rotated images",
     "The lower and flatter a curve, the less the layer notices the change; the probability says whether the "
     "network still recognises the class.",
+    passes=8000,
     is_slow=True,
 )
 def draw_invariance(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:

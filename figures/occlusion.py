@@ -61,6 +61,7 @@ HEADINGS = (
     "class, so the decision depends on it.",
     needs="both",
     stages=(LAST_STAGE,),
+    passes=8000,
     is_slow=True,
 )
 def draw_occlusion(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:

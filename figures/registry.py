@@ -31,6 +31,7 @@ class FigureEntry:
     stages   to be searched beside those of the settings
     section  one of SECTIONS: where the report shows it
     words    content of its JSON file -> a sentence with its main numbers, for the report
+    passes   its cost beside the search, roughly, in forward passes of one image; with it `visualizer.py` forecasts
     is_slow  whether it takes 30 s or more on two cores at 224x224, beside the search: drawn only when asked for by name
     """
 
@@ -41,6 +42,7 @@ class FigureEntry:
     stages: tuple[str, ...] = ()
     section: str = "reconstructions"
     words: Callable[[Any], str] | None = None
+    passes: int = 250
     is_slow: bool = False
 
 

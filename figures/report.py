@@ -18,10 +18,12 @@ from figures.registry import SECTIONS, Outcome
 from figures.report_details import accuracies, drawing_details, headline, lowest_classes, training_details
 from figures.style import html_template
 from network import CHANNELS
+from runtime.checkpoint import Metadata
 
 PAGE = html_template(Path(__file__).with_suffix(".html"))
 PRINTED_INCHES = (7.0, 8.0)  # what an A4 page has room for beside margins, a heading and a caption
 PARTS_SHOWN = 24  # of a figure's files; the others are listed
+FIRST_SHOWN = ("hierarchy", "top9", "filters")  # the first of these that is drawn is on the first screen
 
 
 def write_report(
@@ -37,9 +39,12 @@ def write_report(
     drawn = [name for section in SECTIONS for name in names_of(section) if outcomes[name].files]
     figures = {name: figure_content(folder, name, number, outcomes[name]) for number, name in enumerate(drawn, 1)}
     metadata = inspection.metadata
+    first = next((figures[name] for name in FIRST_SHOWN if name in figures and figures[name]["pictures"]), None)
     text = PAGE.render(
         title=f"ResNet-18 on {Path(metadata.config.get('data', inspection.source)).name}",
         lead=headline(metadata, summary, len(drawn)),
+        accuracy=first_accuracy(metadata, summary),
+        first=first,
         training=training_details(metadata),
         drawing=drawing_details(inspection, command),
         accuracies=list(accuracies(metadata, summary)),
@@ -58,6 +63,12 @@ def write_report(
     with output_file(folder / "report.html") as file:
         file.write(text.encode(errors="replace"))  # a file name need not be valid text
     return folder / "report.html"
+
+
+def first_accuracy(metadata: Metadata, summary: dict | None) -> tuple[float, str] | None:
+    """The accuracy to show first, in 0..1, and on what: of the training's last test, else of the images searched."""
+    rows = [(share, name) for name, _, share in accuracies(metadata, summary) if not name.startswith("training images")]
+    return rows[0] if rows else None
 
 
 def names_of(section: str) -> list[str]:

@@ -151,6 +151,7 @@ def strongest_channels_of_images(inspection: Inspection, stage: str) -> tuple[Te
     "A picture that stays the same, with a correlation near 1, as weights become random does not explain what the "
     "network learned.",
     section="belief",
+    passes=1300,
 )
 def draw_sanity(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """One channel under every rule, and curves over several images; at last the content of sanity.json."""

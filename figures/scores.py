@@ -18,13 +18,14 @@ from network import CHANNELS
 
 MISTAKES_SHOWN = 24
 MAX_CLASSES = 50  # that a confusion matrix is legible for
-MAX_CLASSES_WITH_DECIMALS = 12  # whose cells are wider than "100.0"
+MAX_CLASSES_WITH_DECIMALS = 10  # whose cells are wider than "100.0 %"
+MAX_CLASSES_WITH_SIGN = 12  # whose cells are wider than "100 %"
 
 
 @register(
     "confusion_matrix",
     "Confusion matrix",
-    "Each row is a true class, in percent of its images; what lies off the diagonal is misclassified.",
+    "Each row is a true class, in percent of its images; colors show the mistakes alone, on their own scale.",
     section="results",
 )
 def draw_confusion_matrix(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
@@ -32,7 +33,7 @@ def draw_confusion_matrix(inspection: Inspection, settings: Settings) -> Iterato
     scores, classes = score(inspection), inspection.metadata.classes
     if not scores or len(classes) > MAX_CLASSES:
         raise NotDrawn(f"it needs test images of the network's classes, {MAX_CLASSES} at most")
-    title = f"accuracy {format_percent(scores.accuracy, 2)} on {len(scores.labels):,} test images"
+    title = f"Accuracy {format_percent(scores.accuracy, 2)} on {len(scores.labels):,} test images"
     yield Path("confusion_matrix"), confusion_figure(scores.counts, classes, title)
 
 
@@ -58,7 +59,7 @@ def draw_mistakes(inspection: Inspection, settings: Settings) -> Iterator[tuple[
     ]
     pictures = to_array(inspection.resized(inspection.images[indices]))
     total, searched = len(wrong), len(scores.labels)
-    title = f"the {len(worst)} most confident of {total:,} mistakes on {searched:,} test images"
+    title = f"The {len(worst)} most confident of {total:,} mistakes on {searched:,} test images"
     yield Path("mistakes"), mistakes_figure(pictures, captions, title)
 
 
@@ -102,35 +103,40 @@ def accuracy_by_class(inspection: Inspection, scores: Scores) -> dict[str, float
 
 @styled
 def confusion_figure(counts: np.ndarray, names: Sequence[str], title: str) -> Figure:
-    """Confusion matrix (n, n), true class by predicted class, in percent of the true class.
+    """Confusion matrix (n, n), true class by predicted class; beyond 20 classes without numbers.
 
-    With more than 20 classes the figure takes the width of the page and leaves out the numbers.
+    The diagonal is white, so that the scale is that of the mistakes.
     """
     count = len(names)
-    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    width = WIDTH_INCHES * 0.75 if count <= 20 else WIDTH_INCHES
-    figure = Figure((width, width * 0.88), layout="compressed")
-    axes = figure.subplots()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     wrong = np.where(np.eye(count, dtype=bool), 0, shares)
-    true, seen = np.unravel_index(wrong.argmax(), wrong.shape)
-    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    figure = Figure((WIDTH_INCHES, WIDTH_INCHES * 0.86), layout="compressed")
+    axes = figure.subplots()
+    largest = float(wrong.max()) or 1.0
+    picture = axes.imshow(np.ma.masked_equal(100 * wrong, 0), cmap="Oranges", vmin=0, vmax=100 * largest)
     labels = [truncate(name, 14) for name in names]
     tilt = 45 if count <= 20 else 90
     axes.set_xticks(range(count), labels, rotation=tilt, ha="right", va="center", rotation_mode="anchor")
     axes.set_yticks(range(count), [f"{label} ({total})" for label, total in zip(labels, counts.sum(1), strict=True)])
     for row, column in np.argwhere(counts) if count <= 20 else ():
-        color = "white" if shares[row, column] > 55 else "black"
-        share = shares[row, column]
-        number = f"{share:.1f}" if count <= MAX_CLASSES_WITH_DECIMALS else format_percent(share / 100)[:-2]
-        axes.text(column, row, number, ha="center", va="center", color=color)
-    axes.tick_params(length=0)
+        color = "white" if row != column and shares[row, column] > 0.6 * largest else "black"
+        number = format_percent(shares[row, column], int(count <= MAX_CLASSES_WITH_DECIMALS))
+        number = number if count <= MAX_CLASSES_WITH_SIGN else number.removesuffix(" %")
+        weight = "bold" if row == column else "normal"
+        axes.text(column, row, number, ha="center", va="center", color=color, weight=weight)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(np.arange(1, count) - 0.5, minor=True)
+    axes.grid(which="minor", color="0.9", linewidth=0.4)
+    axes.tick_params(which="both", length=0)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class (number of images)")
-    figure.colorbar(picture, ax=axes, shrink=0.8, label="share of the true class (%)")
-    most = f"most frequent confusion: {wrong.max():.1f} % of {labels[true]} predicted as {labels[seen]}"
+    figure.colorbar(picture, ax=axes, shrink=0.8, label="mistaken for the column's class (% of the row's images)")
+    true, seen = np.unravel_index(wrong.argmax(), wrong.shape)
+    most = f"Most frequent confusion: {format_percent(wrong.max(), 1)} of {labels[true]} predicted as {labels[seen]}."
     never = [label for label, total in zip(labels, counts.sum(0), strict=True) if not total]
-    notes = [f"never predicted: {', '.join(never)}"] if never else []
-    heading(figure, title, most if wrong.any() else "no mistakes", *notes)
+    notes = [f"Never predicted: {', '.join(never)}."] if never else []
+    how = "A row's numbers are percentages of a true class. The diagonal is right; the colors show mistakes alone."
+    heading(figure, title, how, most if wrong.any() else "No mistakes.", *notes)
     return figure
 
 
@@ -139,13 +145,14 @@ def mistakes_figure(pictures: np.ndarray, captions: list[str], title: str) -> Fi
     """Images (n, H, W, 3) in rows of six, each with its caption."""
     columns, count = 6, len(captions)
     rows = max(1, -(-count // columns))
-    figure = Figure((WIDTH_INCHES, 0.35 + rows * (WIDTH_INCHES / columns + 0.25)), layout="constrained")
+    figure = Figure((WIDTH_INCHES, 0.55 + rows * (WIDTH_INCHES / columns + 0.25)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     for axes in grid:
         axes.set_axis_off()
     for axes, picture, caption in zip(grid, pictures, captions, strict=False):
         axes.imshow(picture, interpolation="nearest")
-        axes.set_title(caption)
-    heading(figure, title)
+        axes.set_title(caption, loc="left")
+    first, second = "the class and the index in the test split", "the predicted class and its probability"
+    heading(figure, title, f"First line: {first}. Second line: {second}.")
     return figure

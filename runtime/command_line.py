@@ -25,6 +25,13 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: {' '.join(map(str, default)) if isinstance(default, list) else default})"
 
 
+def format_duration(seconds: float) -> str:
+    """A duration with its unit: 45 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse that shows defaults, rejects abbreviations, and reports a usage error in one line with exit code 2.
 

@@ -11,6 +11,8 @@ from conftest import assert_inside
 from test_training_curves import HISTORY
 
 from analysis.channels import ChannelResult, TopImage
+from analysis.crops import mean_correlation
+from analysis.inspection import Picture
 from figures import comparison, filters, single_image, style, top9, training_curves
 from figures.image_grid import diverging_rgb, image_grid, tile_grid, to_array
 
@@ -76,63 +78,80 @@ def test_image_grid_sets_tiles_in_rows():
     assert (canvas[2] == -1).all() and (canvas[3:, 8:] == -1).all()
 
 
-def test_filters_are_drawn_once_each_on_its_own_scale():
+def test_filters_come_in_the_order_of_their_norms_each_on_its_own_scale():
     weights = RANDOM.randn(64, 3, 7, 7)
     weights[5] *= 20
-    (canvas,) = drawn(filters.filters_figure(weights))
-    assert canvas.shape == (63, 63, 3)
-    expected = 0.5 + 0.5 * weights[9].transpose(1, 2, 0) / np.abs(weights[9]).max()
-    assert np.allclose(canvas[8:15, 8:15], expected)
+    figure = filters.filters_figure(weights)
+    norms = np.sqrt((weights**2).sum((1, 2, 3)))
+    order = np.argsort(-norms)
+    page, tiles = figure.get_axes()[0], drawn(figure)
+    assert order[0] == 5 and len(tiles) == 64
+    assert [text.get_text() for text in page.texts[::2]] == [str(n) for n in order]
+    assert [text.get_text() for text in page.texts[1::2]] == [f"{norms[n]:.2f}" for n in order]
+    weights = weights[order[9]].transpose(1, 2, 0)
+    assert np.allclose(tiles[9], 0.5 + 0.5 * weights / np.abs(weights).max())
+    bars = [bar[0].get_width() for bar in page.containers]
+    assert np.allclose(bars / bars[0], norms[order] / norms[5])
 
 
-def test_filters_without_weight_are_left_grey_instead_of_their_noise():
+def test_dead_filters_are_counted_and_left_out():
     weights = RANDOM.uniform(0.5, 1, (64, 3, 7, 7))
     weights[9] *= 0.009
     figure = filters.filters_figure(weights)
-    (canvas,) = drawn(figure)
-    assert (canvas[8:15, 8:15] == 0.5).all() and (canvas[8:15, 16:23] > 0.5).all()
-    assert "\n1 have less than 1 % of the largest weight" in figure.get_axes()[0].get_title()
+    assert len(drawn(figure)) == 63 and "63 of 64 filters of 7x7 by norm, 1 dead" in figure.get_suptitle()
+    assert "9" not in [text.get_text() for text in figure.get_axes()[0].texts[::2]]
 
 
-def test_a_filter_channel_has_one_scale_around_zero_and_a_color_bar():
-    weights = RANDOM.randn(64, 7, 7)
-    figure = filters.filter_channel_figure(weights, "green", 5.0)
-    image = figure.get_axes()[0].get_images()[0]
-    assert image.get_clim() == (-5, 5)
-    assert np.array_equal(image.get_array()[:7, :7], weights[0])
-    assert len(figure.get_axes()) == 2 and "green" in figure.get_axes()[0].get_title()
+def test_a_color_shows_the_same_filters_in_the_same_order_on_the_scale_of_all_colors():
+    weights = RANDOM.randn(64, 3, 7, 7)
+    weights[:, 1] *= RANDOM.rand(64, 1, 1)
+    pages = [filters.filters_figure(weights, color).get_axes()[0] for color in (None, "green")]
+    numbers = [[text.get_text() for text in page.texts[::2]] for page in pages]
+    assert numbers[0] == numbers[1]
+    image, number = pages[1].get_images()[3], int(numbers[1][3])
+    assert image.get_clim() == (-1, 1)
+    assert np.allclose(image.get_array(), weights[number, 1] / np.abs(weights[number]).max())
 
 
-@pytest.mark.parametrize("count, shape", [(64, (8, 8)), (128, (8, 16)), (512, (16, 32))])
-def test_feature_maps_are_one_picture(count, shape):
+PICTURE = Picture("", "a picture", torch.zeros(3, 9, 9, dtype=torch.uint8), "cat", 0)
+IMAGE = RANDOM.rand(9, 9, 3)
+
+
+@pytest.mark.parametrize("target, count, shown", [("", 64, 63), ("", 128, 48), ("cat", 512, 48)])
+def test_feature_maps_show_the_largest_ones_that_are_alive(target, count, shown):
     maps = np.maximum(RANDOM.randn(count, 7, 7), 0)
     maps[3] = 0
-    figure = single_image.feature_maps_figure(maps, "a stage")
-    axes, bar = figure.get_axes()
-    (canvas,) = [image.get_array() for image in axes.get_images()]
-    assert canvas.shape == (shape[0] * 8 - 1, shape[1] * 8 - 1)
-    number = shape[1] + 1  # the second of the second row
-    assert np.array_equal(canvas[8:15, 8:15], maps[number])
-    assert axes.get_yticklabels()[1].get_text() == str(shape[1])
-    assert f"{count} maps of 7x7, 1 of them all zero" in figure.get_suptitle()
-    assert bar.get_ylabel() == "activation after the ReLU"
+    sizes = RANDOM.randn(count) if target else maps.max((1, 2))
+    sizes[3] = 99 if target else 0
+    figure = single_image.feature_maps_figure(IMAGE, maps, sizes, "a stage", PICTURE, target)
+    page, image, curve = figure.get_axes()
+    channels = [int(text.get_text()) for text in page.texts[::2]]
+    best = [n for n in np.argsort(-sizes, kind="stable") if n != 3][:shown]
+    assert channels == best
+    assert np.allclose(page.get_images()[5].get_array(), maps[best[5]] / maps[best[5]].max())
+    assert page.get_images()[5].get_clim() == (0, 1) and np.array_equal(image.get_images()[0].get_array(), IMAGE)
+    assert np.array_equal(curve.get_lines()[0].get_ydata(), np.sort(sizes)[::-1])
+    assert f"{shown} of {count} maps of 7x7, 1 are all zero" in figure.get_suptitle()
 
 
 def test_feature_maps_that_are_all_zero():
-    single_image.feature_maps_figure(np.zeros((64, 2, 2)), "a stage").draw_without_rendering()
+    zeros = np.zeros((64, 2, 2))
+    single_image.feature_maps_figure(IMAGE, zeros, zeros[:, 0, 0], "a stage", PICTURE).draw_without_rendering()
 
 
 def test_input_image_shows_the_ten_most_probable_classes():
     probabilities = RANDOM.dirichlet(np.ones(20))
     names = [f"class {n}" for n in range(20)]
     best = np.argsort(-probabilities)[:10]
-    left, right = single_image.input_figure(
-        RANDOM.rand(32, 32, 3), "a title", names, probabilities, names[best[2]]
-    ).get_axes()
+    picture = replace(PICTURE, label=names[best[2]], choice="It was drawn.")
+    figure = single_image.input_figure(IMAGE, picture, names, probabilities)
+    _, right = figure.get_axes()
     assert [text.get_text() for text in right.get_yticklabels()] == [names[n] for n in best]
     assert [bar.get_width() for bar in right.patches] == pytest.approx((100 * probabilities[best]).tolist())
     colors = [bar.get_facecolor() for bar in right.patches]
-    assert colors.count(colors[2]) == 1 and left.get_title() == "a title"
+    assert colors.count(colors[2]) == 1
+    assert f"a picture: predicted {names[best[0]]}, " in figure.get_suptitle()
+    assert "It was drawn." in figure.get_supxlabel()
 
 
 def test_reconstructions_stand_beside_their_maps():
@@ -144,13 +163,15 @@ def test_reconstructions_stand_beside_their_maps():
     assert len(shown) == 10 and np.array_equal(shown[0], image)
     gap = 2
     block = shown[1]
-    shades = matplotlib.colormaps["magma"](np.kron(maps[0] / maps[0].max(), np.ones((4, 4))))[:, :, :3]
+    shades = matplotlib.colormaps["Greys"](np.kron(maps[0] / maps[0].max(), np.ones((4, 4))))[:, :, :3]
     assert np.allclose(block[:, :28], shades)
     expected = diverging_rgb(pictures["guided"][0], np.abs(pictures["guided"][0]).max())
     assert np.allclose(block[:, 2 * (28 + gap) :], expected)
     captions = [axes.get_title("left") for axes in figure.get_axes()]
     assert captions[0] == "image" and captions[1] == f"channel 10, peak {maps[0].max():.2f}"
     assert captions[5] == "channel 14, peak 0.00 (dead)"
+    correlation = style.format_two_digits(mean_correlation(pictures["guided"]))
+    assert f"{correlation} (guided)" in figure.get_supxlabel()
 
 
 class TestTop9:
@@ -195,7 +216,7 @@ def test_a_figure_does_not_depend_on_the_readers_settings_nor_change_them():
         before = dict(matplotlib.rcParams)
         figure = filters.filters_figure(RANDOM.randn(64, 3, 7, 7))
         assert dict(matplotlib.rcParams) == before
-    assert figure.get_axes()[0].title.get_fontsize() == 7
+    assert figure.get_axes()[0].texts[0].get_fontsize() == 7
     assert figure.get_axes()[0].get_images()[0].origin == "upper"
 
 
@@ -216,15 +237,17 @@ LONG_NAME = "a_long_file_name_" * 8
 FIGURES = {
     "channel": lambda: top9.channel_figure(result(511, THREE_RULES), "conv5_x, channel 511", "long " * 30),
     "overview": lambda: top9.overview_figure([result(n) for n in range(3)], "guided", "long " * 40, "long " * 40),
-    "maps": lambda: single_image.feature_maps_figure(RANDOM.rand(64, 7, 7), f"conv1 of {LONG_NAME}.jpg"),
-    "conv5_x maps": lambda: single_image.feature_maps_figure(RANDOM.rand(512, 2, 2), "conv5_x of a picture"),
-    "filters": lambda: filters.filters_figure(RANDOM.randn(64, 3, 7, 7)),
-    "red": lambda: filters.filter_channel_figure(RANDOM.randn(64, 7, 7), "red", 3.0),
-    "curves": lambda: training_curves.training_curves(HISTORY),
-    "classes": lambda: single_image.input_figure(
-        RANDOM.rand(9, 9, 3), "a title", ["a_long_class_name_" * 8] * 2, np.ones(2), "a_long_class"
+    "maps": lambda: single_image.feature_maps_figure(
+        IMAGE, RANDOM.rand(64, 7, 7), RANDOM.rand(64) * 1000, "conv1", replace(PICTURE, title=LONG_NAME)
     ),
-    "input": lambda: single_image.input_figure(RANDOM.rand(9, 9, 3), LONG_NAME, ["cat"], np.ones(1), None),
+    "conv5_x maps": lambda: single_image.feature_maps_figure(
+        IMAGE, RANDOM.rand(512, 2, 2), RANDOM.randn(512), "conv5_x", PICTURE, LONG_NAME
+    ),
+    "filters": lambda: filters.filters_figure(RANDOM.randn(64, 3, 7, 7)),
+    "red": lambda: filters.filters_figure(RANDOM.randn(64, 3, 7, 7), "red"),
+    "curves": lambda: training_curves.training_curves(HISTORY),
+    "classes": lambda: single_image.input_figure(IMAGE, PICTURE, [LONG_NAME] * 2, np.ones(2)),
+    "input": lambda: single_image.input_figure(IMAGE, replace(PICTURE, title=LONG_NAME), ["cat"], np.ones(1)),
     "comparison": lambda: comparison.comparison_figure(
         RANDOM.rand(2, 32, 32, 3),
         {name: torch.randn(2, 3, 32, 32) for name in THREE_RULES},

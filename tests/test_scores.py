@@ -62,9 +62,13 @@ def test_scores_are_those_of_the_network(plain):
 
 def test_the_matrix_shows_percent_of_the_true_class(inspection):
     ((_, figure),) = scores.draw_confusion_matrix(inspection, Settings())
-    shares = figure.get_axes()[0].get_images()[0].get_array()
-    assert shares.tolist() == [[50, 25, 25], [0, 100, 0], [50, 25, 25]]
-    assert "accuracy 58.33 % on 12 test images" in figure.get_suptitle()
+    axes = figure.get_axes()[0]
+    shares = axes.get_images()[0].get_array()
+    assert shares.filled(0).tolist() == [[0, 25, 25], [0, 0, 0], [50, 25, 0]] and shares.mask.diagonal().all()
+    assert axes.get_images()[0].get_clim() == (0, 50)
+    numbers = {text.get_position(): text.get_text() for text in axes.texts}
+    assert numbers[0, 0] == "50.0 %" and numbers[1, 1] == "100.0 %" and numbers[0, 2] == "50.0 %" and len(numbers) == 7
+    assert "Accuracy 58.33 % on 12 test images" in figure.get_suptitle()
 
 
 @pytest.mark.parametrize("count", [10, 12, 13, 18, 20])
@@ -79,7 +83,7 @@ def test_numbers_of_the_matrix_fit_their_cells(count):
 
 def test_mistakes_come_with_the_surest_first(inspection):
     ((_, figure),) = scores.draw_mistakes(inspection, Settings())
-    captions = [axes.get_title() for axes in figure.get_axes() if axes.get_title()]
+    captions = [text for axes in figure.get_axes() if (text := axes.get_title("left"))]
     confidence = [np.exp(margin) / (np.exp(margin) + 2) for margin in (6, 5, 4, 2, 1)]
     names = inspection.metadata.classes
     expected = [
@@ -93,8 +97,8 @@ def test_mistakes_come_with_the_surest_first(inspection):
 def test_of_a_limited_search(limited):
     assert scores.summary(limited, Settings())["accuracy"] == pytest.approx(4 / 5)
     ((_, figure),) = scores.draw_mistakes(limited, Settings())
-    (axes,) = [axes for axes in figure.get_axes() if axes.get_title()]
-    assert "image 9\n" in axes.get_title()
+    (axes,) = [axes for axes in figure.get_axes() if axes.get_title("left")]
+    assert "image 9\n" in axes.get_title("left")
     assert np.allclose(axes.get_images()[0].get_array(), limited.images[9].permute(1, 2, 0) / 255, atol=1e-6)
 
 
@@ -103,7 +107,7 @@ def test_no_mistakes(inspection):
     with pytest.raises(NotDrawn, match="none in 12 test images"):
         list(scores.draw_mistakes(perfect, Settings()))
     ((_, figure),) = scores.draw_confusion_matrix(perfect, Settings())
-    assert "no mistakes" in figure.get_suptitle()
+    assert "No mistakes" in figure.get_supxlabel()
 
 
 def test_the_summary(inspection):

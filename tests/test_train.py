@@ -15,9 +15,9 @@ import train
 from dataset import sources
 from dataset.preprocess import Preprocess
 from runtime import checkpoint
+from runtime.command_line import format_duration
 from training.distributed import ALONE
 from training.evaluation import evaluate
-from training.progress import format_duration
 
 pytestmark = pytest.mark.usefixtures("narrow")
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ends, visualize
+from conftest import assert_inside, ends, visualize
 from matplotlib.figure import Figure
 from PIL import Image
 
 import visualizer
 from analysis.channels import chosen_channels
-from analysis.inspection import add_search, inspect
+from analysis.inspection import add_search, inspect, timed
 from analysis.settings import Settings
 from dataset import sources
 from dataset.preprocess import Preprocess
-from figures import FIGURES, output
+from figures import FIGURES, output, style
 from runtime import checkpoint
 
 FIXED_NAMES = {
@@ -55,6 +55,7 @@ FIXED_NAMES = {
     "why_mistake",
 }
 SETTINGS = Settings()
+DRAWN = []  # the figures of `plots`
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,15 @@ def inspection(small_run):
 def plots(small_run, tmp_path_factory):
     """All figures of the small run, drawn with the defaults but for fewer dots per inch."""
     out = tmp_path_factory.mktemp("plots")
-    visualize(small_run, out, "--dpi", "150", "--score-images", "2")
+    with pytest.MonkeyPatch.context() as patch:
+
+        def save_and_keep(figure, *args):
+            save(figure, *args)
+            DRAWN.append(figure)
+
+        save = style.save
+        patch.setattr(style, "save", save_and_keep)
+        visualize(small_run, out, "--dpi", "150", "--score-images", "2")
     return out
 
 
@@ -91,6 +100,15 @@ class TestDefaults:
                 array = np.asarray(picture.convert("RGB"))
             assert array.shape[1] >= 3.3 * 150 and array.std() > 5, path.name
         assert visualizer.parse_args([]).dpi == 300
+
+    def test_text_is_inside_the_figures_and_at_least_7_points(self, plots):
+        faults = []
+        for figure in DRAWN:
+            try:
+                assert_inside(figure)
+            except AssertionError as error:
+                faults.append(f"{figure.get_suptitle()}: {error}")
+        assert len(DRAWN) >= len(FIXED_NAMES) - 2 and not faults, "\n".join(faults)
 
     def test_top9_json_is_what_a_brute_force_search_finds(self, plots, small_run):
         entries = entries_of(plots)
@@ -200,6 +218,36 @@ class TestFlags:
         with pytest.raises(SystemExit) as end:
             visualizer.parse_args("--channels 3 all".split())
         assert end.value.code == 2 and "numbers, or one word" in capsys.readouterr().err
+
+
+class TestForecast:
+    @pytest.mark.parametrize(
+        "figures, searched, rate, said",
+        [
+            (["confusion_matrix"], 5000, 100, ""),  # 52.5 s
+            (["confusion_matrix"], 10_000, 50, "about 3 min on this CPU, 3 min of it to search 10,000 test images; "
+             "about 25 s with --limit 1000"),
+            (["filters", "faithfulness"], 1000, 10, "about 9 min on this CPU, most of it for faithfulness; --figures"),
+        ],
+    )  # fmt: skip
+    def test_how_long_it_will_take_and_what_is_shorter(self, capsys, figures, searched, rate, said):
+        visualizer.forecast(visualizer.parse_args([]), figures, searched, rate)
+        assert said in capsys.readouterr().out or not said
+        if not said:
+            assert capsys.readouterr().out == ""
+
+    def test_a_search_is_timed_without_its_first_batch(self, monkeypatch):
+        seconds = iter([10.0, 14.0])
+        monkeypatch.setattr("time.monotonic", lambda: next(seconds, 99.0))
+        rates = []
+        assert list(timed(range(12), 16, rates.append)) == list(range(12)) and rates == [8 * 16 / 4]
+        assert list(timed(range(5), 16, rates.append)) and len(rates) == 1  # too short
+
+    def test_it_is_said_before_the_figures(self, small_run, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(visualizer, "SHORT_RUN_SECONDS", 0)
+        visualize(small_run, tmp_path, "--figures", "confusion_matrix", "--batch-size", "1", "--no-report")
+        printed = capsys.readouterr().out
+        assert 0 < printed.index("on this CPU, most of it for confusion_matrix") < printed.index("confusion_matrix.png")
 
 
 class TestFaults:

@@ -12,9 +12,10 @@ from torch import Tensor
 from dataset.batches import Batches
 from dataset.placement import HostImages
 from dataset.preprocess import Preprocess
+from runtime.command_line import format_duration
 from training.acceleration import accelerate
 from training.evaluation import evaluate, mean_metrics
-from training.progress import Progress, format_duration
+from training.progress import Progress
 from training.run import Run
 from training.step import TrainStep
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from runtime.command_line import format_duration
 from training.run import Run
 
 BAR = "{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}"
@@ -16,13 +17,6 @@ SLOW_RUN_SECONDS = 1800  # a longer run proposes a shorter one
 SLOW_STEPS = 1  # first iterations, left out of the estimate of the remaining time
 FIXED_COST_PIXELS = 64**2  # an image costs about as much as its pixels plus these (measured from 64 to 224 on a CPU)
 EVALUATION_COST = 1 / 3  # of an image, relative to training
-
-
-def format_duration(seconds: float) -> str:
-    """A duration with its unit: 45 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Progress:
