@@ -1,7 +1,8 @@
 """How all figures and pages look and are saved: 7 inches wide for print, text of at least 7 points."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template  # comes with torch
@@ -80,11 +81,18 @@ def styled(draw):
     return drawn
 
 
+@contextmanager
+def _without_glyph_warnings() -> Iterator[None]:
+    """Names in scripts that no installed font has show boxes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        yield
+
+
 @styled
 def save(figure: Figure, file, format: str = "png", dpi: int = DPI) -> None:
     """Write a figure to a path or binary file as "png" or "pdf" (text stays text), without a creation date."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # names in scripts that the font lacks show boxes
+    with _without_glyph_warnings():
         figure.savefig(file, format=format, dpi=dpi, metadata={"CreationDate": None} if format == "pdf" else None)
 
 
@@ -120,12 +128,14 @@ def wrap(text: str, inches: float, points: float = STYLE["font.size"], weight: s
     """The text in lines that are at most this wide; a longer word has a line of its own."""
     font = font_manager.FontProperties(family=rcParams["font.family"], weight=weight, size=points)
     lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and text_to_path.get_text_width_height_descent(longer, font, ismath=False)[0] <= 72 * inches * WRAPPED:
-            lines[-1] = longer
-        else:
-            lines.append(word)
+    with _without_glyph_warnings():
+        for word in text.split():
+            longer = f"{lines[-1]} {word}" if lines else word
+            width = text_to_path.get_text_width_height_descent(longer, font, ismath=False)[0]  # in points
+            if lines and width <= 72 * inches * WRAPPED:
+                lines[-1] = longer
+            else:
+                lines.append(word)
     return lines
 
 
