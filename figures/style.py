@@ -102,14 +102,14 @@ def heading_inches(title: str, *caption: str, width: float = WIDTH_INCHES) -> tu
 
 @styled
 def _wrapped(title: str, caption: Iterable[str], width: float) -> tuple[list[str], list[str]]:
-    inner = width - 2 * MARGIN_INCHES
+    inner = 0.95 * (width - 2 * MARGIN_INCHES)  # text is a few percent wider at coarse resolutions
     title_lines = wrap(title, inner, STYLE["figure.titlesize"], STYLE["figure.titleweight"])
     return title_lines, [line for text in caption for line in wrap(text, inner)]
 
 
 def wrap(text: str, inches: float, points: float = STYLE["font.size"], weight: str = "normal") -> list[str]:
     """The text in lines that are at most this wide; a longer word has a line of its own."""
-    font = font_manager.FontProperties(rcParams["font.family"], weight=weight, size=points)
+    font = font_manager.FontProperties(family=rcParams["font.family"], weight=weight, size=points)
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

@@ -61,7 +61,7 @@ def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
         axes.grid(color="0.92", linewidth=0.5)
         axes.set_axisbelow(True)
         if axes.lines:
-            axes.legend(title="last values", title_frameon=False)
+            axes.legend(title="last values")
     return figure
 
 
