@@ -76,8 +76,8 @@ def comparison_figure(
     count, across = len(patches), 1 + len(columns)
     tile = min((WIDTH_INCHES - 0.8) / across, 1.2)
     lines = 1 + max(text.count("\n") for texts in tile_captions.values() for text in texts)
-    figure = Figure((0.8 + across * tile, 0.6 + count * (tile + 0.06 + 0.1 * lines)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    figure = Figure((0.8 + across * tile, 0.7 + count * (tile + 0.08 + 0.11 * lines)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0.02, hspace=0.02)
     heading(figure, *title)
     draw_rows(figure.subplots(count, across, squeeze=False), patches, columns, row_captions, tile_captions)
     return figure

@@ -66,7 +66,7 @@ def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[
     norms = {name: whole.flatten(1).norm(dim=1) for name, whole in pictures.items()}
     for name in ("residual", "shortcut"):
         shares = ratios(norms[name], norms["both"])
-        texts = ["–" if share is None else format_percent(share, 1) for share in shares]
+        texts = ["–" if share is None else format_percent(share, 1 if share else 0) for share in shares]
         captions[name] = [f"{scale}\n{text} of the norm" for scale, text in zip(captions[name], texts, strict=True)]
     enlarged = f"shortcut ×{outer_side / side:.0f}"
     columns[enlarged] = crop(pictures["shortcut"], side, corners)
@@ -80,7 +80,8 @@ def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[
     figure = comparison_figure(patches, columns, row_captions(units), captions, title)
     for row, axes in enumerate(figure.get_axes()[3 :: 1 + len(columns)]):
         if norms["shortcut"][row] == 0:
-            axes.text(0.5, 0.5, "zero", ha="center", va="center", transform=axes.transAxes)
+            axes.text(0.5, 0.5, "zero", ha="center", va="center", transform=axes.transAxes, fontsize=7)
+            figure.get_axes()[4 + row * (1 + len(columns))].get_images()[0].set_visible(False)
             continue
         (top, left), (outer_top, outer_left) = corners[row], outer_corners[row]
         corner = left - outer_left - 0.5, top - outer_top - 0.5

@@ -89,7 +89,7 @@ def test_tiles_are_the_mirrors_under_its_name(inspection, units, name, mirrors):
         if name == "branches" and key != "both":
             shares = drawn[key].flatten(1).norm(dim=1) / drawn["both"].flatten(1).norm(dim=1)
             texts = [label.split("\n")[1].removesuffix(" of the norm") for label in labels]
-            assert texts == [format_percent(share, 1) for share in shares.tolist()]
+            assert texts == [format_percent(share, 1 if share else 0) for share in shares.tolist()]
     if name == "branches":  # the last column is the same picture, enlarged
         tiles = crop(drawn["shortcut"], *crop_boxes([drawn["shortcut"]]))
         shown = figure.get_axes()[4 :: len(names)]

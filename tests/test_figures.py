@@ -237,7 +237,6 @@ FIGURES = {
         ["channel 500\nimage 9999\nactivation 123.45"] * 2,
         {name: ["±1.2e-05, norm 0.25"] * 2 for name in THREE_RULES},
         ["conv5_x, deconvnet: " + "long " * 20, "below: " + "long " * 30],
-        {name: [1.0] * 2 for name in THREE_RULES},
     ),
 }
 
