@@ -34,7 +34,7 @@ from network import STAGES, ResNet18
 STAGE = STAGES[-1]  # the logits are linear in it
 GROUPS_SHOWN = 8
 EXAMPLES_SHOWN = 4
-CLOSE = (0.7, 0.3)  # probabilities of two classes that are close
+CLOSE = (0.7, 0.3)  # probabilities of two classes that are close: in words 70 and 30 %
 REMAINDER = "0.55"
 HEADER, ROW, TILE = 1.5, 0.77, 0.73  # inches: image and sum above the rows; from row to row; the side of a tile
 
@@ -59,8 +59,7 @@ def split_decision(
     weights, biases = network.fc.weight.cpu().double(), network.fc.bias.cpu().double()
     logits = weights @ features.mean((1, 2)) + biases
     pair = list(classes or logits.sort(descending=True, stable=True).indices[:2].tolist())
-    first, second = pair
-    by_channel = (weights[first] - weights[second])[:, None, None] * features / features[0].numel()
+    by_channel = (weights[pair[0]] - weights[pair[1]])[:, None, None] * features / features[0].numel()
     entries = []
     for representative, channels in zip(groups.representatives, groups.members, strict=True):
         total = by_channel[list(channels)].sum(0)
@@ -70,7 +69,7 @@ def split_decision(
         "classes": pair,
         "logits": logits[pair].tolist(),
         "probabilities": logits.softmax(0)[pair].tolist(),
-        "bias": (biases[first] - biases[second]).item(),
+        "bias": (biases[pair[0]] - biases[pair[1]]).item(),
         "groups": sorted(entries, key=lambda group: -abs(group["contribution"])),
     }
 
@@ -145,8 +144,9 @@ def close_decision(inspection: Inspection, classes: tuple[int, int] | None = Non
         suits, kind = ~suits, "searched"
     distances = (pairs - torch.tensor(CLOSE)).abs().sum(1)
     row = int(torch.where(suits, distances, torch.inf).argmin())
-    target = " and ".join(format_percent(share) for share in CLOSE)
-    words = f"of {plural(int(suits.sum()), 'test image')} {kind}, the one whose probabilities are nearest to {target}"
+    words = (
+        f"of {plural(int(suits.sum()), 'test image')} {kind}, the one whose probabilities are nearest to 70 and 30 %"
+    )
     return picture_of(inspection, int(inspection.searched[row])), words
 
 
@@ -220,14 +220,13 @@ def why_figure(entry: dict, picture: Picture, image: np.ndarray, examples: list[
     image     (S, S, 3) in 0..1
     examples  n times (m, S, S, 3) in 0..1: the test images that excite each of the groups shown most
     """
-    shown, names = largest(entry), entry["classes"]
-    short = [truncate(name, 16) for name in names]
+    shown, short = largest(entry), [truncate(name, 16) for name in entry["classes"]]
     maps = torch.tensor([group["map"] for group in shown], dtype=torch.float64)
     total = torch.tensor([group["map"] for group in entry["groups"]], dtype=torch.float64).sum(0)
     limits = [values.abs().max().item() for values in (maps, total)]
     first, second = (
         f"{text} ({format_percent(probability)}{', the true class' if name == picture.label else ''})"
-        for text, name, probability in zip(short, names, entry["probabilities"], strict=True)
+        for text, name, probability in zip(short, entry["classes"], entry["probabilities"], strict=True)
     )
     title = f"Why {first} and not {second}?"
     caption = (
@@ -256,9 +255,8 @@ def why_figure(entry: dict, picture: Picture, image: np.ndarray, examples: list[
         axes.spines[:].set(visible=True, linewidth=1.5, color=FOR if group["contribution"] >= 0 else AGAINST)
         for column, example in enumerate(examples[row]):
             show_tile(axes_at(figure, right + column * ROW, top + row * ROW, TILE, TILE), example)
-    middle = right + (EXAMPLES_SHOWN * ROW - ROW + TILE) / 2
-    for x, text in ((left + TILE / 2, "where"), (middle, "test images that excite the group most")):
-        text_at(figure, x, top - 0.05, text, va="bottom")
+    text_at(figure, left + TILE / 2, top - 0.05, "where", va="bottom")
+    text_at(figure, right, top - 0.05, "test images that excite the group most", ha="left", va="bottom")
     return figure
 
 
@@ -289,8 +287,7 @@ def draw_bars(axes: Axes, entry: dict) -> None:
     axes.set_xlim(min(low - room * (low < 0), -0.75 * room), max(high + room * (high > 0), 0.75 * room))
     axes.axvline(0, color="black", linewidth=0.5)
     axes.tick_params(axis="y", length=0)
-    first, second = (truncate(name, 14) for name in entry["classes"])
-    texts = (f"for {first} →", f"← for {second}")
+    texts = (f"for {truncate(entry['classes'][0], 14)} →", f"← for {truncate(entry['classes'][1], 14)}")
     for text, x, color, side in zip(texts, (1, 0), (FOR, AGAINST), ("right", "left"), strict=True):
         above = {"xycoords": "axes fraction", "xytext": (0, 3.6), "textcoords": "offset points"}
         axes.annotate(text, (x, 1), color=color, ha=side, va="bottom", **above)
