@@ -35,7 +35,6 @@ STAGE = STAGES[-1]  # the logits are linear in it
 GROUPS_SHOWN = 8
 EXAMPLES_SHOWN = 4
 CLOSE = (0.7, 0.3)  # probabilities of two classes that are close: in words 70 and 30 %
-REMAINDER = "0.55"
 HEADER, ROW, TILE = 1.5, 0.77, 0.73  # inches: image and sum above the rows; from row to row; the side of a tile
 
 
@@ -144,9 +143,7 @@ def close_decision(inspection: Inspection, classes: tuple[int, int] | None = Non
         suits, kind = ~suits, "searched"
     distances = (pairs - torch.tensor(CLOSE)).abs().sum(1)
     row = int(torch.where(suits, distances, torch.inf).argmin())
-    words = (
-        f"of {plural(int(suits.sum()), 'test image')} {kind}, the one whose probabilities are nearest to 70 and 30 %"
-    )
+    words = f"of {plural(int(suits.sum()), 'test image')} {kind}, that with probabilities nearest to 70 and 30 %"
     return picture_of(inspection, int(inspection.searched[row])), words
 
 
@@ -190,17 +187,15 @@ def draw_why(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path,
     """The user's pictures or a close decision, then the most confident mistake; at last the content of why.json."""
     groups = similar_channels(inspection)
     classes = class_numbers(settings.classes, inspection.metadata.classes) if settings.classes else None
-    jobs = [(picture, "", classes) for picture in inspection.pictures]
+    jobs = [(Path(picture.folder, "why"), picture, "", classes) for picture in inspection.pictures]
     if any(isinstance(picture.origin, int) for picture in inspection.pictures):  # not the user's own
-        jobs = [(*close_decision(inspection, classes), classes)]
-    paths = [Path(picture.folder, "why") for picture, *_ in jobs]
+        jobs = [(Path("why"), *close_decision(inspection, classes), classes)]
     try:
-        jobs.append(most_confident_mistake(inspection))
-        paths.append(Path("why_mistake"))
+        jobs.append((Path("why_mistake"), *most_confident_mistake(inspection)))
     except NotDrawn as reason:
         print(f"why_mistake: left out, {reason}")
     entries = []
-    for path, (picture, chosen, pair) in zip(paths, jobs, strict=True):
+    for path, picture, chosen, pair in jobs:
         with torch.inference_mode():
             trace = inspection.network.trace(inspection.inputs(picture.image[None]), STAGE)
         decision = split_decision(inspection.network, trace.features[STAGE], groups, pair)
@@ -255,7 +250,7 @@ def why_figure(entry: dict, picture: Picture, image: np.ndarray, examples: list[
         axes.spines[:].set(visible=True, linewidth=1.5, color=FOR if group["contribution"] >= 0 else AGAINST)
         for column, example in enumerate(examples[row]):
             show_tile(axes_at(figure, right + column * ROW, top + row * ROW, TILE, TILE), example)
-    text_at(figure, left + TILE / 2, top - 0.05, "where", va="bottom")
+    text_at(figure, left, top - 0.05, "where", ha="left", va="bottom")
     text_at(figure, right, top - 0.05, "test images that excite the group most", ha="left", va="bottom")
     return figure
 
@@ -277,7 +272,7 @@ def draw_bars(axes: Axes, entry: dict) -> None:
     values += [sum(group["contribution"] for group in others), entry["bias"]]
     end = len(shown) * ROW
     y = [*(n * ROW + TILE / 2 for n in range(len(shown))), end + 0.13, end + 0.36]
-    colors = [*(FOR if group["contribution"] >= 0 else AGAINST for group in shown), REMAINDER, REMAINDER]
+    colors = [*(FOR if group["contribution"] >= 0 else AGAINST for group in shown), "0.55", "0.55"]
     bars = axes.barh(y, values, [*[0.42] * len(shown), 0.14, 0.14], color=colors)
     axes.bar_label(bars, [signed(value) for value in values], padding=2)
     axes.set_yticks(y, [*map(group_label, shown), f"{len(others)} other groups", "bias"])

@@ -157,7 +157,7 @@ def test_by_default_a_decision_that_is_close(inspection):
     labels[[3, 5, 7]] = torch.tensor([1, 2, 1])  # the last one is misclassified
     crafted = replace(crafted, labels=labels)
     for classes, image, words in (
-        (None, 5, "of 3 test images correctly classified, the one whose probabilities are nearest to 70 and 30 %"),
+        (None, 5, "of 3 test images correctly classified, that with probabilities nearest to 70 and 30 %"),
         ((0, 1), 3, "of 2 test images correctly classified as one of the two"),
         ((2, 1), 5, "of 2 test images correctly classified as one of the two"),
     ):
