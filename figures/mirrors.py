@@ -252,8 +252,8 @@ def mirrors_figure(
     draw_medians(grid[count], deviations)
     for n, (name, mistake) in enumerate(MISTAKES.items()):
         y = 1 - n / len(MISTAKES)
-        below.text(0.19, y, textwrap.fill(name, 22), ha="right", va="top", weight="bold", linespacing=1.1)
-        below.text(0.2, y, f"{mistake.wrong}\n{mistake.visible}", va="top", linespacing=1.1)
+        below.text(0.2, y, textwrap.fill(name, 22), ha="right", va="top", weight="bold", linespacing=1.1)
+        below.text(0.21, y, f"{mistake.wrong}\n{mistake.visible}", va="top", linespacing=1.1)
     return figure
 
 
