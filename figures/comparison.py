@@ -1,10 +1,12 @@
-"""Figures that compare: one row per unit, one column per way to draw it."""
+"""What figures that compare share: one row per unit, one column per way to draw it; evidence over an image."""
 
 import textwrap
 from collections.abc import Iterable
 
 import numpy as np
+import torch.nn.functional as F
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -15,11 +17,12 @@ from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.image_grid import diverging_tiles, to_array
 from figures.registry import NotDrawn
-from figures.style import WIDTH_INCHES, heading, styled
+from figures.style import ERROR_COLOR, RULE_STYLE, WIDTH_INCHES, heading, styled
 from network import STAGES
 
 ROWS = 6
-GREY = "grey: zero"
+GREY = "Grey is zero."
+FOR, AGAINST = "#2166ac", ERROR_COLOR  # evidence for a class, and against it
 
 
 def select_units(inspection: Inspection, settings: Settings, count: int = ROWS) -> StrongestUnits:
@@ -73,8 +76,8 @@ def comparison_figure(
     count, across = len(patches), 1 + len(columns)
     tile = min((WIDTH_INCHES - 0.8) / across, 1.2)
     lines = 1 + max(text.count("\n") for texts in tile_captions.values() for text in texts)
-    figure = Figure((0.8 + across * tile, 0.6 + count * (tile + 0.06 + 0.1 * lines)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    figure = Figure((0.8 + across * tile, 0.7 + count * (tile + 0.08 + 0.11 * lines)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0.02, hspace=0.02)
     heading(figure, *title)
     draw_rows(figure.subplots(count, across, squeeze=False), patches, columns, row_captions, tile_captions)
     return figure
@@ -96,7 +99,8 @@ def draw_rows(
     for column, (text, tiles) in enumerate(
         zip(headings, [patches, *map(diverging_tiles, columns.values())], strict=True)
     ):
-        grid[0, column].set_title(text)
+        color, _ = RULE_STYLE.get(text, ("black", ""))
+        grid[0, column].set_title(text, color=color)
         for axes, tile in zip(grid[:, column], tiles, strict=True):
             show_tile(axes, tile)
     for axes, caption in zip(grid[:, 0], row_captions, strict=True):
@@ -113,3 +117,19 @@ def show_tile(axes: Axes, tile: np.ndarray | None = None) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
+
+
+def evidence_over_image(image: np.ndarray, maps: Tensor, limit: float) -> np.ndarray:
+    """The grey image, FOR where a map is positive and AGAINST where it is negative, each unit as a square.
+
+    image  (H, W, 3) in 0..1
+    maps   (n, h, w), on the CPU; their values are drawn without interpolation
+    limit  the absolute value of full color; zero has none
+
+    Returns (n, H, W, 3) in 0..1.
+    """
+    values = F.interpolate(maps.double()[:, None], image.shape[:2])[:, 0, :, :, None].numpy() / (limit or 1)
+    colors = np.where(values > 0, to_rgb(FOR), to_rgb(AGAINST))
+    amounts = np.abs(values).clip(0, 1)
+    light = 0.6 + 0.4 * image.mean(2, keepdims=True)  # the colors stay visible over dark parts
+    return light * (1 - amounts * (1 - colors))

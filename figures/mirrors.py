@@ -1,6 +1,7 @@
 """The exact mirror beside mirrors with one mistake each, as found in public code, and by stage how far they are off."""
 
 import copy
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,8 +26,8 @@ from reverse_network import ReverseBlock, ReverseConv2d, ReverseResNet18, rectif
 
 UNITS_SHOWN = 4  # and compared at every stage
 NOTES = (
-    "error: norm of the difference to the exact picture, relative to its norm; corr.: correlation with it",
-    "own scale per tile, grey: zero",
+    "error: norm of the difference to the exact picture, relative to its norm; corr.: correlation with it.",
+    "Each tile has its own scale; grey is zero.",
 )
 
 
@@ -196,8 +197,8 @@ def draw_mirrors(inspection: Inspection, settings: Settings) -> Iterator[tuple[P
             box = crop_boxes([pictures[EXACT]])
             columns = {name: crop(by_mirror, *box) for name, by_mirror in pictures.items()}
     patches = to_array(crop(inspection.resized(inspection.images[shown.images]), *box))
-    title = f"The same units of {shown.stage} by the exact mirror, and by mirrors with one mistake each"
-    figure = mirrors_figure(f"{title} ({settings.main_rule})", shown, patches, columns, deviations)
+    title = f"Strongest units of {shown.stage} by the exact mirror, and with one mistake each ({settings.main_rule})"
+    figure = mirrors_figure(title, shown, patches, columns, deviations)
     yield Path("mirrors"), figure
     mistakes = {
         name: {
@@ -251,8 +252,8 @@ def mirrors_figure(
     draw_medians(grid[count], deviations)
     for n, (name, mistake) in enumerate(MISTAKES.items()):
         y = 1 - n / len(MISTAKES)
-        below.text(0.235, y, name, ha="right", va="top", weight="bold")
-        below.text(0.245, y, f"{mistake.wrong}\n{mistake.visible}", va="top", linespacing=1.1)
+        below.text(0.2, y, textwrap.fill(name, 22), ha="right", va="top", weight="bold", linespacing=1.1)
+        below.text(0.21, y, f"{mistake.wrong}\n{mistake.visible}", va="top", linespacing=1.1)
     return figure
 
 

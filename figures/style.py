@@ -119,7 +119,7 @@ def heading_inches(title: str, *caption: str, width: float = WIDTH_INCHES) -> tu
 
 @styled
 def _wrapped(title: str, caption: Iterable[str], width: float) -> tuple[list[str], list[str]]:
-    inner = 0.97 * (width - 2 * MARGIN_INCHES)  # at some resolutions, letters are drawn up to 3 % wider
+    inner = width - 2 * MARGIN_INCHES
     title_lines = wrap(title, inner, STYLE["figure.titlesize"], STYLE["figure.titleweight"])
     return title_lines, [line for text in caption for line in wrap(text, inner)]
 

@@ -11,9 +11,10 @@ from analysis.inspection import inspect
 from analysis.reconstruction import mirrors_by_rule
 from analysis.settings import Settings
 from figures import FIGURES
-from figures.classes import class_evidence, classes_figure
+from figures.classes import MAPS, RULES_SHOWN, class_evidence, classes_figure
+from figures.comparison import evidence_over_image
 from figures.image_grid import diverging_rgb, to_array
-from figures.style import format_percent
+from figures.style import format_percent, format_two_digits
 from reverse_network import RULES, ReverseResNet18, class_signal
 
 RANDOM = np.random.RandomState(0)
@@ -26,47 +27,91 @@ def inspection(small_run):
 
 def test_classes_probabilities_and_pictures(random_network):
     images = torch.randn(1, 3, 64, 48, dtype=torch.float64)
-    probabilities, by_rule = class_evidence(random_network, mirrors_by_rule(random_network, RULES), images, 4)
-    classes = list(probabilities)
+    numbers, pictures = class_evidence(random_network, mirrors_by_rule(random_network, RULES), images, 4)
+    classes = numbers["classes"]
     with torch.no_grad():
         logits = random_network(images)[0]
         trace = random_network.trace(images.expand(4, -1, -1, -1))
         signal = class_signal(random_network, trace.features["conv5_x"], classes)
     assert classes == logits.argsort(descending=True)[:4].tolist()
-    assert list(probabilities.values()) == pytest.approx(logits.softmax(0)[classes].tolist(), rel=1e-9)
-    assert list(by_rule) == list(RULES)
-    for rule, pictures in by_rule.items():
+    assert numbers["probabilities"] == pytest.approx(logits.softmax(0)[classes].tolist(), rel=1e-9)
+    assert list(pictures) == [MAPS, *RULES]
+    for rule in RULES:
         with torch.no_grad():
             expected = ReverseResNet18(random_network, rule)(signal, "conv5_x", trace)
-        assert pictures.shape == (4, 3, 64, 48) and expected.norm() > 0
-        assert (pictures - expected).norm() < 1e-10 * expected.norm()
-    assert len(class_evidence(random_network, {}, images, 20)[0]) == 10  # no more classes than there are
+        assert pictures[rule].shape == (4, 3, 64, 48) and expected.norm() > 0
+        assert (pictures[rule] - expected).norm() < 1e-10 * expected.norm()
+    assert len(class_evidence(random_network, {}, images, 20)[0]["classes"]) == 10  # no more than there are
 
 
-def test_the_figure_shows_each_class_under_each_rule(inspection):
-    ((path, figure),) = FIGURES["classes"].draw(inspection, Settings())
-    assert str(path) == "classes"
-    picture = inspection.pictures[0].image[None]
-    mirrors = mirrors_by_rule(inspection.network, RULES)
-    probabilities, pictures = class_evidence(inspection.network, mirrors, inspection.inputs(picture))
+def test_class_activation_maps_and_biases_are_the_logits(random_network):
+    """In float64, of an image that is not square."""
+    images = torch.randn(1, 3, 70, 130, dtype=torch.float64)
+    numbers, pictures = class_evidence(random_network, {}, images, 10)
+    with torch.no_grad():
+        logits = random_network(images)[0, numbers["classes"]]
+        features = random_network.trace(images).features["conv5_x"][0]
+        weights = random_network.fc.weight[numbers["classes"]]
+    maps = pictures[MAPS]
+    assert maps.shape == (10, 3, 5) and maps.dtype == torch.float64
+    assert torch.allclose(maps[4, 1, 2], weights[4] @ features[:, 1, 2], rtol=1e-12)
+    sums = maps.mean((1, 2)) + torch.tensor(numbers["biases"], dtype=torch.float64)
+    assert (sums - logits).norm() < 1e-12 * logits.norm()
+    assert torch.tensor(numbers["logits"]).double().sub(logits).norm() < 1e-6 * logits.norm()
+
+
+@pytest.fixture(scope="module")
+def drawn(inspection):
+    """The figure, the content of classes.json, and what `class_evidence` returns."""
+    (path, figure), (file, entries) = FIGURES["classes"].draw(inspection, Settings())
+    assert str(path) == str(file) == "classes"
+    mirrors = mirrors_by_rule(inspection.network, RULES_SHOWN)
+    return figure, entries, class_evidence(inspection.network, mirrors, inspection.inputs(inspection.images[:1]))
+
+
+def test_the_figure_shows_each_class_on_one_scale_per_column(inspection, drawn):
+    figure, (entry,), (numbers, pictures) = drawn
+    picture = to_array(inspection.images[0]) / 255
     image, *tiles = [axes.get_images()[0].get_array() for axes in figure.get_axes()]
-    assert np.allclose(image, to_array(picture[0]) / 255, atol=1e-6)
-    expected = [
-        diverging_rgb(to_array(pictures[rule][row]), robust_limit(pictures[rule])[row])
-        for row in range(3)
-        for rule in RULES
-    ]
-    assert len(tiles) == 9 and np.allclose(tiles, expected, atol=1e-4)
-    assert [axes.get_title() for axes in figure.get_axes()[:4]] == ["image", *RULES]
+    assert np.allclose(image, picture, atol=1e-6) and len(tiles) == 12
+    for column, (name, each) in enumerate(pictures.items()):
+        each = torch.cat([each, each[:1] - each[1:2]])  # the last row is the difference of the first two
+        limit = each[:3].abs().max().item() if name == MAPS else max(robust_limit(each[:3]))
+        over = evidence_over_image(picture, each, limit) if name == MAPS else diverging_rgb(to_array(each), limit)
+        assert np.allclose(tiles[4 * column : 4 * column + 4], over, atol=1e-4)
+        assert entry["scale"][name] == pytest.approx(limit)
+        assert figure.get_axes()[1 + 4 * column].get_title() == f"{name}\n±{limit:.2g}"
     texts = [text.get_text() for text in figure.texts]
-    for number, probability in probabilities.items():
-        assert f"{inspection.metadata.classes[number]}\n{format_percent(probability)}" in texts
+    for number, probability, logit, bias in zip(*numbers.values(), strict=True):
+        name = inspection.metadata.classes[number]
+        label = (
+            f"{name}\n{format_percent(probability)}\nlogit {format_two_digits(logit)}\nbias {format_two_digits(bias)}"
+        )
+        assert label in texts
+
+
+def test_numbers_and_correlations_are_in_the_json(inspection, drawn):
+    figure, (entry,), (numbers, pictures) = drawn
+    assert entry["image"] == 0 and entry["classes"] == [inspection.metadata.classes[n] for n in numbers["classes"]]
+    assert entry["logits"] == numbers["logits"] and entry["maps"] == pictures[MAPS].tolist()
+    assert entry["correlation"].keys() == {MAPS, *RULES_SHOWN}
+    for rule in RULES_SHOWN:
+        pairs = np.corrcoef(pictures[rule].flatten(1).numpy())[np.triu_indices(3, 1)]
+        assert entry["correlation"][rule] == pytest.approx(pairs.mean(), abs=1e-5)
+    texts = [text.get_text() for text in figure.texts]
+    assert texts[-1] == format_two_digits(entry["correlation"]["gradient"])
+    words = FIGURES["classes"].words([entry])
+    assert f"guided {format_two_digits(entry['correlation']['guided'])}" in words
 
 
 def test_no_text_leaves_the_figure():
-    pictures = {rule: torch.from_numpy(RANDOM.randn(3, 3, 16, 16)) for rule in RULES}
-    labels = ["American_St…\n100 %"] * 3
-    assert_inside(classes_figure(RANDOM.rand(16, 16, 3), labels, pictures, "a_long_file_name_" * 9))
+    pictures = {rule: torch.from_numpy(RANDOM.randn(3, 3, 16, 16)) for rule in RULES_SHOWN}
+    pictures = {MAPS: torch.from_numpy(RANDOM.randn(3, 7, 7))} | pictures
+    entry = {"classes": ["American_Staffordshire_Terrier"] * 3, "probabilities": [1.0] * 3, "logits": [-1e4] * 3}
+    entry |= {"biases": [-1e3] * 3, "scale": dict.fromkeys(pictures, 1e-5), "correlation": dict.fromkeys(pictures)}
+    assert_inside(
+        classes_figure(RANDOM.rand(16, 16, 3), entry, pictures, f"Evidence for {'a_long_file_' * 5}…, {'long ' * 20}")
+    )
 
 
 def test_ones_own_pictures_need_no_test_images(small_run, tmp_path):

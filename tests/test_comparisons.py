@@ -14,6 +14,7 @@ from analysis.settings import Settings
 from figures import FIGURES, comparison
 from figures.image_grid import diverging_rgb, to_array
 from figures.registry import NotDrawn
+from figures.style import format_percent
 from reverse_network import ReverseResNet18, isolate
 
 SETTINGS = Settings()
@@ -65,25 +66,35 @@ def test_tiles_are_the_mirrors_under_its_name(inspection, units, name, mirrors):
     """Each tile on its own scale, all of a row cropped alike."""
     figure = draw(name, inspection)
     names = [axes.get_title() for axes in figure.get_axes() if axes.get_title()]
-    assert names[0] == "image" and set(names[1:]) == set(mirrors)
+    drawn_names = names[1 : 1 + len(mirrors)]
+    assert names[0] == "image" and set(drawn_names) == set(mirrors)
+    if name == "branches":
+        units = comparison.select_units(inspection, SETTINGS, 3)
     with torch.inference_mode():
         trace = inspection.network.trace(inspection.preprocess(inspection.images[units.images]))
         signal = isolate(trace.features[units.stage], units.channels, units.positions)
+        rule = {} if name == "rules" else {"rule": "guided"}
         drawn = {
-            key: ReverseResNet18(inspection.network, **how)(signal, units.stage, trace) for key, how in mirrors.items()
+            key: ReverseResNet18(inspection.network, **how, **rule)(signal, units.stage, trace)
+            for key, how in mirrors.items()
         }
     box = crop_boxes(list(drawn.values()))
-    for column, key in enumerate(names[1:], 1):
+    for column, key in enumerate(drawn_names, 1):
         tiles = crop(drawn[key], *box)
         shown = figure.get_axes()[column :: len(names)]
         labels = [axes.get_xlabel() for axes in shown]
         for axes, label, tile, limit in zip(shown, labels, to_array(tiles), robust_limit(tiles), strict=True):
             assert_same_pictures(axes.get_images()[0].get_array() - 0.5, diverging_rgb(tile, limit) - 0.5)
-            assert float(label.split(",")[0].removeprefix("±")) == pytest.approx(limit, rel=0.06)  # two digits
+            assert float(label.split("\n")[0].removeprefix("±")) == pytest.approx(limit, rel=0.06)  # two digits
         if name == "branches" and key != "both":
             shares = drawn[key].flatten(1).norm(dim=1) / drawn["both"].flatten(1).norm(dim=1)
-            found = [float(label.split("norm ")[1]) for label in labels]
-            assert found == pytest.approx(shares.tolist(), rel=0.06)  # two digits
+            texts = [label.split("\n")[1].removesuffix(" of the norm") for label in labels]
+            assert texts == [format_percent(share, 1 if share else 0) for share in shares.tolist()]
+    if name == "branches":  # the last column is the same picture, enlarged
+        tiles = crop(drawn["shortcut"], *crop_boxes([drawn["shortcut"]]))
+        shown = figure.get_axes()[4 :: len(names)]
+        for axes, tile, limit in zip(shown, to_array(tiles), robust_limit(tiles), strict=True):
+            assert_same_pictures(axes.get_images()[0].get_array() - 0.5, diverging_rgb(tile, limit) - 0.5)
 
 
 @pytest.mark.slow

@@ -14,9 +14,16 @@ from analysis.importance import sobel_edges
 from analysis.inspection import inspect
 from analysis.reconstruction import ALL_RULES
 from analysis.settings import Settings
-from figures.comparison import select_units
 from figures.image_grid import diverging_rgb, to_array
-from figures.sanity import DIRECTIONS, MODULES, draw_sanity, randomized_networks, ranks, strongest_channels_of_images
+from figures.sanity import (
+    DIRECTIONS,
+    MODULES,
+    draw_sanity,
+    median_image,
+    randomized_networks,
+    ranks,
+    strongest_channels_of_images,
+)
 from network import STAGES, ResNet18
 from reverse_network import ReverseResNet18, isolate
 
@@ -108,11 +115,9 @@ def drawn(inspection):
 
 @pytest.fixture(scope="module")
 def expected(inspection, drawn):
-    """direction -> step -> rule -> whole pictures: of the example, then of the images of the curves."""
+    """direction -> step -> rule -> whole pictures of all images."""
     _, content = drawn
-    units = select_units(inspection, SETTINGS)
-    images = inspection.images[[units.images[0].item(), *content["images"]]]
-    channels = [units.channels[0], *content["channels"]]
+    images, channels = inspection.images[content["images"]], content["channels"]
 
     def pictures(network):
         with torch.inference_mode():
@@ -128,25 +133,37 @@ def expected(inspection, drawn):
     }
 
 
+def test_the_median_image_activates_all_networks():
+    values = [0.9, None, 0.1, 0.5, 0.4]
+    other = [0.9, 0.3, 0.1, 0.5, 0.4]
+    rules = {rule: values for rule in ALL_RULES}
+    steps = {"trained": {rule: [1.0] * 5 for rule in ALL_RULES}, "conv1 random": rules, "+ conv2_x": rules}
+    found = {"top-down": steps | {"edges": {rule: [0.0] * 5 for rule in ALL_RULES}}}
+    assert median_image(found) == 4  # of 0.1, 0.4, 0.5 and 0.9
+    found["top-down"] |= {"conv1 random": dict.fromkeys(ALL_RULES, other), "+ conv2_x": dict.fromkeys(ALL_RULES, other)}
+    assert median_image(found) == 4  # of 0.1, 0.3, 0.4, 0.5 and 0.9
+
+
 class TestFigure:
     def test_every_network_under_every_rule(self, inspection, drawn, expected):
         """Own scale per tile; all cropped like the trained network's."""
         figure, content = drawn
         axes = iter(figure.get_axes())
-        image = inspection.resized(inspection.images[select_units(inspection, SETTINGS).images[:1]])
+        row = content["images"].index(content["example"])
+        image = inspection.resized(inspection.images[[content["example"]]])
         for steps in expected.values():
-            box = crop_boxes([steps["trained"][rule][:1] for rule in ALL_RULES])
+            box = crop_boxes([steps["trained"][rule][[row]] for rule in ALL_RULES])
             for n, rule in enumerate(ALL_RULES):
                 left = next(axes)
                 assert left.get_ylabel() == rule and len(left.get_images()) == (n == 0)
                 if n == 0:
                     assert np.allclose(left.get_images()[0].get_array(), to_array(crop(image, *box))[0], atol=1e-6)
                 for pictures in steps.values():
-                    tile, shown = crop(pictures[rule][:1], *box), next(axes)
+                    tile, shown = crop(pictures[rule][[row]], *box), next(axes)
                     (limit,) = robust_limit(tile)
                     colors = shown.get_images()[0].get_array()
                     assert_same_pictures(colors - 0.5, diverging_rgb(to_array(tile)[0], limit) - 0.5)
-                    value = spearman(steps["trained"][rule][0], pictures[rule][0])
+                    value = spearman(steps["trained"][rule][row], pictures[rule][row])
                     label = shown.get_xlabel()
                     assert label == "–" if value is None else float(label) == pytest.approx(value, abs=0.02)
                 assert next(axes).get_title() == ("edges" if n == 0 else "")
@@ -162,7 +179,7 @@ class TestFigure:
             for column, (name, pictures) in enumerate(steps.items()):
                 for rule in ALL_RULES:
                     entry = content["directions"][direction][name][rule]
-                    values = [spearman(steps["trained"][rule][n], pictures[rule][n]) for n in range(1, 13)]
+                    values = [spearman(steps["trained"][rule][n], pictures[rule][n]) for n in range(12)]
                     assert [value is None for value in entry["values"]] == [value is None for value in values]
                     if known := [value for value in values if value is not None]:
                         numbers = [entry["low"], entry["median"], entry["high"]]
@@ -174,10 +191,22 @@ class TestFigure:
         edges = sobel_edges(inspection.resized(inspection.images[content["images"]]))
         trained = expected["top-down"]["trained"]
         for rule in ALL_RULES:
-            values = [spearman(picture, edge) for picture, edge in zip(trained[rule][1:], edges, strict=True)]
+            values = [spearman(picture, edge) for picture, edge in zip(trained[rule], edges, strict=True)]
             known = [n for n, value in enumerate(values) if value is not None]
             found = content["edges"][rule]["values"]
             assert [found[n] for n in known] == pytest.approx([values[n] for n in known], abs=0.02)
+
+    def test_the_example_is_the_median_image(self, drawn):
+        _, content = drawn
+        steps = [
+            rules for steps in content["directions"].values() for name, rules in steps.items() if name != "trained"
+        ]
+        values = np.array([numbers["values"] for rules in steps for numbers in rules.values()], float)
+        row = content["images"].index(content["example"])
+        zeros = np.isnan(values).sum(0)
+        means = np.nan_to_num(values[:, zeros == zeros.min()]).mean(0)
+        mean = np.nan_to_num(values[:, row]).mean()
+        assert zeros[row] == zeros.min() and (means < mean).sum() == (len(means) - 1) // 2
 
     def test_no_text_leaves_the_figure(self, drawn):
         assert_inside(drawn[0])

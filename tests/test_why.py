@@ -9,27 +9,19 @@ import pytest
 import torch
 import torchvision
 from conftest import assert_inside, ends, visualize
+from matplotlib.colors import to_rgb
 from torch.overrides import TorchFunctionMode
 
 import visualizer
 from analysis.channel_groups import ChannelGroups
-from analysis.channels import robust_limit
 from analysis.inspection import Picture, inspect
-from analysis.reconstruction import project
 from analysis.settings import Settings
 from figures import FIGURES
-from figures.image_grid import diverging_rgb, to_array
+from figures.comparison import AGAINST, FOR, evidence_over_image
+from figures.image_grid import to_array
 from figures.registry import NotDrawn
-from figures.why import (
-    Decision,
-    Group,
-    class_numbers,
-    group_signals,
-    most_exciting,
-    split_decision,
-    why_figure,
-)
-from reverse_network import ReverseResNet18, class_signal
+from figures.why import class_numbers, close_decision, mask_examples, most_exciting, split_decision, why_figure
+from reverse_network import class_signal
 
 RANDOM = np.random.RandomState(0)
 SETTINGS = Settings()
@@ -77,38 +69,31 @@ def test_contributions_by_hand(small_network):
     network, features = small_network
     # logits: 1 + 0 + 6 + 12 + 0.5 = 19.5 and 0 + 0 + 10 + 3 + 2 = 15; channels add 1, 0, -4, 9 to their difference
     decision = split_decision(network, features, GROUPS)
-    assert decision.classes == (0, 1) and decision.logits == (19.5, 15.0) and decision.bias == -1.5
-    assert decision.groups == (Group(0, (0, 3), 10.0), Group(2, (1, 2), -4.0))
-    assert decision.probabilities == pytest.approx((1 / (1 + np.exp(-4.5)), 1 / (1 + np.exp(4.5))))
+    assert decision["classes"] == [0, 1] and decision["logits"] == [19.5, 15.0] and decision["bias"] == -1.5
+    first = {"representative": 0, "channels": [0, 3], "contribution": 10.0, "map": [[0, 2.5], [5, 2.5]]}
+    second = {"representative": 2, "channels": [1, 2], "contribution": -4.0, "map": [[0, -1], [-2, -1]]}
+    assert decision["groups"] == [first, second]
+    assert decision["probabilities"] == pytest.approx((1 / (1 + np.exp(-4.5)), 1 / (1 + np.exp(4.5))))
     reverse = split_decision(network, features, GROUPS, (1, 0))
-    assert reverse.logits == (15.0, 19.5) and [group.contribution for group in reverse.groups] == [-10.0, 4.0]
+    assert reverse["logits"] == [15.0, 19.5]
+    assert [group["contribution"] for group in reverse["groups"]] == [-10.0, 4.0]
 
 
-def test_signals_by_hand(small_network):
-    network, features = small_network
-    decision = split_decision(network, features, GROUPS)
+def test_maps_are_the_weighted_class_signals_and_sum_to_the_bars(random_network):
+    """In float64, of an image that is not square."""
     with torch.no_grad():
-        signals = group_signals(network, features, decision.classes, decision.groups)
-    maps = features[0] / 4
-    zero = torch.zeros(2, 2)
-    assert torch.equal(signals[0], torch.stack([maps[0], zero, zero, 3 * maps[3]]))
-    assert torch.equal(signals[1], torch.stack([zero, -maps[1], 2 * maps[2], zero]))  # for the other side: negated
-    assert signals.sum((1, 2, 3)).tolist() == [10, 4]
-
-
-@pytest.mark.parametrize("classes", [(7, 2), (2, 7)])
-def test_one_group_of_all_channels_is_the_mirror_of_the_weighted_signals(random_network, classes):
-    images = torch.randn(1, 3, 48, 64, dtype=torch.float64)
-    mirror = ReverseResNet18(random_network, "guided")
-    with torch.no_grad():
-        trace = random_network.trace(images)
-        features = trace.features["conv5_x"]
-        decision = split_decision(random_network, features, ChannelGroups((0,), (tuple(range(512)),)), classes)
-        first, second = (class_signal(random_network, features, number, True) for number in classes)
-        signal = (first - second) * (1 if (first - second).sum() > 0 else -1)
-        expected = mirror(signal, "conv5_x", trace)
-    picture = project(mirror, group_signals(random_network, features, classes, decision.groups), "conv5_x", trace)
-    assert expected.norm() > 0 and (picture - expected).norm() < 1e-12 * expected.norm()
+        features = random_network.trace(torch.randn(1, 3, 70, 130, dtype=torch.float64)).features["conv5_x"]
+        first, second = (class_signal(random_network, features, number, weighted=True)[0] for number in (7, 2))
+    groups = ChannelGroups((1, 0, 2), tuple(tuple(range(start, 512, 3)) for start in (1, 0, 2)))
+    decision = split_decision(random_network, features, groups, (7, 2))
+    assert features.shape[2:] == (3, 5)
+    for group in decision["groups"]:
+        expected = (first - second)[group["channels"]].sum(0)
+        found = torch.tensor(group["map"], dtype=torch.float64)
+        assert expected.norm() > 0 and (found - expected).norm() < 1e-12 * expected.norm()
+        assert found.sum().item() == pytest.approx(group["contribution"], abs=1e-12 * found.abs().sum().item())
+    total = sum(group["contribution"] for group in decision["groups"]) + decision["bias"]
+    assert total == pytest.approx(decision["logits"][0] - decision["logits"][1], rel=1e-10)
 
 
 class OnMps(TorchFunctionMode):
@@ -134,7 +119,7 @@ def test_groups_and_bias_are_torchvisions_difference(inspection, drawn):
     network = torchvision.models.resnet18(num_classes=3)
     network.load_state_dict(inspection.network.state_dict())
     network = network.eval().to(memory_format=torch.channels_last)
-    assert entries[0]["image"] == 0 and len(entries) == 2
+    assert len(entries) == 2
     for entry in entries:
         with torch.no_grad():
             logits = network(inspection.inputs(inspection.images[entry["image"]][None]))[0].double()
@@ -149,6 +134,8 @@ def test_groups_and_bias_are_torchvisions_difference(inspection, drawn):
         assert all(group["representative"] in group["channels"] for group in entry["groups"])
         sizes = [abs(group["contribution"]) for group in entry["groups"]]
         assert sizes == sorted(sizes, reverse=True)
+        for group in entry["groups"]:
+            assert np.sum(group["map"]) == pytest.approx(group["contribution"], abs=1e-6)
     assert entries[0]["logits"][0] >= entries[0]["logits"][1]
 
 
@@ -159,15 +146,34 @@ def test_the_mistake_is_the_most_confident_one(inspection, drawn):
     names = inspection.metadata.classes
     number = predicted[entry["image"]].item()
     assert entry["classes"] == [names[number], names[(number + 1) % 3]]
-    title = [text.get_text() for text in figures["why_mistake"].texts if text.get_text().startswith("Why ")]
-    assert len(title) == 1 and title[0].endswith("the true class)?")
+    assert figures["why_mistake"].get_suptitle().endswith("the true class)?")
+    assert "of 12 mistakes in 12 test images, the most confident one" == entry["chosen"]
+
+
+def test_by_default_a_decision_that_is_close(inspection):
+    logits = torch.tensor([[0.9, 0.09, 0.01], [0.35, 0.65, 0], [0.28, 0.02, 0.7], [0.7, 0.3, 0]]).log()
+    crafted = replace(inspection, search=replace(inspection.search, logits=logits), searched=torch.tensor([1, 3, 5, 7]))
+    labels = torch.zeros(12).long()
+    labels[[3, 5, 7]] = torch.tensor([1, 2, 1])  # the last one is misclassified
+    crafted = replace(crafted, labels=labels)
+    for classes, image, words in (
+        (None, 5, "of 3 test images correctly classified, that with probabilities nearest to 70 and 30 %"),
+        ((0, 1), 3, "of 2 test images correctly classified as one of the two"),
+        ((2, 1), 5, "of 2 test images correctly classified as one of the two"),
+    ):
+        picture, chosen = close_decision(crafted, classes)
+        assert picture.origin == image and chosen.startswith(words)
+    picture, chosen = close_decision(replace(crafted, labels=torch.where(torch.arange(12) == 5, 0, 2)))
+    assert picture.origin == 7 and chosen.startswith("of 4 test images searched")
+    picture, chosen = close_decision(replace(crafted, label_names=("disk", "ring", "cross")))
+    assert picture.origin == 7 and chosen.startswith("of 4 test images searched")
 
 
 @pytest.mark.parametrize("number, name", [(0, "why"), (1, "why_mistake")])
 def test_the_figure_shows_the_largest_groups(inspection, drawn, number, name):
     figure, entry = drawn[0][name], drawn[1][number]
     shown = sorted(entry["groups"][:8], key=lambda group: -group["contribution"])
-    image, bars, *tiles = figure.get_axes()
+    image, total, bars, *tiles = figure.get_axes()
     picture = inspection.images[entry["image"]]
     assert np.allclose(image.get_images()[0].get_array(), to_array(picture) / 255, atol=1e-6)
     rest = sum(group["contribution"] for group in entry["groups"][8:])
@@ -180,20 +186,33 @@ def test_the_figure_shows_the_largest_groups(inspection, drawn, number, name):
     groups = [f"{size} channels\nlike {name}" if size > 1 else f"channel {name}" for size, name in sizes]
     assert labels == [*groups, f"{others} other groups", "bias"]
     assert len(tiles) == 5 * len(shown)
-    classes = [inspection.metadata.classes.index(name) for name in entry["classes"]]
-    with torch.no_grad():
-        trace = inspection.network.trace(inspection.inputs(picture[None]))
-        signals = group_signals(inspection.network, trace.features["conv5_x"], classes, [Group(**g) for g in shown])
-    seen = project(ReverseResNet18(inspection.network, "guided"), signals, "conv5_x", trace)
+    maps = torch.tensor([group["map"] for group in shown])
+    expected = evidence_over_image(to_array(picture) / 255, maps, maps.abs().max().item())  # one scale
     for row, group in enumerate(shown):
         first, *examples = [axes.get_images()[0].get_array() for axes in tiles[5 * row : 5 * row + 5]]
-        assert np.allclose(first, diverging_rgb(to_array(seen[row]), robust_limit(seen)[row]), atol=1e-5)
+        assert np.allclose(first, expected[row], atol=1e-5)
         best = most_exciting(inspection.search.peaks["conv5_x"], group["channels"])
+        # at 32x32, conv5_x has one position: no part of an image responds less than another
         assert np.allclose(examples, to_array(inspection.images[best]) / 255, atol=1e-6)
     text = "\n".join(text.get_text() for text in figure.texts).replace("\N{MINUS SIGN}", "-")
     total = sum(group["contribution"] for group in entry["groups"])
     assert f"bias {entry['bias']:+.2f} plus 10 groups of similar channels {total:+.2f}" in text
     assert f"sum to {total - rest:+.2f}" in text and entry["classes"][0] in text
+
+
+def test_examples_are_pale_where_the_group_responds_little(inspection):
+    class Network:
+        def trace(self, inputs, stage):
+            maps = torch.zeros(len(inputs), 512, 2, 2)
+            maps[:, 3] = torch.tensor([[4.0, 0], [0, 0]])
+            return SimpleNamespace(features={stage: maps})
+
+    crafted = replace(inspection, network=Network())
+    examples = mask_examples(crafted, (3, 4))
+    rows = most_exciting(inspection.search.peaks["conv5_x"], (3, 4))
+    whole = to_array(inspection.images[rows]) / 255
+    assert np.allclose(examples[:, :8, :8], whole[:, :8, :8], atol=1e-6)
+    assert np.allclose(examples[:, 16:], 0.75 + 0.25 * whole[:, 16:], atol=1e-6)
 
 
 def test_most_exciting_images():
@@ -232,20 +251,30 @@ def test_it_needs_activations_of_the_last_stage(inspection, peaks, reason):
         draw(replace(inspection, search=replace(inspection.search, peaks=peaks)))
 
 
+def test_evidence_over_an_image():
+    image = np.full((4, 6, 3), 0.5)
+    found = evidence_over_image(image, torch.tensor([[[0.0, 1, -1], [2, 0.5, 0]]]), 1.0)[0]
+    light = found[0, 0]
+    assert found.shape == (4, 6, 3) and np.allclose(light, light[0]) and light[0] > 0.5
+    for (row, column), color in {(0, 2): FOR, (0, 4): AGAINST, (2, 0): FOR}.items():  # beyond the limit: clipped
+        assert np.allclose(found[row : row + 2, column : column + 2], light * to_rgb(color))
+    assert np.allclose(found[3, 3], light * (1 + np.array(to_rgb(FOR))) / 2)
+    assert np.allclose(evidence_over_image(image, torch.zeros(1, 2, 3), 0.0)[0], light)
+
+
 @pytest.mark.parametrize("values", [(2.5, -1.5, 0.75), (-3.0, -2.0, -1.0), (0.0, 0.0, 0.0), (1e3, 2e3, 5e3)], ids=str)
 def test_no_text_leaves_the_figure(values):
-    groups = tuple(Group(511, tuple(range(300)), value) for value in values)
-    figure = why_figure(
-        Decision((0, 1), (1.0, 0.0), (0.7, 0.2), 1.0 - sum(values), groups),
-        ("American_Staffordshire_Terrier", "<script>$x_5^$"),
-        Picture("", "a_long_file_name_" * 9, None, "American_Staffordshire_Terrier", 0),
-        RANDOM.rand(16, 16, 3),
-        torch.from_numpy(RANDOM.randn(3, 3, 16, 16)),
-        (RANDOM.rand(4, 16, 16, 3),) * 2 + (RANDOM.rand(1, 16, 16, 3),),
-        "guided, overwriting unpooling",
-    )
+    groups = [
+        {"representative": 511, "channels": list(range(300)), "contribution": value, "map": [[value]]}
+        for value in values
+    ]
+    entry = {"logits": (1.0, 0.0), "probabilities": (0.7, 0.2), "bias": 1.0 - sum(values), "groups": groups}
+    entry |= {"classes": ("American_Staffordshire_Terrier", "<script>$x_5^$"), "chosen": "of 3 test images " * 9}
+    examples = [RANDOM.rand(4, 16, 16, 3)] * 2 + [RANDOM.rand(1, 16, 16, 3)]
+    picture = Picture("", "a_long_file_name_" * 9, None, "American_Staffordshire_Terrier", 0)
+    figure = why_figure(entry, picture, RANDOM.rand(16, 16, 3), examples)
     assert_inside(figure)
-    image, bars, *tiles = figure.get_axes()
+    _, _, bars, *tiles = figure.get_axes()
     left = min(axes.get_window_extent().x0 for axes in tiles)
     assert all(text.get_window_extent().x1 <= left for text in bars.texts)  # numbers end before the pictures
 
