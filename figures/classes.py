@@ -103,17 +103,18 @@ def draw_classes(inspection: Inspection, settings: Settings) -> Iterator[tuple[P
         title = (
             f"Evidence for the most probable classes of {truncate(picture.title, 60)}{unpooling_note(settings.unpool)}"
         )
-        yield Path(picture.folder, "classes"), classes_figure(image, entry, pictures, title)
+        yield Path(picture.folder, "classes"), classes_figure(image, entry, pictures, title, picture.choice)
         entries.append(entry)
     yield Path("classes"), entries
 
 
 @styled
-def classes_figure(image: np.ndarray, entry: dict, pictures: dict[str, Tensor], title: str) -> Figure:
+def classes_figure(image: np.ndarray, entry: dict, pictures: dict[str, Tensor], title: str, choice: str = "") -> Figure:
     """An image (H, W, 3); a row per class and the difference of the first two; a column per way to draw the evidence.
 
     entry     of classes.json
     pictures  as `class_evidence` returns them
+    choice    how the image was chosen
     """
     names = [truncate(name, 14) for name in entry["classes"]]
     caption = (
@@ -122,6 +123,7 @@ def classes_figure(image: np.ndarray, entry: dict, pictures: dict[str, Tensor], 
         "the pixels; grey is zero. Each column has one scale, also for the difference.",
         "Correlation: mean over the pairs of classes; near 1, a picture shows what is in the image, not what speaks "
         "for a class.",
+        *[choice] * bool(choice),
     )
     above, below = heading_inches(title, *caption)
     labels = [

@@ -73,7 +73,8 @@ def draw_occlusion(inspection: Inspection, settings: Settings) -> Iterator[tuple
     network, classes = inspection.network, inspection.metadata.classes
     mirrors = mirrors_by_rule(network, [settings.main_rule], settings.unpool)
     note = f"{settings.main_rule}{unpooling_note(settings.unpool)}"
-    pictures = [picture for picture in inspection.pictures if isinstance(picture.origin, str)]
+    is_asked_for = settings.image is not None
+    pictures = [picture for picture in inspection.pictures if is_asked_for or isinstance(picture.origin, str)]
     coarse_losses, tried = ({}, 0) if pictures else costly_images(inspection, settings)
     if not pictures and not coarse_losses:
         raise NotDrawn("no searched image is classified correctly")

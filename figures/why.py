@@ -188,7 +188,7 @@ def draw_why(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path,
     groups = similar_channels(inspection)
     classes = class_numbers(settings.classes, inspection.metadata.classes) if settings.classes else None
     jobs = [(Path(picture.folder, "why"), picture, "", classes) for picture in inspection.pictures]
-    if any(isinstance(picture.origin, int) for picture in inspection.pictures):  # not the user's own
+    if settings.image is None and any(isinstance(picture.origin, int) for picture in inspection.pictures):
         jobs = [(Path("why"), *close_decision(inspection, classes), classes)]
     try:
         jobs.append((Path("why_mistake"), *most_confident_mistake(inspection)))

@@ -66,12 +66,13 @@ def drawn(inspection):
     (path, figure), (file, entries) = FIGURES["classes"].draw(inspection, Settings())
     assert str(path) == str(file) == "classes"
     mirrors = mirrors_by_rule(inspection.network, RULES_SHOWN)
-    return figure, entries, class_evidence(inspection.network, mirrors, inspection.inputs(inspection.images[:1]))
+    inputs = inspection.inputs(inspection.pictures[0].image[None])
+    return figure, entries, class_evidence(inspection.network, mirrors, inputs)
 
 
 def test_the_figure_shows_each_class_on_one_scale_per_column(inspection, drawn):
     figure, (entry,), (numbers, pictures) = drawn
-    picture = to_array(inspection.images[0]) / 255
+    picture = to_array(inspection.pictures[0].image) / 255
     image, *tiles = [axes.get_images()[0].get_array() for axes in figure.get_axes()]
     assert np.allclose(image, picture, atol=1e-6) and len(tiles) == 12
     for column, (name, each) in enumerate(pictures.items()):
@@ -92,7 +93,9 @@ def test_the_figure_shows_each_class_on_one_scale_per_column(inspection, drawn):
 
 def test_numbers_and_correlations_are_in_the_json(inspection, drawn):
     figure, (entry,), (numbers, pictures) = drawn
-    assert entry["image"] == 0 and entry["classes"] == [inspection.metadata.classes[n] for n in numbers["classes"]]
+    assert entry["image"] == inspection.pictures[0].origin and entry["classes"] == [
+        inspection.metadata.classes[n] for n in numbers["classes"]
+    ]
     assert entry["logits"] == numbers["logits"] and entry["maps"] == pictures[MAPS].tolist()
     assert entry["correlation"].keys() == {MAPS, *RULES_SHOWN}
     for rule in RULES_SHOWN:
