@@ -151,6 +151,7 @@ def test_the_figure_shows_the_json(inspection, drawn):
             _, random, _, part = axes.patches[4 * n : 4 * n + 4]
             for square, expected in ((random, entry["random"][0][n]), (part, entry["parts"][n])):
                 assert (square.get_y() + 0.5, square.get_x() + 0.5 - left, square.get_width()) == expected
+    assert [text.get_text() for text in pairs.texts] == list(CHANGED_LAYERS)
     cells = {cell: texts.get_text().get_text() for cell, texts in table_axes.tables[0].get_celld().items()}
     for column, (layer, numbers) in enumerate(content["layers"].items(), 1):
         expected = [f"{numbers[row]['mean']:.3f} ± {numbers[row]['error']:.3f}" for row in ROWS]

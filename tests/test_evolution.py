@@ -144,6 +144,7 @@ def test_the_figure_shows_the_json(drawn):
     tiles, shares, alike = figure.get_axes()
     assert len(tiles.get_images()) == len(STAGES) * 3
     assert [tick.get_text() for tick in tiles.get_xticklabels()] == ["epoch 1\n40 px", "epoch 2\n32 px", "last image"]
+    assert "Share" in shares.get_title("left") and "Correlation" in alike.get_title("left")
     labels = [tick.get_text() for tick in tiles.get_yticklabels()]
     for n, (stage, entry) in enumerate(content["stages"].items()):
         assert list(shares.lines[n].get_xdata()) == [1, 2] and list(shares.lines[n].get_ydata()) == entry["shares"]

@@ -117,7 +117,10 @@ def test_the_figure_shows_the_json(inspection, drawn):
         assert np.allclose(mean.get_ydata(), many["mean"])
         edge = axes.collections[0].get_paths()[0].vertices[:, 1]
         assert {edge.min(), edge.max()} == {min(many["low"]), max(many["high"])}
-    tiles = [axes.get_images()[0].get_array() for axes in figure.get_axes() if axes.get_images()]
+    tile_axes = [axes for axes in figure.get_axes() if axes.get_images()]
+    labels = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in tile_axes]
+    assert labels == [["\N{MINUS SIGN}9", "0", "9"], ["1", "1.4", "1.8"], ["0", "50", "100"]]
+    tiles = [axes.get_images()[0].get_array() for axes in tile_axes]
     assert [tile.shape for tile in tiles] == [(3 * 34 - 2, 3 * 34 - 2, 3)] * 3
     expected = inspection.resized(inspection.images[content["images"]]).movedim(1, -1)
     for shift, column in ((-9, 0), (0, 34), (9, 68)):  # pixels of 32

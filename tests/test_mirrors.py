@@ -78,11 +78,11 @@ def test_only_shifts_and_biases_draw_a_picture_of_nothing(random_network, images
 def test_the_network_and_the_random_numbers_stay_as_they_are(random_network):
     before = {name: value.clone() for name, value in random_network.state_dict().items()}
     strides = {name: each.stride for name, each in random_network.named_modules() if hasattr(each, "stride")}
+    fresh = torch.nn.ConvTranspose2d(64, 64, 3).bias  # 64 values each
     state = torch.random.get_rng_state()
     first, second = (mirrors_by_mistake(random_network, "guided")["bias added"] for _ in range(2))
     for a, b in zip((first, *first.blocks), (second, *second.blocks), strict=True):
         assert torch.equal(a.conv1.bias, b.conv1.bias) and a.conv1.bias.all()
-    fresh = torch.nn.ConvTranspose2d(64, 64, 3).bias  # 64 values each
     assert first.blocks[0].conv1.bias.std() == pytest.approx(fresh.std().item(), rel=0.4)
     assert torch.equal(torch.random.get_rng_state(), state)
     after = random_network.state_dict()
@@ -140,7 +140,8 @@ def test_tiles_and_numbers_are_the_mirrors_of_the_strongest_units(inspection, dr
     assert_inside(figure)
     units = select_units(inspection, SETTINGS)
     rows = len(units.channels[:UNITS_SHOWN])
-    assert [unit["channel"] for unit in content["units"]][-rows:] == units.channels[:rows]
+    shown_units = [(unit["channel"], unit["image"]) for unit in content["units"][-rows:]]
+    assert shown_units == list(zip(units.channels, units.images.tolist(), strict=True))[:rows]
     with torch.inference_mode():
         trace = inspection.network.trace(inspection.preprocess(inspection.images[units.images[:rows]]))
         signal = isolate(trace.features["conv5_x"], units.channels[:rows], units.positions[:rows])

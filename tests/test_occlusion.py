@@ -7,16 +7,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_inside, ends, torchvision_layers, visualize
+from conftest import assert_inside, assert_same_pictures, ends, torchvision_layers, visualize
 
 import visualizer
 from analysis.inspection import Picture, inspect
 from analysis.settings import Settings
 from figures import FIGURES, occluder
-from figures.image_grid import to_array
-from figures.occluder import costly_images, grid_centers, hide_squares, square_side
+from figures.image_grid import diverging_tiles, image_grid, to_array
+from figures.occluder import costly_images, grid_centers, hide_squares, most_exciting_others, square_side
 from figures.occlusion import occlusion_figure, row_title
 from figures.registry import SLOW, NotDrawn, choose_figures
+from reverse_network import ReverseResNet18, isolate
 
 SETTINGS = Settings(occluder=9)
 RANDOM = np.random.RandomState(0)
@@ -149,15 +150,28 @@ def test_the_figure_shows_the_json(inspection, drawn):
             assert np.array_equal((colors[:, None] == colors).all(2), labels[:, None] == labels)  # a color per class
         else:
             assert not changed.any()
-        exciting = (inspection.search.peaks["conv5_x"][:, channel] > 0).sum().item()
-        shown = [projections[y : y + 32, x : x + 32] for y in range(0, len(projections), 33) for x in (0, 33)]
-        assert sum(bool((tile != 1).any()) for tile in shown) == min(4, exciting) >= 1
+        ranked = inspection.search.peaks["conv5_x"][:, channel].sort(descending=True, stable=True)
+        others = [n for n in ranked.indices[ranked.values > 0].tolist() if n != entry["image"]][:3]
+        inputs = inspection.inputs(inspection.images[[entry["image"], *others]])
+        with torch.inference_mode():
+            trace = inspection.network.trace(inputs)
+            signal = isolate(trace.features["conv5_x"], channel)
+            expected = diverging_tiles(ReverseResNet18(inspection.network, "guided")(signal, "conv5_x", trace))
+        assert_same_pictures(projections - 0.5, image_grid(expected, 2) - 0.5)
         assert f"test image {entry['image']} ({entry['label']})" in axes[0].get_title("left")
         assert f"channel {channel}" in [text.get_text() for text in axes[1].texts]
         box, worst = axes[0].patches[0], np.unravel_index(np.argmin(entry["probability"]), names.shape)
         assert (box.get_y() + 4, box.get_x() + 4) == tuple(entry["rows"][k] for k in worst)
     text = " ".join(figure.get_supxlabel().split())
     assert all(words in text for words in ("square of 9 px", "every 4 px", "guided", "correctly classified"))
+
+
+def test_the_other_images_excite_the_map_most(inspection):
+    peaks = torch.zeros(12, 512)
+    peaks[:4, 7] = torch.tensor([1.0, 4, 3, 2])
+    changed = replace(inspection, search=replace(inspection.search, peaks={"conv5_x": peaks}))
+    for channel, origin, expected in ((7, 1, [2, 3, 0]), (7, "file.png", [1, 2, 3]), (8, 1, [])):
+        assert most_exciting_others(changed, channel, origin).tolist() == expected
 
 
 def test_without_a_change_of_class_there_is_no_column_of_it():
