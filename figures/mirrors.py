@@ -1,6 +1,7 @@
 """The exact mirror beside mirrors with one mistake each, as found in public code, and by stage how far they are off."""
 
 import copy
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -243,8 +244,8 @@ def mirrors_figure(content: dict, shown: StrongestUnits, patches: np.ndarray, co
     grid[count, 0].set_ylabel(label, rotation=0, ha="right", va="center")
     for n, (name, mistake) in enumerate(MISTAKES.items()):
         y = 1 - n / len(MISTAKES)
-        below.text(0.235, y, name, ha="right", va="top", weight="bold")
-        below.text(0.245, y, f"{mistake.wrong}\n{mistake.visible}", va="top", linespacing=1.1)
+        below.text(0.19, y, textwrap.fill(name, 20), ha="right", va="top", weight="bold", linespacing=1.1)
+        below.text(0.2, y, f"{mistake.wrong}\n{mistake.visible}", va="top", linespacing=1.1)
     return figure
 
 
