@@ -16,12 +16,7 @@ from analysis.inspection import inspect
 from analysis.settings import Settings
 from dataset.preprocess import Preprocess
 from figures import FIGURES
-from figures.evolution import (
-    channels_to_compare,
-    evolution,
-    evolution_figure,
-    mean_share,
-)
+from figures.evolution import channels_to_compare, evolution, evolution_figure
 from figures.image_grid import to_array
 from figures.registry import NotDrawn
 from network import STAGES
@@ -128,13 +123,6 @@ def test_the_numbers_by_brute_force(inspection, run, drawn):
             small = torch.nn.functional.interpolate(pictures[0], (32, 32), mode="bilinear").flatten()
             alike.append(np.corrcoef(small, pictures[1].flatten())[0, 1] if small.any() else 0)
         assert content["stages"][stage]["correlations"] == pytest.approx([np.mean(alike), 1], abs=1e-3)
-
-
-def test_shares_by_hand():
-    peaks = torch.zeros(12, 3)
-    peaks[:, 0] = torch.arange(12.0)
-    peaks[:3, 1] = 1.0  # channel 2 is dead
-    assert mean_share(peaks.flip(0), peaks) == pytest.approx((6 / 9 + 0) / 2)
 
 
 def test_the_figure_shows_the_json(drawn):
