@@ -63,11 +63,13 @@ def images_like_data(inspection: Inspection, count: int, side: int, seed: int) -
 def minimise(images: FourierImages, loss: Callable[[Tensor], Tensor], steps: int) -> None:
     """Change the images by Adam, with a learning rate that rises for a tenth of the steps and falls to zero.
 
-    loss: images (N, 3, S, S) in 0..1 -> one number, called in bf16 where that is faster
+    loss   images (N, 3, S, S) in 0..1 -> one number, called in bf16 where that is faster
+    steps  at least 3
     """
     coefficients = images.coefficients
     optimizer = torch.optim.Adam([coefficients])
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=steps, pct_start=0.1)
+    rising = max(0.1, 2 / steps)  # OneCycleLR divides by the number of rising steps, less one
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=steps, pct_start=rising)
     for _ in range(steps):
         pixels = images()
         with bf16_if_native(coefficients.device):

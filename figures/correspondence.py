@@ -35,12 +35,12 @@ Square = tuple[int, int, int]  # top, left, side, in pixels of the network's inp
 
 @torch.inference_mode()
 def correspond(
-    network: ResNet18, inputs: Tensor, pictures: Tensor, stage: str, channel: int, seed: int, draws: int = DRAWS
+    network: ResNet18, inputs: Tensor, pictures: Tensor, channel: int, seed: int, draws: int = DRAWS
 ) -> dict[str, list | dict]:
     """Hide in each image the square that holds the channel's reconstruction, then random squares of the same size.
 
     inputs    (n, 3, S, S) normalised images
-    pictures  (n, 3, S, S) on the CPU: what the channel saw in each
+    pictures  (n, 3, S, S) on the CPU: what the channel of PARTS_STAGE saw in each
     seed      of the random squares, with the channel's number
 
     Returns the squares of each image, "parts" (n) and "random" (draws, n), and how differently the features change,
@@ -50,13 +50,13 @@ def correspond(
     features = network.trace(inputs).features["conv5_x"]
     classes = network.classify(features).argmax(1)
     activation = class_signal(network, features, classes, weighted=True).sum(1)  # (n, h, w)
-    whole = features_without(network, inputs, stage, channel)
+    whole = features_without(network, inputs, channel)
     parts = part_squares(pictures)
     generator = np.random.default_rng((seed, channel))
     random = [random_squares(activation, parts, inputs.shape[-1], generator) for _ in range(draws)]
     changes = []
     for squares in (parts, *random):
-        hidden = features_without(network, hide(inputs, squares), stage, channel)
+        hidden = features_without(network, hide(inputs, squares), channel)
         changes.append({layer: disagreement(hidden[layer] - whole[layer]) for layer in CHANGED_LAYERS})
     return {"parts": parts, "random": random, "parts_change": changes[0], "random_change": changes[1:]}
 
@@ -100,17 +100,13 @@ def hide(inputs: Tensor, squares: Sequence[Square]) -> Tensor:
     return hidden
 
 
-def features_without(network: ResNet18, inputs: Tensor, stage: str, channel: int) -> dict[str, Tensor]:
-    """name of CHANGED_LAYERS -> all features (n, m) on the CPU, without those of the channel of `stage`."""
+def features_without(network: ResNet18, inputs: Tensor, channel: int) -> dict[str, Tensor]:
+    """name of CHANGED_LAYERS -> all features (n, m) on the CPU, without those of the channel of PARTS_STAGE."""
     features = network.trace(inputs).features
-    features = features | {"pooled": network.avgpool(features["conv5_x"])}
-    rest = {}
-    for layer in CHANGED_LAYERS:
-        values = features[layer]
-        if layer == stage or (layer == "pooled" and stage == "conv5_x"):
-            values = torch.cat([values[:, :channel], values[:, channel + 1 :]], 1)
-        rest[layer] = check_finite(values.flatten(1).cpu(), f"features of {layer}")
-    return rest
+    others = torch.arange(features[PARTS_STAGE].shape[1]) != channel
+    pooled = network.avgpool(features["conv5_x"])
+    features = features | {PARTS_STAGE: features[PARTS_STAGE][:, others], "pooled": pooled}
+    return {layer: check_finite(features[layer].flatten(1).cpu(), f"features of {layer}") for layer in CHANGED_LAYERS}
 
 
 def disagreement(changes: Tensor) -> dict[str, float | None]:
@@ -120,13 +116,11 @@ def disagreement(changes: Tensor) -> dict[str, float | None]:
                (0..1; a feature that does not change has sign 0); None if nothing changes
     unchanged  share of all features that change in neither image of the pair
     """
-    signs = changes.sign().to(torch.int8)
     different, unchanged = [], []
-    for first, second in combinations(signs, 2):
+    for first, second in combinations(changes.sign().to(torch.int8), 2):
         changed = int(((first != 0) | (second != 0)).sum())
-        unchanged.append(1 - changed / signs.shape[1])
-        if changed:
-            different.append(int((first != second).sum()) / changed)
+        unchanged.append(1 - changed / len(first))
+        different.append(int((first != second).sum()) / changed if changed else None)
     return {"different": mean(different), "unchanged": mean(unchanged)}
 
 
@@ -149,8 +143,7 @@ def table(channels: Sequence[dict], layer: str) -> dict[str, dict[str, float | N
     """
     pairs = [sign_changes(entry, layer) for entry in channels]
     pairs = torch.tensor([pair for pair in pairs if None not in pair], dtype=torch.float64).reshape(-1, 2)
-    count = len(pairs)
-    rows = {}
+    rows, count = {}, len(pairs)
     for row, values in zip(("parts", "random", "difference"), (*pairs.T, pairs[:, 0] - pairs[:, 1]), strict=True):
         error = values.std().item() / count**0.5 if count > 1 else None
         rows[row] = {"mean": values.mean().item() if count else None, "error": error}
@@ -171,10 +164,8 @@ def table_in_words(content: dict) -> str:
         f"(difference {format_estimate(rows['difference'])})"
         for layer, rows in content["layers"].items()
     ]
-    return (
-        f"Share of features that change with different signs, hidden parts against random squares, mean over "
-        f"{len(content['channels'])} channels: {', '.join(parts)}."
-    )
+    what = "Share of features that change with different signs, hidden parts against random squares"
+    return f"{what}, mean over {len(content['channels'])} channels: {', '.join(parts)}."
 
 
 @register(
@@ -202,7 +193,7 @@ def draw_correspondence(inspection: Inspection, settings: Settings) -> Iterator[
         images = inspection.searched[ranked.indices[:IMAGES_PER_CHANNEL, channel]]
         inputs = inspection.inputs(inspection.images[images])
         (pictures,) = reconstruct(inspection.network, mirrors, inputs, PARTS_STAGE, channel, "peak").values()
-        entry = correspond(inspection.network, inputs, pictures, PARTS_STAGE, channel, settings.seed)
+        entry = correspond(inspection.network, inputs, pictures, channel, settings.seed)
         channels.append({"channel": channel, "images": images.tolist(), **entry})
     layers = {layer: table(channels, layer) for layer in CHANGED_LAYERS}
     content = {"stage": PARTS_STAGE, "draws": DRAWS, "layers": layers, "channels": channels}
@@ -251,9 +242,9 @@ def draw_squares(axes: Axes, images: np.ndarray, entry: dict) -> None:
     axes.imshow(image_grid(images, len(images), gap), interpolation="antialiased")
     for n, (random, part) in enumerate(zip(entry["random"][0], entry["parts"], strict=True)):
         for (top, left, side), color, style in ((random, "white", "--"), (part, ERROR_COLOR, "-")):
-            corner = (n * (size + gap) + left - 0.5, top - 0.5)
-            axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="black", linewidth=1.6))
-            axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=color, linestyle=style, linewidth=1))
+            square = ((n * (size + gap) + left - 0.5, top - 0.5), side, side)
+            axes.add_patch(Rectangle(*square, fill=False, edgecolor="black", linewidth=1.6))
+            axes.add_patch(Rectangle(*square, fill=False, edgecolor=color, linestyle=style, linewidth=1))
     axes.set_axis_off()
 
 
@@ -262,8 +253,7 @@ def draw_table(axes: Axes, layers: dict[str, dict]) -> None:
     names = {"parts": "part found by the channel", "random": "random square", "difference": "difference (paired)"}
     cells = []
     for row, name in names.items():
-        estimates = [format_estimate(rows[row]) for rows in layers.values()]
-        cells.append([name, *(text.replace("-", "\N{MINUS SIGN}") for text in estimates)])
+        cells.append([name, *(format_estimate(rows[row]).replace("-", "\N{MINUS SIGN}") for rows in layers.values())])
     for row in ("parts", "random"):
         shares = [format_number(rows["unchanged"][row], ".1%").replace("%", " %") for rows in layers.values()]
         cells.append([f"unchanged in both, {row}", *shares])

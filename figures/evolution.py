@@ -1,7 +1,7 @@
 """How what channels respond to changes during training (Zeiler & Fergus 2014, figure 4)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,26 +34,6 @@ MIN_COLUMNS, MAX_COLUMNS = 7, 9  # of epochs; fewer leave the rest of the width 
 COLORS = dict(zip(STAGES, colormaps["viridis"](np.linspace(0.9, 0, len(STAGES))), strict=True))
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The channels after one epoch, at that epoch's image size.
-
-    epoch        None if it is not known
-    shares       stage -> mean share of a living channel's final nine images that are among its nine already
-    correlation  stage -> mean correlation of the pictures of some channels' final strongest units with the final
-                 pictures; a picture of zero counts as 0
-    units        stage -> the strongest unit of the first of these channels
-    pictures     stage -> (1, 3, S, S): what this unit saw
-    """
-
-    epoch: int | None
-    image_size: int
-    shares: dict[str, float]
-    correlation: dict[str, float]
-    units: dict[str, StrongestUnits]
-    pictures: dict[str, Tensor]
-
-
 def snapshots_beside(path: Path) -> dict[int, Path]:
     """epoch -> snapshot of the run that a checkpoint belongs to; empty if it is not a run's model.pt or last.pt."""
     return checkpoint.snapshots(path.parent if path.name in ("model.pt", "last.pt") else path)
@@ -61,31 +41,45 @@ def snapshots_beside(path: Path) -> dict[int, Path]:
 
 def evolution(
     inspection: Inspection, settings: Settings, snapshots: Mapping[int, Path], channels: Mapping[str, list[int]]
-) -> Iterator[Snapshot]:
+) -> tuple[dict, dict[str, list[Tensor]]]:
     """Each snapshot, searched by itself at its own image size, and last the inspection's network.
 
-    channels: stage -> living channels whose pictures are compared; the first one's strongest units are returned
+    channels: stage -> living channels whose pictures are compared; the first one is drawn
+
+    Returns the content of evolution.json, and stage -> in each snapshot (1, 3, S, S), at that epoch's image size: what
+    the strongest unit of the first channel saw. In the content, by snapshot:
+
+    shares        mean share of a living channel's final nine images that are among its nine already
+    correlations  mean correlation of the pictures of the channels' final strongest units with the final pictures; a
+                  picture of zero counts as 0
 
     Raises CheckpointError for a snapshot with another number of classes.
     """
-    final, size = inspection.search, inspection.metadata.image_size
-    final_units = {
-        stage: strongest_units(inspection, stage, compared, final.top[stage]) for stage, compared in channels.items()
-    }
-    final_pictures = {stage: draw_units(inspection, settings, units) for stage, units in final_units.items()}
+    final, size, count = inspection.search, inspection.metadata.image_size, len(inspection.searched)
+    content = {"epochs": [], "image_sizes": [], "images_searched": count, "chance": IMAGES_PER_CHANNEL / count}
+    content["stages"], pictures, final_units, final_pictures = {}, {}, {}, {}
+    for stage, compared in channels.items():
+        measured = {key: [] for key in ("images", "activations", "shares", "correlations")}
+        content["stages"][stage] = {"channel": compared[0], **measured, "channels": compared}
+        pictures[stage] = []
+        final_units[stage] = strongest_units(inspection, stage, compared, final.top[stage])
+        final_pictures[stage] = draw_units(inspection, settings, final_units[stage])
     for epoch, earlier in searched_snapshots(inspection, settings, snapshots, list(channels)):
-        shares, correlation, units, pictures = {}, {}, {}, {}
-        for stage, compared in channels.items():
+        content["epochs"].append(epoch)
+        content["image_sizes"].append(earlier.metadata.image_size)
+        for stage, entry in content["stages"].items():
             top = earlier.search.top[stage]
-            shares[stage] = mean_share(best_images(earlier.search.peaks[stage]), best_images(final.peaks[stage]))
             same = same_units(final_units[stage], final.top[stage].map_size, top.map_size)
             drawn = draw_units(earlier, settings, same)
             drawn = F.interpolate(drawn, (size, size), mode="bilinear") if drawn.shape[-1] != size else drawn
             alike = [value or 0.0 for value in correlations(drawn, final_pictures[stage])]
-            correlation[stage] = sum(alike) / len(alike)
-            units[stage] = strongest_units(earlier, stage, compared[:1], top)
-            pictures[stage] = draw_units(earlier, settings, units[stage])
-        yield Snapshot(epoch, earlier.metadata.image_size, shares, correlation, units, pictures)
+            unit = strongest_units(earlier, stage, entry["channels"][:1], top)
+            entry["images"].append(unit.images.item())
+            entry["activations"].append(unit.scores.item())
+            entry["shares"].append(mean_share(earlier.search.peaks[stage], final.peaks[stage]))
+            entry["correlations"].append(sum(alike) / len(alike))
+            pictures[stage].append(draw_units(earlier, settings, unit))
+    return content, pictures
 
 
 def searched_snapshots(
@@ -134,10 +128,11 @@ def best_images(peaks: Tensor) -> Tensor:
 
 
 def mean_share(earlier: Tensor, final: Tensor) -> float:
-    """The mean share of each channel's final images that are among its earlier ones; (N, C) bool each.
+    """The mean share of each channel's final `best_images` that are among its earlier ones.
 
-    Over the channels that are excited in the end.
+    earlier, final: peaks (N, C); over the channels that are excited in the end.
     """
+    earlier, final = best_images(earlier), best_images(final)
     count = final.sum(0)
     return ((earlier & final).sum(0)[count > 0] / count[count > 0]).double().mean().item()
 
@@ -162,36 +157,15 @@ def draw_evolution(inspection: Inspection, settings: Settings) -> Iterator[tuple
     if not channels:
         raise NotDrawn("all channels are zero at all units searched")
     try:
-        snapshots = list(evolution(inspection, settings, files, channels))
+        content, pictures = evolution(inspection, settings, files, channels)
     except CheckpointError as error:
         raise NotDrawn(str(error)) from error
-    content = json_content(snapshots, channels, count)
-    tiles = {stage: crop_tiles(inspection, snapshots, stage) for stage in channels}
+    tiles = {
+        stage: crop_tiles(inspection, pictures[stage], content["stages"][stage]["images"][-1]) for stage in channels
+    }
     note = f"{settings.main_rule}{unpooling_note(settings.unpool)}"
     yield Path("evolution"), evolution_figure(content, tiles, note)
     yield Path("evolution"), content
-
-
-def json_content(snapshots: Sequence[Snapshot], channels: dict[str, list[int]], images_searched: int) -> dict:
-    """What evolution.json holds."""
-    stages = {
-        stage: {
-            "channel": compared[0],
-            "images": [snapshot.units[stage].images[0].item() for snapshot in snapshots],
-            "activations": [snapshot.units[stage].scores[0].item() for snapshot in snapshots],
-            "shares": [snapshot.shares[stage] for snapshot in snapshots],
-            "correlations": [snapshot.correlation[stage] for snapshot in snapshots],
-            "channels": compared,
-        }
-        for stage, compared in channels.items()
-    }
-    return {
-        "epochs": [snapshot.epoch for snapshot in snapshots],
-        "image_sizes": [snapshot.image_size for snapshot in snapshots],
-        "images_searched": images_searched,
-        "chance": IMAGES_PER_CHANNEL / images_searched,
-        "stages": stages,
-    }
 
 
 def channels_to_compare(inspection: Inspection, settings: Settings, stage: str) -> list[int]:
@@ -200,18 +174,18 @@ def channels_to_compare(inspection: Inspection, settings: Settings, stage: str) 
     return split_dead_channels(inspection.search.top[stage], chosen)[0][:COMPARED_CHANNELS]
 
 
-def crop_tiles(inspection: Inspection, snapshots: Sequence[Snapshot], stage: str) -> list[np.ndarray]:
-    """The stage's picture in each snapshot, (s, s, 3) in 0..1 around grey, and the last one's part of the image.
+def crop_tiles(inspection: Inspection, pictures: Sequence[Tensor], last_image: int) -> list[np.ndarray]:
+    """A stage's picture in each snapshot, (s, s, 3) in 0..1 around grey, and the last one's part of its image.
 
-    Cropped to squares of one side, in pixels of each network's input.
+    Cropped to squares of one side, in pixels of each network's input. pictures: (1, 3, S, S) each
     """
-    shared_side = max(crop_boxes([snapshot.pictures[stage]])[0] for snapshot in snapshots)
+    shared_side = max(crop_boxes([picture])[0] for picture in pictures)
     tiles = []
-    for snapshot in snapshots:
-        pictures, side = snapshot.pictures[stage], min(shared_side, snapshot.image_size)
-        corners = [corner_inside(center, side, pictures.shape[2:]) for center in energy_centers(pictures)]
-        tiles.append(diverging_tiles(crop(pictures, side, corners))[0])
-    image = inspection.resized(inspection.images[snapshots[-1].units[stage].images])
+    for picture in pictures:
+        side = min(shared_side, picture.shape[-1])
+        corners = [corner_inside(center, side, picture.shape[2:]) for center in energy_centers(picture)]
+        tiles.append(diverging_tiles(crop(picture, side, corners))[0])
+    image = inspection.resized(inspection.images[last_image][None])
     return [*tiles, to_array(crop(image, side, corners))[0]]
 
 

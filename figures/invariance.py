@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +74,8 @@ def enlarge(images: Tensor, scale: float) -> Tensor:
     return transforms.affine(images, 0, [0, 0], scale, [0, 0], InterpolationMode.BILINEAR)
 
 
-def rotate(images: Tensor, degrees: float) -> Tensor:
-    """Images (N, 3, S, S) rotated counter-clockwise about their centre, bilinearly; zero where they do not reach."""
-    return transforms.rotate(images, degrees, InterpolationMode.BILINEAR)
-
-
+# counter-clockwise about the centre; zero where the images do not reach
+rotate = partial(transforms.rotate, interpolation=InterpolationMode.BILINEAR)
 TRANSFORMATIONS = {
     "translation": Transformation(shift_down, tuple(range(-60, 61, 10)), 0, 2, (-60, 0, 60), "vertical shift (px)"),
     "scale": Transformation(enlarge, tuple(1 + n / 10 for n in range(9)), 1, 2, (1, 1.4, 1.8), "scale"),
@@ -125,12 +123,12 @@ def compared_features(network: ResNet18, images: Tensor) -> dict[str, Tensor]:
 
 
 def relative_distances(features: Tensor, references: Tensor) -> Tensor:
-    """Each image's Euclidean distance to its reference, divided by the reference's norm: (N,) float64.
+    """Each image's Euclidean distance to its reference, (N, ...) both, divided by the reference's norm: (N,) float64.
 
-    NaN where the norm is zero. features, references: (N, ...)
+    NaN where the norm is zero.
     """
-    distances = (features - references).flatten(1).double().norm(dim=1)
-    return distances / references.flatten(1).double().norm(dim=1).where(references.flatten(1).any(1), torch.nan)
+    norms = references.flatten(1).double().norm(dim=1)
+    return (features - references).flatten(1).double().norm(dim=1) / norms.where(norms > 0, torch.nan)
 
 
 def statistics(values: Tensor) -> dict[str, list[float | None]]:
@@ -183,7 +181,8 @@ def draw_invariance(inspection: Inspection, settings: Settings) -> Iterator[tupl
             "many": {measure: statistics(rows) for measure, rows in summary.items()},
         }
         changed = torch.stack([transformation.apply(inputs, value) for value in transformation.tiles], 1)
-        tiles[name] = to_array(in_colors(inspection, changed))
+        colors = (changed * inspection.preprocess.std_color + inspection.preprocess.mean_color) / 255
+        tiles[name] = to_array(colors.clamp(0, 1).cpu())
     yield Path("invariance"), invariance_figure(content, tiles)
     yield Path("invariance"), content
 
@@ -191,12 +190,6 @@ def draw_invariance(inspection: Inspection, settings: Settings) -> Iterator[tupl
 def applied_values(name: str, values: tuple[float, ...], image_size: int) -> list[float]:
     """The values as applied: shifts in pixels of the network's input."""
     return [shift_in_pixels(value, image_size) for value in values] if name == "translation" else list(values)
-
-
-def in_colors(inspection: Inspection, inputs: Tensor) -> Tensor:
-    """Normalised images (..., 3, S, S) -> colors in 0..1, on the CPU."""
-    preprocess = inspection.preprocess
-    return ((inputs * preprocess.std_color + preprocess.mean_color) / 255).clamp(0, 1).cpu()
 
 
 @styled
@@ -217,24 +210,28 @@ def invariance_figure(content: dict, tiles: dict[str, np.ndarray]) -> Figure:
     heading(figure, title, note)
     edges = {"left": 0.02, "right": 0.94, "wspace": 0.2, "hspace": 0.38}
     edges |= {"top": 1 - (title_inches + 0.4) / height, "bottom": (caption_inches + 0.65) / height}
-    axes = figure.subplots(
-        len(TRANSFORMATIONS), 1 + len(MEASURES), gridspec_kw=edges | {"width_ratios": (0.8, 1, 1, 1, 1)}
-    )
-    highest = np.nanmax([
-        np.nanmax(np.array(content[name]["examples"][layer], float), initial=0.1)
-        for name in TRANSFORMATIONS for layer in COMPARED_LAYERS
-    ])  # fmt: skip
+    edges["width_ratios"] = (0.8, 1, 1, 1, 1)
+    axes = figure.subplots(len(TRANSFORMATIONS), 1 + len(MEASURES), gridspec_kw=edges)
+    distances = [content[name]["examples"][layer] for name in TRANSFORMATIONS for layer in COMPARED_LAYERS]
+    highest = max(np.nanmax(np.array(values, float), initial=0.1) for values in distances)
     for row, letter, name in zip(axes, "abc", TRANSFORMATIONS, strict=True):
         row[0].set_title(f"({letter}) {name}", loc="left")
-        size = tiles[name].shape[2]
-        draw_tiles(row[0], tiles[name], applied_values(name, TRANSFORMATIONS[name].tiles, size))
+        draw_tiles(row[0], tiles[name], applied_values(name, TRANSFORMATIONS[name].tiles, tiles[name].shape[2]))
         for curves, measure in zip(row[1:], MEASURES, strict=True):
             draw_curves(curves, name, measure, content[name])
             curves.set_ylim(0, 1.05 * highest if measure in COMPARED_LAYERS else 1.03)
             curves.tick_params(labelleft=measure == "conv1")  # the layers have one scale
     for curves, name in zip(axes[0, 1:], MEASURES.values(), strict=True):
         curves.set_title(name, loc="left")
-    draw_legend(figure, content, (caption_inches + 0.15) / height)
+    lines = [
+        Line2D([], [], color=color, label=truncate(name, 14))
+        for name, color in zip(content["classes"], COLORS, strict=False)
+    ]
+    lines.append(Line2D([], [], color="black", linewidth=1.6, label=f"mean of {len(content['many'])} images"))
+    figure.legend(
+        handles=lines, loc="center", bbox_to_anchor=(0.5, (caption_inches + 0.15) / height), ncols=len(lines),
+        frameon=False, columnspacing=1, handlelength=1.2,
+    )  # fmt: skip
     return figure
 
 
@@ -270,14 +267,3 @@ def draw_curves(axes: Axes, name: str, measure: str, measured: dict) -> None:
     axes.margins(x=0.02)
     axes.grid(linewidth=0.3, color="0.85")
     axes.set_xlabel(TRANSFORMATIONS[name].label, labelpad=1)
-
-
-def draw_legend(figure: Figure, content: dict, height: float) -> None:
-    """What the lines are, at this share of the figure's height."""
-    names = [truncate(name, 14) for name in content["classes"]]
-    lines = [Line2D([], [], color=color, label=name) for name, color in zip(names, COLORS, strict=False)]
-    lines.append(Line2D([], [], color="black", linewidth=1.6, label=f"mean of {len(content['many'])} images"))
-    figure.legend(
-        handles=lines, loc="center", bbox_to_anchor=(0.5, height), ncols=len(lines), frameon=False,
-        columnspacing=1, handlelength=1.2,
-    )  # fmt: skip

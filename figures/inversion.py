@@ -3,7 +3,6 @@
 arXiv:1412.0035, equation 1. In place of its regularisers, the image is sought among those of `FourierImages`.
 """
 
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from analysis.inspection import Inspection, Picture, one_per_class
 from analysis.settings import Settings
 from figures.image_grid import to_array
 from figures.registry import register
-from figures.style import WIDTH_INCHES, bare_axes_at, styled, text_at, truncate
+from figures.style import WIDTH_INCHES, heading, styled, truncate
 from network import STAGES
 
 IMAGES = 4
@@ -28,8 +27,6 @@ CAPTION = (
     "and the peak signal-to-noise ratio to the original. The images are sought at {side}x{side} pixels, as large as "
     "the original is stored; where the features ask for nothing, the mean color stays."
 )
-# inches: left of and above the tiles, a tile, from column to column, from row to row, and of the caption
-LEFT, TOP, TILE, COLUMN, ROW, CAPTION_HEIGHT = 0.06, 0.55, 1.1, 1.156, 1.31, 0.5
 
 
 @register(
@@ -92,21 +89,20 @@ def inversion_figure(pictures: list[Picture], stages: dict[str, Tensor], measure
     """A row for each picture: the original, then the image found for each stage, with its two numbers."""
     originals = torch.stack([picture.image for picture in pictures]) / 255
     rows = len(pictures)
-    figure = Figure((WIDTH_INCHES, TOP + rows * ROW + CAPTION_HEIGHT))
-    text_at(figure, LEFT, 0.16, "What each stage still knows of an image", fontsize=9, ha="left")
+    figure = Figure((WIDTH_INCHES, 0.95 + 1.31 * rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
+    heading(figure, "What each stage still knows of an image", CAPTION.format(side=originals.shape[-1]))
+    names = [truncate(picture.label or Path(str(picture.origin)).stem, 20) for picture in pictures]
+    numbers = [f"{format_error(entry['feature_error'])}, {entry['psnr']:.0f} dB" for entry in measured]
+    texts = [*names, *numbers]  # column by column
+    grid = figure.subplots(rows, 1 + len(stages), squeeze=False)
     for column, (stage, images) in enumerate({"original": originals, **stages}.items()):
-        left = LEFT + column * COLUMN
-        text_at(figure, left, TOP - 0.1, stage, fontsize=8, ha="left")
+        grid[0, column].set_title(stage, loc="left", pad=3)
         for row, image in enumerate(to_array(images)):
-            top = TOP + row * ROW
-            bare_axes_at(figure, left, top, TILE, TILE).imshow(image, interpolation="bilinear")  # as resized
-            below = truncate(pictures[row].label or Path(str(pictures[row].origin)).stem, 20)
-            if column > 0:
-                entry = measured[(column - 1) * rows + row]
-                below = f"{format_error(entry['feature_error'])}, {entry['psnr']:.0f} dB"
-            text_at(figure, left, top + TILE + 0.09, below, fontsize=7, ha="left")
-    caption = textwrap.fill(CAPTION.format(side=originals.shape[-1]), 132)
-    text_at(figure, LEFT, TOP + rows * ROW, caption, fontsize=7, ha="left", va="top", color="#666666")
+            axes = grid[row, column]
+            axes.imshow(image, interpolation="bilinear")  # as the network resizes it
+            axes.text(0, -0.03, texts[column * rows + row], va="top", transform=axes.transAxes)
+            axes.set_axis_off()
     return figure
 
 

@@ -186,87 +186,67 @@ def draw_mirrors(inspection: Inspection, settings: Settings) -> Iterator[tuple[P
     """The figure, then the content of mirrors.json."""
     shown = select_units_above_pooling(inspection, settings, UNITS_SHOWN)
     mirrors = mirrors_by_mistake(inspection.network, settings.main_rule)
-    deviations, entries = {}, []
+    mistakes = {name: {"wrong": m.wrong, "visible": m.visible, "stages": {}} for name, m in MISTAKES.items()}
+    content = {"rule": settings.main_rule, "mistakes": mistakes, "units": []}
     for stage in (stage for stage in STAGES if stage in inspection.search.top):
         at_stage = replace(settings, stages=(stage,), channels="different")
         units = shown if stage == shown.stage else select_units(inspection, at_stage, UNITS_SHOWN)
         pictures = reconstruct_units(inspection, mirrors, units)
-        deviations[stage] = {name: deviation(pictures[name], pictures[EXACT]) for name in MISTAKES}
-        entries += unit_entries(units, deviations[stage])
+        deviations = {name: deviation(pictures[name], pictures[EXACT]) for name in MISTAKES}
+        for name, values in deviations.items():
+            mistakes[name]["stages"][stage] = medians(values)
+        content["units"] += [
+            {"stage": stage, "channel": channel, "image": image}
+            | {key: {name: values[key][n] for name, values in deviations.items()} for key in ("error", "correlation")}
+            for n, (channel, image) in enumerate(zip(units.channels, units.images.tolist(), strict=True))
+        ]
         if stage == shown.stage:
             box = crop_boxes([pictures[EXACT]])
             columns = {name: crop(by_mirror, *box) for name, by_mirror in pictures.items()}
     patches = to_array(crop(inspection.resized(inspection.images[shown.images]), *box))
-    title = f"Strongest units of {shown.stage} by the exact mirror, and with one mistake each ({settings.main_rule})"
-    figure = mirrors_figure(title, shown, patches, columns, deviations)
-    yield Path("mirrors"), figure
-    mistakes = {
-        name: {
-            "wrong": mistake.wrong,
-            "visible": mistake.visible,
-            "stages": {stage: medians(by_name[name]) for stage, by_name in deviations.items()},
-        }
-        for name, mistake in MISTAKES.items()
-    }
-    yield Path("mirrors"), {"rule": settings.main_rule, "mistakes": mistakes, "units": entries}
-
-
-def unit_entries(units: StrongestUnits, deviations: dict[str, dict[str, list[float | None]]]) -> list[dict]:
-    """The units' part of mirrors.json; deviations: name of the mistake -> `deviation`."""
-    return [
-        {"stage": units.stage, "channel": channel, "image": image}
-        | {key: {name: values[key][n] for name, values in deviations.items()} for key in ("error", "correlation")}
-        for n, (channel, image) in enumerate(zip(units.channels, units.images.tolist(), strict=True))
-    ]
+    yield Path("mirrors"), mirrors_figure(content, shown, patches, columns)
+    yield Path("mirrors"), content
 
 
 @styled
-def mirrors_figure(
-    title: str,
-    units: StrongestUnits,
-    patches: np.ndarray,
-    columns: dict[str, Tensor],
-    deviations: dict[str, dict[str, dict[str, list[float | None]]]],
-) -> Figure:
+def mirrors_figure(content: dict, shown: StrongestUnits, patches: np.ndarray, columns: dict[str, Tensor]) -> Figure:
     """A row per unit, a column per mirror; below, each mirror's medians by stage; at last, what is wrong with each.
 
-    patches     (n, s, s, 3) in 0..1: the units' images
-    columns     name of the mirror -> (n, 3, s, s)
-    deviations  stage -> name of the mistake -> `deviation`, for units of this stage
+    content  of mirrors.json
+    patches  (n, s, s, 3) in 0..1: the images of the units shown
+    columns  name of the mirror -> (n, 3, s, s)
     """
-    count, table, notes = len(patches), 0.14 * len(deviations), 0.25 * len(MISTAKES)  # inches
+    stages = list(content["mistakes"][next(iter(MISTAKES))]["stages"])
+    title = f"Strongest units of {shown.stage} by the exact mirror, and with one mistake each"
+    count, table, notes = len(patches), 0.14 * len(stages), 0.25 * len(MISTAKES)  # inches
     figure = Figure((WIDTH_INCHES, 0.95 + 0.95 * count + table + notes), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    heading(figure, title, *NOTES)
+    heading(figure, f"{title} ({content['rule']})", *NOTES)
     above, below = figure.subfigures(2, height_ratios=(0.5 + 0.95 * count + table, notes))
     grid = above.subplots(count + 1, 1 + len(columns), height_ratios=[*[0.65] * count, table])
-    numbers = [deviations[units.stage][name] for name in MISTAKES]
+    units = [unit for unit in content["units"] if unit["stage"] == shown.stage]
     captions = {
         name: [
-            f"error {format_error(error)}\ncorr. {format_two_digits(correlation)}"
-            for error, correlation in zip(number["error"], number["correlation"], strict=True)
+            f"error {format_error(unit['error'][name])}\ncorr. {format_two_digits(unit['correlation'][name])}"
+            for unit in units
         ]
-        for name, number in zip(MISTAKES, numbers, strict=True)
+        for name in MISTAKES
     }
-    draw_rows(grid[:count], patches, columns, row_captions(units), captions)
-    draw_medians(grid[count], deviations)
-    for n, (name, mistake) in enumerate(MISTAKES.items()):
-        y = 1 - n / len(MISTAKES)
-        below.text(0.2, y, textwrap.fill(name, 22), ha="right", va="top", weight="bold", linespacing=1.1)
-        below.text(0.21, y, f"{mistake.wrong}\n{mistake.visible}", va="top", linespacing=1.1)
-    return figure
-
-
-def draw_medians(row: np.ndarray, deviations: dict[str, dict[str, dict[str, list[float | None]]]]) -> None:
-    """Below each mirror's column, its medians by stage. row: the Axes below the columns, the image's first."""
-    row[0].set_ylabel(f"median over\nup to {UNITS_SHOWN} units:\nerror / corr.", rotation=0, ha="right", va="center")
-    texts = [[], list(deviations)]
-    for name in MISTAKES:
-        values = [medians(by_name[name]) for by_name in deviations.values()]
+    draw_rows(grid[:count], patches, columns, row_captions(shown), captions)
+    texts = [[], stages]  # below the images and the exact pictures
+    for mistake in content["mistakes"].values():
+        values = mistake["stages"].values()
         texts.append([f"{format_error(v['error'])} / {format_two_digits(v['correlation'])}" for v in values])
-    for axes, lines in zip(row, texts, strict=True):
+    for axes, lines in zip(grid[count], texts, strict=True):
         show_tile(axes)
         axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", linespacing=1.6)
+    label = f"median over\nup to {UNITS_SHOWN} units:\nerror / corr."
+    grid[count, 0].set_ylabel(label, rotation=0, ha="right", va="center")
+    for n, (name, mistake) in enumerate(MISTAKES.items()):
+        y = 1 - n / len(MISTAKES)
+        below.text(0.19, y, textwrap.fill(name, 20), ha="right", va="top", weight="bold", linespacing=1.1)
+        below.text(0.2, y, f"{mistake.wrong}\n{mistake.visible}", va="top", linespacing=1.1)
+    return figure
 
 
 def format_error(error: float | None) -> str:

@@ -1,7 +1,6 @@
 """What the network loses when a square of the image is hidden (Zeiler & Fergus 2014, section 4.2)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,33 +18,9 @@ EXAMPLES = 3  # images by default, and other images that excite the map
 CANDIDATES, COARSE_SQUARES = 64, 4  # images tried to find these, with so many squares along each axis
 
 
-@dataclass(frozen=True)
-class Occlusion:
-    """An image under a square of the mean color, at every position of a regular grid.
-
-    channel      of conv5_x: the map with the largest sum in the whole image
-    number       of the class whose probability is recorded
-    side         of the square, pixels
-    centers      rows, and likewise columns, of the squares' centres, pixels
-    whole        sum over the channel's map, probability and predicted class of the whole image
-    activation   (n, n) float32: sum over the channel's map, by row and column of the centre
-    probability  (n, n) float32 in 0..1: of the class
-    predicted    (n, n) int64: the most probable class
-    """
-
-    channel: int
-    number: int
-    side: int
-    centers: tuple[int, ...]
-    whole: tuple[float, float, int]
-    activation: Tensor
-    probability: Tensor
-    predicted: Tensor
-
-
-def square_side(image_size: int, side: int | None = None) -> int:
-    """The side of the square in pixels; by default SQUARE_PIXELS, in proportion to the image."""
-    return max(1, round(SQUARE_PIXELS * image_size / 224)) if side is None else side
+def square_side(image_size: int) -> int:
+    """The side of the square in pixels: SQUARE_PIXELS, in proportion to the image."""
+    return max(1, round(SQUARE_PIXELS * image_size / 224))
 
 
 def grid_centers(image_size: int) -> list[int]:
@@ -76,42 +51,57 @@ def hide_squares(inputs: Tensor, rows: Tensor, columns: Tensor, side: int) -> Te
 def occlude(
     network: ResNet18,
     inputs: Tensor,
-    number: int | None = None,
+    classes: Sequence[str],
+    label: str | None = None,
     side: int | None = None,
     batch_size: int = 24,
     centers: Sequence[int] | None = None,
-) -> Occlusion:
+) -> dict:
     """Hide each square of a normalised image (1, 3, S, S) in turn.
 
-    number      of the class whose probability is recorded; by default the most probable one of the whole image
-    side        of the square, pixels; by default `square_side`
+    classes     names of the network's
+    label       the class whose probability is recorded; if it is not one of them, the whole image's most probable one
+    side        of the square, pixels, at most S; by default `square_side`
     batch_size  squares per forward pass
     centers     rows, and likewise columns, of the squares' centres, pixels; by default `grid_centers`
 
-    Raises ValueError for a square larger than the image, CheckpointError when activations are not finite.
+    Returns the image's part of occlusion.json, with lists by row and column of the centre:
+
+    class          the one whose probability is recorded
+    channel        of conv5_x: the map with the largest sum in the whole image
+    side, rows, columns   of the squares: their side and their centres, pixels
+    whole          of the whole image: sum over the channel's map, probability, and predicted class
+    activation, probability, predicted   the same under each square
+
+    Raises CheckpointError when activations are not finite.
     """
     size = inputs.shape[-1]
-    side = square_side(size, side)
-    if side > size:
-        raise ValueError(f"a square of {side} pixels does not fit an image of {size}")
+    side, centers = side or square_side(size), list(centers or grid_centers(size))
     features = network.trace(inputs, LAST_STAGE).features[LAST_STAGE]
     channel = features[0].sum((1, 2)).argmax().item()
     probabilities = network.classify(features)[0].softmax(0)
     predicted = probabilities.argmax().item()
-    number = predicted if number is None else number
-    whole = (features[0, channel].sum().item(), probabilities[number].item(), predicted)
-    centers = tuple(grid_centers(size) if centers is None else centers)
+    number = classes.index(label) if label in classes else predicted
     squares = torch.cartesian_prod(torch.tensor(centers), torch.tensor(centers))  # (n * n, 2)
-    sums, of_class, most_probable = [], [], []
+    measured = []
     for part in tqdm(squares.split(batch_size), "squares", unit="batches", leave=False, disable=None, delay=2):
-        features = network.trace(hide_squares(inputs, *part.T, side), LAST_STAGE).features[LAST_STAGE]
-        probabilities = network.classify(features).softmax(1)
-        sums.append(features[:, channel].sum((1, 2)))
-        of_class.append(probabilities[:, number])
-        most_probable.append(probabilities.argmax(1))
-    maps = [torch.cat(values).cpu().unflatten(0, (len(centers), -1)) for values in (sums, of_class, most_probable)]
+        hidden = network.trace(hide_squares(inputs, *part.T, side), LAST_STAGE).features[LAST_STAGE]
+        under = network.classify(hidden).softmax(1)
+        measured.append((hidden[:, channel].sum((1, 2)), under[:, number], under.argmax(1)))
+    maps = [torch.cat(values).cpu().unflatten(0, (len(centers), -1)) for values in zip(*measured, strict=True)]
     check_finite(maps[0], f"activations of {LAST_STAGE}")
-    return Occlusion(channel, number, side, centers, whole, *maps)
+    whole = (features[0, channel].sum().item(), probabilities[number].item(), classes[predicted])
+    return {
+        "class": classes[number],
+        "channel": channel,
+        "side": side,
+        "rows": centers,
+        "columns": centers,
+        "whole": dict(zip(("activation", "probability", "predicted"), whole, strict=True)),
+        "activation": maps[0].tolist(),
+        "probability": maps[1].tolist(),
+        "predicted": [[classes[number] for number in row] for row in maps[2].tolist()],
+    }
 
 
 def costly_images(inspection: Inspection, settings: Settings) -> tuple[dict[int, float], int]:
@@ -122,15 +112,17 @@ def costly_images(inspection: Inspection, settings: Settings) -> tuple[dict[int,
     are not the network's, the predicted classes take their place.
     """
     predicted, size = inspection.search.logits.argmax(1), inspection.metadata.image_size
-    labels = inspection.labels[inspection.searched] if inspection.knows_labels else predicted
+    labels, classes = inspection.labels[inspection.searched], inspection.metadata.classes
+    labels = labels if inspection.knows_labels else predicted
     right = (predicted == labels).nonzero().flatten()
     right = right[spread(min(CANDIDATES, len(right)), len(right))] if len(right) else right
     centers = [size * (2 * n + 1) // (2 * COARSE_SQUARES) for n in range(COARSE_SQUARES)]
     losses: dict[int, float] = {}  # by row of the search
     for row in tqdm(right.tolist(), "images to show", unit="images", leave=False, disable=None, delay=2):
         inputs = inspection.inputs(inspection.images[inspection.searched[row]][None])
-        found = occlude(inspection.network, inputs, labels[row].item(), settings.occluder, settings.batch_size, centers)
-        losses[row] = found.whole[1] - found.probability.min().item()
+        label = classes[labels[row]]
+        entry = occlude(inspection.network, inputs, classes, label, settings.occluder, settings.batch_size, centers)
+        losses[row] = entry["whole"]["probability"] - min(map(min, entry["probability"]))
     of_class: dict[int, int] = {}  # class -> row
     for row in sorted(losses, key=losses.get, reverse=True):
         of_class.setdefault(labels[row].item(), row)

@@ -1,5 +1,6 @@
 """Where hiding a square of the image costs activation or probability (Zeiler & Fergus 2014, figure 7)."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -21,11 +22,9 @@ from figures.image_grid import diverging_tiles, image_grid, to_array
 from figures.occluder import (
     COARSE_SQUARES,
     LAST_STAGE,
-    Occlusion,
     costly_images,
     most_exciting_others,
     occlude,
-    square_side,
 )
 from figures.registry import NotDrawn, register
 from figures.style import (
@@ -68,7 +67,7 @@ def draw_occlusion(inspection: Inspection, settings: Settings) -> Iterator[tuple
     """One figure for the test images, or one per picture of the user's; at last the content of occlusion.json."""
     if LAST_STAGE not in inspection.search.peaks:
         raise NotDrawn(f"it needs {LAST_STAGE} among the --stages")
-    if (side := square_side(size := inspection.metadata.image_size, settings.occluder)) > size:
+    if (side := settings.occluder or 0) > (size := inspection.metadata.image_size):
         raise NotDrawn(f"a square of {side} pixels does not fit the images of {size}: pass a smaller --occluder")
     network, classes = inspection.network, inspection.metadata.classes
     mirrors = mirrors_by_rule(network, [settings.main_rule], settings.unpool)
@@ -84,72 +83,56 @@ def draw_occlusion(inspection: Inspection, settings: Settings) -> Iterator[tuple
         rows = []
         for picture in group:
             inputs = inspection.inputs(picture.image[None])
-            number = classes.index(picture.label) if picture.label in classes else None
-            occlusion = occlude(network, inputs, number, settings.occluder, settings.batch_size)
-            others = most_exciting_others(inspection, occlusion.channel, picture.origin)
+            entry = {"image": picture.origin, "label": picture.label}
+            entry |= occlude(network, inputs, classes, picture.label, settings.occluder, settings.batch_size)
+            entry["coarse_loss"] = coarse_losses.get(picture.origin)
+            others = most_exciting_others(inspection, entry["channel"], picture.origin)
             inputs = torch.cat([inputs, inspection.inputs(inspection.images[others])])
-            (projections,) = reconstruct(network, mirrors, inputs, LAST_STAGE, occlusion.channel).values()
+            (projections,) = reconstruct(network, mirrors, inputs, LAST_STAGE, entry["channel"]).values()
             image = to_array(inspection.resized(picture.image[None])[0])
-            rows.append((row_title(picture, occlusion, classes), image, occlusion, diverging_tiles(projections)))
-            entries.append(json_entry(occlusion, picture, classes, coarse_losses.get(picture.origin)))
-        yield Path(folder, "occlusion"), occlusion_figure(rows, classes, note, tried)
+            rows.append((row_title(picture, entry), image, entry, diverging_tiles(projections)))
+            entries.append(entry)
+        yield Path(folder, "occlusion"), occlusion_figure(rows, note, tried)
     yield Path("occlusion"), entries
 
 
-def json_entry(
-    occlusion: Occlusion, picture: Picture, classes: Sequence[str], coarse_loss: float | None = None
-) -> dict:
-    """The image's part of occlusion.json. coarse_loss: what it was chosen for by `costly_images`, if it was."""
-    activation, probability, predicted = occlusion.whole
-    return {
-        "image": picture.origin,
-        "label": picture.label,
-        "class": classes[occlusion.number],
-        "channel": occlusion.channel,
-        "side": occlusion.side,
-        "rows": list(occlusion.centers),
-        "columns": list(occlusion.centers),
-        "whole": {"activation": activation, "probability": probability, "predicted": classes[predicted]},
-        "activation": occlusion.activation.tolist(),
-        "probability": occlusion.probability.tolist(),
-        "predicted": [[classes[number] for number in row] for row in occlusion.predicted.tolist()],
-        "coarse_loss": coarse_loss,
-    }
-
-
-def row_title(picture: Picture, occlusion: Occlusion, classes: Sequence[str]) -> str:
+def row_title(picture: Picture, entry: dict) -> str:
     """What the image is, its class's probability, and what the worst square leaves of it."""
-    worst = occlusion.probability.argmin()
-    left, then = format_percent(occlusion.probability.flatten()[worst].item()), occlusion.predicted.flatten()[worst]
-    name = truncate(classes[occlusion.number], 16) + ("" if picture.label in classes else " (predicted)")
-    then = "" if then == occlusion.whole[2] else f", now {truncate(classes[then], 16)}"
-    return f"{truncate(picture.title, 36)}: {format_percent(occlusion.whole[1])} {name}; box hidden: {left}{then}"
+    row, column = worst_square(entry)
+    left, then = format_percent(entry["probability"][row][column]), entry["predicted"][row][column]
+    name = truncate(entry["class"], 16) + ("" if picture.label == entry["class"] else " (predicted)")
+    then = "" if then == entry["whole"]["predicted"] else f", now {truncate(then, 16)}"
+    whole = format_percent(entry["whole"]["probability"])
+    return f"{truncate(picture.title, 36)}: {whole} {name}; box hidden: {left}{then}"
 
 
-def relative_losses(occlusion: Occlusion) -> tuple[np.ndarray, np.ndarray]:
-    """What each square takes from the whole image's values, (n, n): percent of the map's sum, percentage points."""
-    activation, probability, _ = occlusion.whole
-    percent = 100 * (activation - occlusion.activation) / (activation or 1.0)
-    return percent.numpy(), 100 * (probability - occlusion.probability).numpy()
+def worst_square(entry: dict) -> tuple[int, int]:
+    """Row and column in the grid of the square under which the class is least probable."""
+    return divmod(int(np.argmin(entry["probability"])), len(entry["columns"]))
+
+
+def changes_of(entry: dict) -> Counter:
+    """Class -> the number of squares under which it is the most probable one, though not of the whole image."""
+    names = Counter(name for row in entry["predicted"] for name in row)
+    del names[entry["whole"]["predicted"]]
+    return names
 
 
 @styled
-def occlusion_figure(
-    rows: Sequence[tuple[str, np.ndarray, Occlusion, np.ndarray]], classes: Sequence[str], note: str, tried: int = 0
-) -> Figure:
+def occlusion_figure(rows: Sequence[tuple[str, np.ndarray, dict, np.ndarray]], note: str, tried: int = 0) -> Figure:
     """A row per image: the image, the map's loss, its projections, the probability's loss, where the class changes.
 
     The last column is left out if no class changes.
 
-    rows   of each image its title, itself (S, S, 3) in 0..1, what was measured, and the map's projections
+    rows   of each image its title, itself (S, S, 3) in 0..1, its part of occlusion.json, and the map's projections
            (m, S, S, 3) in 0..1 around grey from this image and others
     note   the rule of the projections
     tried  the number of images among which `costly_images` chose these; 0 if it did not
     """
-    found = [occlusion for _, _, occlusion, _ in rows]
-    changes = torch.cat([occlusion.predicted[occlusion.predicted != occlusion.whole[2]] for occlusion in found])
-    columns = 5 if len(changes) else 4
-    lines = caption(found[0], note, tried, columns)
+    entries = [entry for _, _, entry, _ in rows]
+    changes = sum(map(changes_of, entries), Counter()).most_common()
+    columns = 5 if changes else 4
+    lines = caption(entries[0], note, tried, columns)
     title_inches, caption_inches = heading_inches(TITLE, *lines)
     right = WIDTH_INCHES - (1.08 if columns == 5 else 0.05)  # of the tiles; the legend is beside them
     tile, above, below = (right - 0.05) / columns - 0.07, title_inches + 0.5, caption_inches + 0.5
@@ -161,32 +144,39 @@ def occlusion_figure(
     axes = figure.subplots(len(rows), columns, squeeze=False, gridspec_kw=edges)
     for tiles, text in zip(axes[0], HEADINGS, strict=False):
         tiles.annotate(text, (0, 1), (0, 16), "axes fraction", "offset points", va="bottom", weight="bold")
-    numbers, counts = changes.unique(return_counts=True)
-    order = numbers[counts.argsort(descending=True, stable=True)].tolist()
-    colors = {number: COLORS[rank] if rank < len(COLORS) else OTHER_COLOR for rank, number in enumerate(order)}
-    losses = np.stack([relative_losses(occlusion) for occlusion in found])  # (rows, 2, n, n)
-    for tiles, (title, image, occlusion, projections), both in zip(axes, rows, losses, strict=True):
+    colors = {name: COLORS[n] if n < len(COLORS) else OTHER_COLOR for n, (name, _) in enumerate(changes)}
+    totals, losses = (np.array(values) for values in zip(*map(losses_in_percent, entries), strict=True))  # (rows, n, n)
+    for tiles, (title, image, entry, projections), loss in zip(axes, rows, losses, strict=True):
         tiles[0].set_title(title, loc="left", pad=3)
-        draw_image(tiles[0], image, occlusion, both[1])
-        draw_contour(tiles[1], both[1], range(len(both[1])))
-        tiles[1].text(0.04, 0.04, f"channel {occlusion.channel}", transform=tiles[1].transAxes, path_effects=HALO)
+        draw_image(tiles[0], image, entry, loss)
+        draw_contour(tiles[1], loss, range(len(loss)))
+        tiles[1].text(0.04, 0.04, f"channel {entry['channel']}", transform=tiles[1].transAxes, path_effects=HALO)
         draw_projections(tiles[2], projections)
-        if columns == 5:
-            draw_changes(tiles[4], image, occlusion, classes, colors)
-    draw_losses(axes[:, 1], losses[:, 0], "% of its sum")
-    draw_losses(axes[:, 3], losses[:, 1], "percentage points")
+        if changes:
+            draw_changes(tiles[4], image, entry, colors)
+    draw_losses(axes[:, 1], totals, "% of its sum")
+    draw_losses(axes[:, 3], losses, "percentage points")
     for tiles in axes.flat:
         tiles.set_axis_off()
     return figure
 
 
-def caption(occlusion: Occlusion, note: str, tried: int, columns: int) -> list[str]:
+def losses_in_percent(entry: dict) -> tuple[np.ndarray, np.ndarray]:
+    """What each square takes from the whole image's values, (n, n): percent of the map's sum, percentage points."""
+    total, probability = entry["whole"]["activation"], entry["whole"]["probability"]
+    return (
+        100 * (total - np.array(entry["activation"])) / (total or 1.0),
+        100 * (probability - np.array(entry["probability"])),
+    )
+
+
+def caption(entry: dict, note: str, tried: int, columns: int) -> list[str]:
     """How to read the columns, and how the images were chosen."""
-    step = occlusion.centers[1] - occlusion.centers[0]
+    step = entry["rows"][1] - entry["rows"][0]
     lines = [
         "(a) Box: the square that lowers the probability of the class most. (a), (b) Line: half of this loss.",
         f"(b) Of {LAST_STAGE}, the map with the largest sum in the whole image. (b), (d) Each pixel is the centre of a "
-        f"square of {occlusion.side} px of the mean color, every {step} px, clipped at the border (the paper gives "
+        f"square of {entry['side']} px of the mean color, every {step} px, clipped at the border (the paper gives "
         "neither number): red where hiding it lowers the value, blue where it raises it.",
         f"(c) {note}, whole map: this image (framed) and the test images with the map's highest peaks; own scale each, "
         "grey: zero.",
@@ -203,14 +193,14 @@ def caption(occlusion: Occlusion, note: str, tried: int, columns: int) -> list[s
     return lines
 
 
-def draw_image(axes: Axes, image: np.ndarray, occlusion: Occlusion, losses: np.ndarray) -> None:
+def draw_image(axes: Axes, image: np.ndarray, entry: dict, losses: np.ndarray) -> None:
     """The image (S, S, 3), the square under which the class is least probable, and a contour of its losses."""
-    size, side = len(image), occlusion.side
+    size, side = len(image), entry["side"]
     axes.imshow(image, interpolation="antialiased", extent=(0, size, size, 0))
-    row, column = divmod(occlusion.probability.argmin().item(), len(occlusion.centers))
-    corner = [occlusion.centers[n] - side // 2 for n in (column, row)]
+    row, column = worst_square(entry)
+    corner = (entry["columns"][column] - side // 2, entry["rows"][row] - side // 2)
     axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=ERROR_COLOR, linewidth=1.2, path_effects=HALO))
-    draw_contour(axes, losses, occlusion.centers)
+    draw_contour(axes, losses, entry["rows"])
 
 
 def draw_contour(axes: Axes, losses: np.ndarray, centers: Sequence[int]) -> None:
@@ -244,23 +234,20 @@ def draw_losses(column: Sequence[Axes], losses: np.ndarray, unit: str) -> None:
     bar.set_xlabel(unit, labelpad=1)
 
 
-def draw_changes(
-    axes: Axes, image: np.ndarray, occlusion: Occlusion, classes: Sequence[str], colors: dict[int, tuple]
-) -> None:
+def draw_changes(axes: Axes, image: np.ndarray, entry: dict, colors: dict[str, tuple]) -> None:
     """The most probable class by centre of the square, over the pale image, where it is not the whole image's.
 
     Beside it, the most frequent of these classes with their shares of all positions.
     """
-    margin = (occlusion.centers[1] - occlusion.centers[0]) / 2
-    low, high, size = occlusion.centers[0] - margin, occlusion.centers[-1] + margin, len(image)
+    predicted, (first, second, *_) = np.array(entry["predicted"]), entry["rows"]
+    low, high, size = first - (second - first) / 2, entry["rows"][-1] + (second - first) / 2, len(image)
     axes.imshow(0.7 + 0.3 * image.mean(2), "gray", vmin=0, vmax=1, extent=(0, size, size, 0))
-    shown = np.zeros((*occlusion.predicted.shape, 4))  # transparent
-    numbers, counts = occlusion.predicted[occlusion.predicted != occlusion.whole[2]].unique(return_counts=True)
+    shown = np.zeros((*predicted.shape, 4))  # transparent
     patches = []
-    for n in counts.argsort(descending=True, stable=True).tolist():
-        number, share = numbers[n].item(), counts[n].item() / occlusion.predicted.numel()
-        shown[occlusion.predicted == number] = colors[number]
-        patches.append(Patch(color=colors[number], label=f"{truncate(classes[number], 9)} {format_percent(share)}"))
+    for name, count in changes_of(entry).most_common():
+        shown[predicted == name] = colors[name]
+        label = f"{truncate(name, 9)} {format_percent(count / predicted.size)}"
+        patches.append(Patch(color=colors[name], label=label))
     axes.imshow(shown, interpolation="nearest", extent=(low, high, high, low))
     axes.set(xlim=(0, size), ylim=(size, 0))
     axes.legend(

@@ -22,6 +22,7 @@ from matplotlib.text import Text
 from narrow import make_narrow
 from PIL import Image
 from run_checks import run_on
+from torchvision.models.feature_extraction import create_feature_extractor
 
 import visualizer
 from dataset.shapes import CLASSES, draw_shapes
@@ -87,6 +88,13 @@ def random_network():
     """A ResNet-18 in float64 and evaluation mode, its batch norms far from the identity."""
     torch.manual_seed(0)
     return randomise_batch_norm(ResNet18(10)).double().eval()
+
+
+def torchvision_layers(network, nodes):
+    """torchvision's ResNet-18 with these weights; called with images, it returns the layers that `nodes` names."""
+    theirs = torchvision.models.resnet18(num_classes=network.fc.out_features)
+    theirs.load_state_dict(network.state_dict())
+    return create_feature_extractor(theirs.to(network.fc.weight).eval(), nodes)
 
 
 drawn_shapes = functools.cache(draw_shapes)  # do not write to the arrays

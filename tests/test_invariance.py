@@ -1,5 +1,6 @@
 """Invariance: the transformations against PIL and by hand, the distances against torchvision, the figure."""
 
+import itertools
 import json
 import math
 from contextlib import redirect_stdout
@@ -9,12 +10,10 @@ from io import StringIO
 import numpy as np
 import pytest
 import torch
-import torchvision
-from conftest import assert_inside
+from conftest import assert_inside, torchvision_layers
 from PIL import Image
-from torchvision.models.feature_extraction import create_feature_extractor
 
-from analysis.inspection import inspect
+from analysis.inspection import Picture, class_to_explain, inspect, one_per_class
 from analysis.settings import Settings
 from figures import FIGURES
 from figures.invariance import (
@@ -50,35 +49,6 @@ def drawn(inspection):
     return figure, content, printed.getvalue()
 
 
-@pytest.mark.parametrize("name", TRANSFORMATIONS)
-def test_no_transformation_changes_nothing_at_all(name):
-    transformation = TRANSFORMATIONS[name]
-    coarse = replace(transformation, values=(transformation.values[-1], transformation.neutral))
-    images = torch.randn(3, 3, 32, 32)
-    network = ResNet18(4).eval()
-    found = sensitivity(network, images, torch.tensor([0, 3, 1]), coarse, batch_size=2)
-    for layer in COMPARED_LAYERS:
-        assert found[layer][:, 1].eq(0).all() and found[layer][:, 0].gt(0.01).all()
-    assert torch.allclose(transformation.apply(images, transformation.neutral), images, atol=1e-5)
-    with torch.no_grad():
-        chances = network(images).softmax(1)[[0, 1, 2], [0, 3, 1]].double()
-    assert torch.allclose(found["probability"][:, 1], chances, atol=1e-6)
-
-
-def test_a_shift_by_a_multiple_of_the_stride_moves_conv1(random_network):
-    image = torch.zeros(1, 3, 224, 32, dtype=torch.float64)
-    image[:, :, 100:120] = torch.randn(1, 3, 20, 32, dtype=torch.float64)
-    with torch.no_grad():
-        before = random_network.trace(image, "conv1").features["conv1"]
-    rows = slice(49, 62)  # row n sees 2n - 3 to 2n + 3, and some of 100 to 119
-    moved = before[:, :, :1].repeat(1, 1, 112, 1)  # row 0 sees the background alone
-    moved[:, :, 52:65] = before[:, :, rows]
-    expected = (moved - before).norm() / before.norm()
-    shift = replace(TRANSFORMATIONS["translation"], values=(6,))
-    found = sensitivity(random_network, image, torch.tensor([0]), shift)["conv1"].item()
-    assert found == pytest.approx(expected.item(), rel=1e-10) and found > 0.1
-
-
 def test_shifts_fill_with_the_mean_color_and_are_in_proportion():
     image = torch.arange(1.0, 65)[:, None].expand(1, 3, 64, 64)
     assert [shift_in_pixels(by, 64) for by in (60, -60, 10, 0)] == [17, -17, 3, 0]
@@ -102,25 +72,24 @@ def test_rotating_and_enlarging_are_pils(degrees, scale):
     assert corner[0, 0] == 0 and corner[24, 24] == pytest.approx(1)
 
 
-def test_distances_are_torchvisions():
-    network = ResNet18(5).eval()
-    theirs = torchvision.models.resnet18(num_classes=5)
-    theirs.load_state_dict(network.state_dict())
+@pytest.mark.parametrize("name, values", [("translation", (0, 60)), ("scale", (1, 1.4)), ("rotation", (0, 40, 130))])
+def test_distances_are_torchvisions(name, values):
+    network, numbers = ResNet18(5).eval(), (4, 0, 2)
     nodes = {"relu": "conv1", "layer4": "conv5_x", "flatten": "pooled", "fc": "logits"}
-    theirs = create_feature_extractor(theirs.eval(), nodes)
+    theirs = torchvision_layers(network, nodes)
     images = torch.randn(3, 3, 48, 48)
-    turn = replace(TRANSFORMATIONS["rotation"], values=(0, 40, 130))
-    found = sensitivity(network, images, torch.tensor([4, 0, 2]), turn, batch_size=2)
-    for n, number in enumerate((4, 0, 2)):
+    transformation = replace(TRANSFORMATIONS[name], values=values)
+    measured = sensitivity(network, images, torch.tensor(numbers), transformation, batch_size=2)
+    assert torch.allclose(transformation.apply(images, values[0]), images, atol=1e-5)  # the neutral value
+    for step, value in enumerate(values):
         with torch.no_grad():
-            whole = theirs(images[n : n + 1])
-            for step, degrees in enumerate(turn.values):
-                changed = theirs(rotate(images[n : n + 1], degrees))
-                chance = changed["logits"][0].softmax(0)[number].item()
-                assert found["probability"][n, step].item() == pytest.approx(chance, abs=1e-5)
-                for layer in COMPARED_LAYERS:
-                    distance = (changed[layer] - whole[layer]).norm() / whole[layer].norm()
-                    assert found[layer][n, step].item() == pytest.approx(distance.item(), abs=1e-4)
+            whole, changed = theirs(images), theirs(transformation.apply(images, value) if step else images)
+        chances = changed["logits"].softmax(1)[range(3), numbers].double()
+        assert torch.allclose(measured["probability"][:, step], chances, atol=1e-5)
+        for layer in COMPARED_LAYERS:
+            distances = (changed[layer] - whole[layer]).flatten(1).norm(dim=1) / whole[layer].flatten(1).norm(dim=1)
+            assert torch.allclose(measured[layer][:, step], distances.double(), atol=1e-4)
+            assert measured[layer][:, step].eq(0).all() if step == 0 else measured[layer][:, step].gt(0.01).all()
 
 
 def test_features_of_zero_have_no_distance():
@@ -134,27 +103,24 @@ def test_features_of_zero_have_no_distance():
 
 def test_the_figure_shows_the_json(inspection, drawn):
     figure, content, printed = drawn
-    assert printed == "invariance: 3 images instead of 5, the searched images have no more classes\n"
+    assert "3 images instead of 5" in printed and printed.count("\n") == 1
     assert content["classes"] == ["disk", "ring", "stripes"] and content["many"] == list(range(12))
-    curves = [axes for axes in figure.get_axes() if len(axes.lines) > 1]
-    assert len(curves) == 12
-    for row, name in enumerate(TRANSFORMATIONS):
-        found = content[name]
-        assert found["many_values"] == found["values"][:: TRANSFORMATIONS[name].every]
-        for column, measured in enumerate(MEASURES):
-            *lines, mean = curves[4 * row + column].lines
-            assert np.allclose([line.get_ydata() for line in lines], found["examples"][measured])
-            assert all(list(line.get_xdata()) == found["values"] for line in lines)
-            assert np.allclose(mean.get_ydata(), found["many"][measured]["mean"])
-            (band,) = curves[4 * row + column].collections
-            edge = band.get_paths()[0].vertices[:, 1]
-            assert {edge.min(), edge.max()} == {
-                min(found["many"][measured]["low"]),
-                max(found["many"][measured]["high"]),
-            }
     assert content["translation"]["values"] == [-9, -7, -6, -4, -3, -1, 0, 1, 3, 4, 6, 7, 9]  # of 32 pixels
     json.dumps(content, allow_nan=False)
-    tiles = [axes.get_images()[0].get_array() for axes in figure.get_axes() if axes.get_images()]
+    curves = [axes for axes in figure.get_axes() if len(axes.lines) > 1]
+    for axes, (name, measure) in zip(curves, itertools.product(TRANSFORMATIONS, MEASURES), strict=True):
+        shown, many = content[name], content[name]["many"][measure]
+        assert shown["many_values"] == shown["values"][:: TRANSFORMATIONS[name].every]
+        *lines, mean = axes.lines
+        assert np.allclose([line.get_ydata() for line in lines], shown["examples"][measure])
+        assert all(list(line.get_xdata()) == shown["values"] for line in lines)
+        assert np.allclose(mean.get_ydata(), many["mean"])
+        edge = axes.collections[0].get_paths()[0].vertices[:, 1]
+        assert {edge.min(), edge.max()} == {min(many["low"]), max(many["high"])}
+    tile_axes = [axes for axes in figure.get_axes() if axes.get_images()]
+    labels = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in tile_axes]
+    assert labels == [["\N{MINUS SIGN}9", "0", "9"], ["1", "1.4", "1.8"], ["0", "50", "100"]]
+    tiles = [axes.get_images()[0].get_array() for axes in tile_axes]
     assert [tile.shape for tile in tiles] == [(3 * 34 - 2, 3 * 34 - 2, 3)] * 3
     expected = inspection.resized(inspection.images[content["images"]]).movedim(1, -1)
     for shift, column in ((-9, 0), (0, 34), (9, 68)):  # pixels of 32
@@ -164,15 +130,28 @@ def test_the_figure_shows_the_json(inspection, drawn):
             assert np.allclose(tile[rows], np.roll(image, shift, 0)[rows], atol=1e-5)
 
 
+def test_one_image_of_each_class_recognised_if_possible(inspection):
+    logits = torch.zeros(12, 3)
+    logits[1, 0] = logits[7, 1] = 9.0  # recognised
+    logits[0, 0] = 0.1  # correct, but not confident
+    logits[8:, 0] = 1.0  # wrong
+    logits[2, 1] = logits[4, 0] = 9.0
+    assert inspection.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    changed = replace(inspection, search=replace(inspection.search, logits=logits))
+    without = replace(changed, labels=torch.tensor([0] * 4 + [1] * 8))  # a class without images
+    strange = replace(changed, label_names=("a", "b", "c"))
+    for searched, count, origins in (
+        (changed, 5, [1, 7, 8]), (changed, 1, [1]), (without, 5, [1, 7]), (strange, 5, [1, 2]),
+    ):  # fmt: skip
+        assert [picture.origin for picture in one_per_class(searched, count)] == origins
+    for label, number in (("ring", 1), (None, 2), ("cow", 2)):
+        assert class_to_explain(inspection, Picture("", "", inspection.images[0], label, 0), 2) == number
+
+
 def test_no_text_leaves_the_figure():
     content = {"classes": ["American_Staffordshire_Terrier <b>$x$"] * 5, "many": list(range(200))}
     for name, transformation in TRANSFORMATIONS.items():
         values, rows = list(transformation.values), RANDOM.rand(5, len(transformation.values)) * 9
-        summary = statistics(torch.from_numpy(rows))
-        content[name] = {
-            "values": values,
-            "examples": dict.fromkeys(MEASURES, rows),
-            "many_values": values,
-            "many": dict.fromkeys(MEASURES, summary),
-        }
+        content[name] = {"values": values, "examples": dict.fromkeys(MEASURES, rows), "many_values": values}
+        content[name]["many"] = dict.fromkeys(MEASURES, statistics(torch.from_numpy(rows)))
     assert_inside(invariance_figure(content, {name: RANDOM.rand(5, 3, 8, 8, 3) for name in TRANSFORMATIONS}))
