@@ -17,6 +17,7 @@ from analysis.blocks import block_means, estimate, importance_ranks
 from analysis.channels import chosen_channels
 from analysis.importance import METHODS, ImportanceBatch, random_maps
 from analysis.inspection import Inspection, inspect, spread
+from analysis.relevance import pixel_box
 from analysis.settings import Settings
 from dataset.preprocess import Preprocess
 from figures.faithfulness import (
@@ -33,6 +34,8 @@ from figures.faithfulness import (
 from network import ResNet18
 from reverse_network import ReverseResNet18
 from runtime.checkpoint import SHIPPED, load_network
+
+BOX = pixel_box([0.5] * 3, [0.1] * 3)
 
 
 class TestCurves:
@@ -76,13 +79,13 @@ def test_maps_against_autograd(random_network):
     for classes, expected_classes in ((None, logits.argmax(1)), (torch.tensor([4, 0]),) * 2):
         (gradient,) = torch.autograd.grad(logits[[0, 1], expected_classes].sum(), images, retain_graph=True)
         with torch.inference_mode():
-            batch = ImportanceBatch(random_network, images, images, torch.tensor([0, 1]), classes=classes)
+            batch = ImportanceBatch(random_network, images, images, torch.tensor([0, 1]), BOX, classes=classes)
             assert torch.equal(batch.classes, expected_classes)
             for name, expected in (
                 ("gradient", gradient.abs().sum(1)),
                 ("gradient x input", (gradient * images).sum(1)),
             ):
-                assert (METHODS[name](batch) - expected).norm() < 1e-10 * expected.norm()
+                assert (batch.map(name) - expected).norm() < 1e-10 * expected.norm()
 
 
 def test_methods_share_a_trace_and_compute_no_picture_that_they_do_not_use(random_network, monkeypatch):
@@ -92,12 +95,12 @@ def test_methods_share_a_trace_and_compute_no_picture_that_they_do_not_use(rando
     monkeypatch.setattr(ReverseResNet18, "forward", lambda self, *args: rules.append(self.rule) or go_back(self, *args))
     with torch.inference_mode():
         images = torch.rand(2, 3, 40, 40, dtype=torch.float64)
-        batch = ImportanceBatch(random_network, images, images, torch.tensor([0, 1]))
+        batch = ImportanceBatch(random_network, images, images, torch.tensor([0, 1]), BOX)
         for name in ("class activation map", "Sobel edges", "random"):
-            assert METHODS[name](batch).shape == (2, 40, 40)
+            assert batch.map(name).shape == (2, 40, 40)
         assert len(traced) == 1 and not rules
-        for name in ("guided", "guided x input"):
-            METHODS[name](batch)
+        for name in ("guided", "guided x input", "guided x CAM", "CAM + guided"):
+            batch.map(name)
         assert len(traced) == 1 and rules == ["guided"]
 
 
