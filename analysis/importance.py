@@ -125,8 +125,8 @@ def class_activation_map(batch: ImportanceBatch) -> Tensor:
     return batch.upscale(batch.evidence)
 
 
-@method("LayerCAM conv3_x", stage="conv3_x")
 @method("LayerCAM conv4_x", stage="conv4_x")
+@method("LayerCAM conv3_x", stage="conv3_x")
 def layer_cam(batch: ImportanceBatch, stage: str) -> Tensor:
     """Positive gradient x activation, summed over a stage's channels (Jiang et al. 2021, equations 4 and 5)."""
     return batch.upscale((batch.gradient(stage).clamp(min=0) * batch.trace.features[stage]).sum(1))

@@ -39,9 +39,9 @@ class Picture:
     origin: int | str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedNetwork:
-    """A network as its checkpoint gives it, without any image.
+    """A network as its checkpoint gives it, without any image; equal only to itself, so that results can be cached.
 
     checkpoint  the file it was read from
     network     in evaluation mode, on `device`
@@ -59,7 +59,7 @@ class LoadedNetwork:
     root: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PictureInspection(LoadedNetwork):
     """A network that can be shown images.
 
@@ -79,7 +79,7 @@ class PictureInspection(LoadedNetwork):
         return resize(images, self.metadata.image_size)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ImageInspection(PictureInspection):
     """A network with its test images.
 
@@ -116,7 +116,7 @@ class ImageInspection(PictureInspection):
         return (self.inputs(self.images[part]) for part in parts)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Inspection(ImageInspection):
     """A network with its test images and their search, as most figures need it.
 

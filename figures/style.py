@@ -109,7 +109,7 @@ def _wrapped(title: str, caption: Iterable[str], width: float) -> tuple[list[str
 
 def wrap(text: str, inches: float, points: float = STYLE["font.size"], weight: str = "normal") -> list[str]:
     """The text in lines that are at most this wide; a longer word has a line of its own."""
-    font = font_manager.FontProperties(rcParams["font.family"], weight=weight, size=points)
+    font = font_manager.FontProperties(family=rcParams["font.family"], weight=weight, size=points)
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

@@ -1,15 +1,24 @@
-"""The importance maps against Captum and pytorch-grad-cam."""
+"""The importance maps against Captum and pytorch-grad-cam, and their figure."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from captum.attr import GuidedGradCam, IntegratedGradients, NoiseTunnel, Saliency
+from conftest import assert_inside
 
+import visualizer
 from analysis import importance
 from analysis.importance import METHODS, ImportanceBatch, add_detail, saliency
+from analysis.inspection import add_pictures, add_preprocessing, inspect, load_inspection
 from analysis.relevance import pixel_box, relevance
+from analysis.settings import Settings
+from figures import faithfulness
+from figures.attributions import AGAINST, FOR, attributions_figure, draw_attributions, overlay
+from figures.faithfulness import draw_faithfulness
+from figures.image_grid import to_array
 
 SIZE = (42, 34)
 CLASSES = torch.tensor([3, 8])
@@ -130,3 +139,95 @@ def test_detail_is_averaged_over_17_pixels_at_224_and_both_maps_are_scaled():
     expected[0, 92:109, 42:59] += 1
     assert torch.allclose(add_detail(coarse, sharp), expected)
     assert torch.equal(add_detail(coarse, 0 * sharp), coarse / -coarse.amin())
+
+
+SETTINGS = Settings(score_images=2, methods=("gradient", "CAM + guided", "relevance", "random", "SmoothGrad"))
+
+
+def rows_of(figure):
+    """Names and pictures of the rows, each (columns, H, W, 3): the image in every block, then the methods."""
+    names = [text.get_text().splitlines() for text in figure.texts]
+    shown = np.stack([axes.get_images()[0].get_array() for axes in figure.get_axes()])
+    return names, shown.reshape(len(names), -1, *shown.shape[1:])
+
+
+def expected_maps(inspection, stored, name):
+    """`overlay` of a method's maps, from the registry."""
+    images, inputs = inspection.resized(stored), inspection.inputs(stored)
+    box = pixel_box(inspection.metadata.mean, inspection.metadata.std)
+    with torch.inference_mode():
+        batch = ImportanceBatch(inspection.network, images, inputs, torch.arange(len(stored)), box)
+        return overlay(to_array(images), METHODS[name](batch))
+
+
+@pytest.fixture(scope="module")
+def inspection(small_run):
+    return inspect(small_run / "model.pt", SETTINGS, "cpu")
+
+
+def test_the_figure_shows_the_maps_by_score(inspection, monkeypatch):
+    counted, curves = [], faithfulness.class_curves
+    monkeypatch.setattr(faithfulness, "class_curves", lambda *args: counted.append(args) or curves(*args))
+    _, (_, scored) = draw_faithfulness(inspection, SETTINGS)
+    (_, figure), (_, content) = draw_attributions(inspection, SETTINGS)
+    assert len(counted) == 1, "both figures share the scores"
+    scores = [scored["methods"][name]["score"] for name in content["methods"]]
+    assert set(content["methods"]) == set(SETTINGS.methods) and scores == sorted(scores, reverse=True)
+    names, rows = rows_of(figure)
+    assert [name[0] for name in names] == ["image", "image", *content["methods"]]
+    assert (names[-1][-1] == "baseline") == (names[-1][0] == "random")
+    stored = inspection.images[[entry["image"] for entry in content["images"]]]
+    labels = inspection.labels[[entry["image"] for entry in content["images"]]].tolist()
+    assert len(stored) == len(set(labels)) == 3
+    assert np.array_equal(rows[0], to_array(inspection.resized(stored)))
+    for (name, score, *_), row in zip(names[2:], rows[2:], strict=True):
+        assert score == faithfulness.format_score(content["methods"][name])
+        np.testing.assert_allclose(row, expected_maps(inspection, stored, name), atol=1e-5)
+    assert_inside(figure)
+
+
+def test_ones_own_images_need_no_test_images(small_run, inspection):
+    files = sorted(map(str, (small_run.parent / "pictures" / "test").glob("*/*.png")))[:2]
+    own = add_pictures(add_preprocessing(load_inspection(small_run / "model.pt", "cpu")), files)
+    *figures, (_, content) = draw_attributions(own, SETTINGS)
+    assert content["methods"] == dict.fromkeys(SETTINGS.methods) and len(content["images"]) == len(figures) == 2
+    for picture, (path, figure) in zip(own.pictures, figures, strict=True):
+        assert path.parts == (picture.folder, "attributions")
+        names, rows = rows_of(figure)
+        assert names == [["image"]] * 3 + [[name] for name in SETTINGS.methods[:3]] + [
+            ["random", "baseline"],
+            ["SmoothGrad"],
+        ]
+        np.testing.assert_allclose(rows[3], expected_maps(own, picture.image[None], "gradient"), atol=1e-5)
+        assert_inside(figure)
+    *_, (_, content) = draw_attributions(replace(inspection, pictures=own.pictures), SETTINGS)
+    assert None not in content["methods"].values()
+
+
+def test_colors_of_a_map():
+    maps = torch.tensor([[[0.0, 4, -4], [2, -8, 1]]])  # 8 is beyond the 99 % quantile, 7.8
+    shown = overlay(np.full((1, 2, 3, 3), 1.0), maps)[0]
+    share = 4 / maps.abs().flatten().quantile(0.99).item()
+    assert shown[0, 0] == pytest.approx([1] * 3) and shown[1, 1] == pytest.approx(AGAINST)
+    assert shown[0, 1] == pytest.approx(1 - share + share * np.array(FOR))
+    assert shown[0, 2] == pytest.approx(1 - share + share * np.array(AGAINST))
+    assert np.array_equal(overlay(np.ones((1, 2, 3, 3)), 0 * maps), np.ones((1, 2, 3, 3)))
+
+
+def test_methods_are_chosen_by_name(capsys):
+    args = visualizer.parse_args(["--methods", "random", "CAM + guided", "random"])
+    assert visualizer.settings_from(args).methods == ("random", "CAM + guided")
+    assert visualizer.settings_from(visualizer.parse_args([])).methods == tuple(METHODS)
+    with pytest.raises(SystemExit):
+        visualizer.parse_args(["--methods", "CAM"])
+    assert "'class activation map'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_no_text_leaves_the_figure(count):
+    maps = {name: torch.rand(count, 8, 8) for name in METHODS}
+    scores = {name: {"score": -0.12, "low": -0.25, "high": -0.02} for name in METHODS}
+    classes = ["American_Staffordshire_Terrier <b>$x$"] * count
+    figure = attributions_figure(np.zeros((count, 8, 8, 3)), classes, maps, scores, "A title", "A long caption. " * 30)
+    assert_inside(figure)
+    assert figure.get_figheight() < 10.5

@@ -45,6 +45,7 @@ FIXED_NAMES = {
     "mirrors",
     "sanity",
     "faithfulness",
+    "attributions",
     "correspondence",
     "confusion_matrix",
     "mistakes",
