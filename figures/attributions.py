@@ -24,9 +24,9 @@ CAPTION = (
     "method has one scale; the strongest 1 % of its pixels are clipped. "
 )
 SCORED = (
-    "The score is the network's own answer to removed blocks: how much more of the class's probability is lost when the "
-    "blocks that a map calls important are removed first than when they are removed last (mean and 95 % interval over "
-    "{count:,} test images; 0: chance)."
+    "The score is the network's own answer to removed blocks: how much more of the class's probability is lost when "
+    "the blocks that a map calls important are removed first than when they are removed last (mean and 95 % interval "
+    "over {count:,} test images; 0: chance)."
 )
 NOT_SCORED = "The methods are not scored: that needs the test images."
 

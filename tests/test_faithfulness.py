@@ -16,7 +16,7 @@ from analysis.activations import split_dead_channels
 from analysis.blocks import block_means, estimate, importance_ranks
 from analysis.channels import chosen_channels
 from analysis.importance import METHODS, ImportanceBatch, random_maps
-from analysis.inspection import Inspection, inspect, spread
+from analysis.inspection import ImageInspection, inspect, spread
 from analysis.relevance import pixel_box
 from analysis.settings import Settings
 from dataset.preprocess import Preprocess
@@ -111,7 +111,20 @@ def shipped():
     metadata = replace(metadata, image_size=112)
     images, labels, _ = (torch.from_numpy(each[:24].copy()) for each in drawn_shapes("test"))
     preprocess = Preprocess(112, metadata.mean, metadata.std)
-    return Inspection(SHIPPED, network, metadata, torch.device("cpu"), "shapes", "", preprocess, images, labels)
+    return ImageInspection(
+        checkpoint=SHIPPED,
+        network=network,
+        metadata=metadata,
+        device=torch.device("cpu"),
+        source="shapes",
+        root="",
+        preprocess=preprocess,
+        images=images,
+        labels=labels,
+        label_names=metadata.classes,
+        files=None,
+        searched=torch.arange(24),
+    )
 
 
 def test_the_class_activation_map_with_torchvisions_network_from_the_definition(shipped):
