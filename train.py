@@ -20,8 +20,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
 from dataclasses import fields
-from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -32,18 +30,17 @@ from dataset.placement import IMAGES_ON
 from dataset.sources import DATASETS
 from network import ResNet18
 from runtime import checkpoint
-from runtime.checkpoint import CheckpointError, Metadata
+from runtime.checkpoint import CheckpointError
 from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder, size_and_epochs
 from runtime.device import keep_freed_memory, pick_device, pick_precision
 from runtime.signals import exclusive_lock, graceful_shutdown
 from training.data import load_data
 from training.distributed import World, join_world
-from training.loop import Loop, Settings, final_result, summarize
-from training.optimizer import DEFAULT_GAMMA, SCHEDULES, Optimization, learning_rate, sgd
+from training.loop import Loop, final_result, summarize
+from training.optimizer import DEFAULT_GAMMA, SCHEDULES, Optimization, learning_rate
 from training.plan import Plan
 from training.resume import check_resumable, check_unused, load_resume_state
-from training.run import Run
-from training.step import EMA
+from training.run import Run, Settings
 
 
 def parse_args(argv=None):
@@ -53,8 +50,7 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("data").add_argument
     add("--data", default="cifar10", help=f"{', '.join(DATASETS)}, or a folder with train/ and test/<class>/*")
-    add("--root", default="data",
-        help="folder that CIFAR-10 is downloaded to, and that a folder's images are decoded to, once")  # fmt: skip
+    add("--root", default="data", help="folder for CIFAR-10's download and for the decoded images of a folder")
     add("--image-size", type=number(int, least=8, most=4096),
         help="side of the network's input in pixels (default: 224, or the last of --sizes)")  # fmt: skip
     add("--augment", action=BooleanOptionalAction, default=True, help="random augmentation, as set below")
@@ -65,10 +61,8 @@ def parse_args(argv=None):
     add("--cutmix", type=number(float, least=0, most=1), default=0.0, metavar="P",
         help="probability of CutMix: a batch's images get a box of other images, which share in the loss")  # fmt: skip
     add("--scale-crop", type=number(float, above=0, most=1), metavar="MIN",
-        help="for photographs, instead of --shift: a random box of MIN to 1 of the image's area, aspect ratio 3/4 to "
-        "4/3, resized to the image size, as torchvision's RandomResizedCrop")  # fmt: skip
-    add("--hold-out", type=number(int, least=0), default=0,
-        help="number of training images to hold out for validation; they replace the test images")  # fmt: skip
+        help="for photographs, instead of --shift: RandomResizedCrop with MIN to 1 of the image's area")  # fmt: skip
+    add("--hold-out", type=number(int, least=0), default=0, help="training images that replace the test images")
 
     add = parser.add_argument_group("optimization").add_argument
     add("--epochs", type=count, help="number of epochs (default: 50, or the sum of --sizes)")
@@ -94,12 +88,10 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--images-on", choices=IMAGES_ON, default="auto",
-        help="keep the images on the device, or on the host and copy a batch at a time; auto: on the device if they "
-        "take less than half of its free memory")  # fmt: skip
+    add("--images-on", choices=IMAGES_ON, default="auto", help="keep the images on the device, or on the host and copy "
+        "a batch at a time; auto: on the device if they take less than half of its free memory")  # fmt: skip
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-        help="auto: bf16 where it is native (NVIDIA Ampere or newer; CPUs with AVX512-BF16 or AMX), else fp32; fp32 "
-        "convolutions use TF32 on newer NVIDIA GPUs")  # fmt: skip
+        help="auto: bf16 where it is native, else fp32, whose convolutions use TF32 on newer NVIDIA GPUs")  # fmt: skip
     add("--compile", action="store_true", help="compile the network with torch.compile")
     add("--cuda-graph", action=BooleanOptionalAction,
         help="replay each iteration as one CUDA graph (default: on a CUDA GPU with one process)")  # fmt: skip
@@ -110,8 +102,7 @@ def parse_args(argv=None):
     add("--save-every", type=count, help="iterations between checkpoints (default: about once a minute)")
     add("--snapshots", type=count, nargs="+", default=[], metavar="EPOCH",
         help="epochs after which to save the weights, for evolution.png")  # fmt: skip
-    add("--test-flip", action="store_true",
-        help="at the end, also evaluate the mean over each image and its mirror image")  # fmt: skip
+    add("--test-flip", action="store_true", help="at the end, also evaluate each image averaged with its mirror image")
     add("--tensorboard", action="store_true", help="also write event files (needs the package tensorboard)")
     add("--resume", action="store_true", help="continue the interrupted run in --out exactly")
     add("--overwrite", action="store_true", help="replace the run in --out")
@@ -121,11 +112,11 @@ def parse_args(argv=None):
         parser.error("--resume continues a run, --overwrite replaces it: pass one of them")
     if args.lr_gamma and args.schedule not in DEFAULT_GAMMA:
         parser.error(f"--lr-gamma has no effect on --schedule {args.schedule}: leave it out")
-    args.lr_gamma = args.lr_gamma or DEFAULT_GAMMA.get(args.schedule)
     if args.cutmix and args.scale_crop:
         parser.error("--cutmix needs the images' common pixel grid, which --scale-crop resizes: leave one of them out")
     if args.nesterov and not args.momentum:
         parser.error("--nesterov needs --momentum above 0")
+    args.lr_gamma = args.lr_gamma or DEFAULT_GAMMA.get(args.schedule)
     set_sizes(parser, args)
     if late := [epoch for epoch in args.snapshots if epoch > args.epochs]:
         parser.error(f"--snapshots {late[0]} is after the last epoch, {args.epochs}: leave it out")
@@ -138,59 +129,51 @@ def set_sizes(parser: ArgumentParser, args) -> None:
         args.epochs, args.image_size = args.epochs or 50, args.image_size or 224
         return
     sizes, epochs = zip(*args.sizes, strict=True)
-    if any(after <= before for before, after in pairwise(sizes)):
+    if list(sizes) != sorted(set(sizes)):
         parser.error(f"--sizes {' '.join(map(str, sizes))}: the image sizes must increase")
-    total, last = sum(epochs), sizes[-1]
-    if args.epochs not in (None, total):
-        parser.error(f"--epochs {args.epochs} contradicts --sizes, which has {total}: leave one of them out")
-    if args.image_size not in (None, last):
-        parser.error(f"--image-size {args.image_size} contradicts --sizes, which ends at {last}: leave one of them out")
-    args.epochs, args.image_size = total, last
-
-
-def augmentation(args) -> Augmentation:
-    """The augmentation at the last image size."""
-    if not args.augment:
-        return Augmentation(0, "none", 0)
-    return Augmentation(0 if args.scale_crop else args.shift, args.flip, args.cutout, args.scale_crop, args.cutmix)
+    for name, derived in (("epochs", sum(epochs)), ("image_size", sizes[-1])):
+        if getattr(args, name) not in (None, derived):
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag} {getattr(args, name)} contradicts --sizes ({derived}): leave one of them out")
+        setattr(args, name, derived)
 
 
 def make_settings(args, device: torch.device) -> Settings:
     """The settings of the training loop, of its augmentation and of its optimizer."""
 
-    def by_flag(kind: type) -> dict:
-        return {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)}
+    def by_flag(kind: type, **changes) -> dict:
+        return {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)} | changes
 
-    settings = by_flag(Settings)
-    settings["precision"] = pick_precision(args.precision, device, args.image_size)  # --sizes are at least 32
-    return Settings(**settings, augmentation=augmentation(args), optimization=Optimization(**by_flag(Optimization)))
+    augmentation = Augmentation(0, "none")
+    if args.augment:
+        augmentation = Augmentation(**by_flag(Augmentation, shift=0 if args.scale_crop else args.shift))
+    precision = pick_precision(args.precision, device, args.image_size)  # --sizes are at least 32
+    optimization = Optimization(**by_flag(Optimization))
+    return Settings(**by_flag(Settings, precision=precision, augmentation=augmentation, optimization=optimization))
 
 
 def train(args, world: World) -> None:
     """The recipe: data, network, optimizer, loop."""
-    out, device = Path(args.out), pick_device(args.device, world.local_rank)
+    device = pick_device(args.device, world.local_rank)
     torch.backends.cudnn.benchmark = True  # shapes are static within an image size
     settings = make_settings(args, device)
-    state = world.broadcast(partial(earlier_state, args))
+    state = world.broadcast(lambda: earlier_state(args))
 
     # data: uint8, on the device or on the host
     data = load_data(args.data, args.root, args.image_size, args.hold_out, device, args.images_on, world)
     plan = make_plan(args, len(data.train[0]), world)
-    metadata = Metadata(data.classes, data.mean, data.std, args.image_size, config=vars(args))
     if state:
         check_resumable(state, data, plan)
 
-    # network and optimizer
+    # network, optimizer, moving average
     network = make_network(args, len(data.classes), not state, world)
     network.to(device, memory_format=torch.channels_last).train()
-    optimizer = sgd(network, settings.optimization)
-    ema = EMA(network, args.ema_decay) if args.ema_decay else None
-    run = Run(out, network, optimizer, plan, metadata, ema, world, data.fingerprint, settings.precision)
+    run = Run(Path(args.out), network, data, settings, plan, vars(args), world)
     run.begin(state, args.tensorboard)
     del state  # its tensors would stay in memory
 
     # loop
-    loop = Loop(run, data, settings, suggest_shorter=args.data != "shapes")
+    loop = Loop(run, suggest_shorter=args.data != "shapes")
     with graceful_shutdown(world.size == 1, world.is_main) as signals, loop.progress.bar, run.writer or nullcontext():
         loop.progress.say(loop.describe())
         stop = train_epochs(loop, signals)
@@ -200,7 +183,7 @@ def train(args, world: World) -> None:
             print(f"stopped after iteration {run.step:,}; to continue: the same command with --resume{instead}")
             sys.exit(128 + stop)
         loop.end()
-    finish(loop, loop.evaluate(flip=True)[1] if args.test_flip else None)
+    finish(run, loop.evaluate(flip=True)[1] if args.test_flip else None)
 
 
 def train_epochs(loop: Loop, signals: list[int]) -> int:
@@ -209,7 +192,7 @@ def train_epochs(loop: Loop, signals: list[int]) -> int:
     for epoch in range(run.step // plan.steps_per_epoch, math.ceil(plan.total_steps / plan.steps_per_epoch)):
         step, batches = loop.start_epoch(epoch)
         for batch in batches:  # of one iteration: images and crops
-            run.set_learning_rate(learning_rate(run.step, plan, loop.settings.optimization))
+            run.set_learning_rate(learning_rate(run.step, plan, run.settings.optimization))
             run.count(step(*batch))
             if stop := loop.end_step(signals):
                 return stop
@@ -227,14 +210,13 @@ def earlier_state(args) -> dict | None:
 
 def make_plan(args, train_images: int, world: World) -> Plan:
     """The length of the run; an incomplete last batch of an epoch is left out."""
-    if args.batch_size % world.size or args.batch_size < 2 * world.size > 2:
-        raise DataError(
-            f"--batch-size {args.batch_size} is for all {world.size} processes: pass a multiple of {world.size}, "
-            f"at least {2 * world.size}"
-        )
-    steps_per_epoch = train_images // args.batch_size
+    size, processes = args.batch_size, world.size
+    if size % processes or size < 2 * processes > 2:
+        wanted = f"a multiple of {processes}, at least {2 * processes}"
+        raise DataError(f"--batch-size {size} is for all {processes} processes: pass {wanted}")
+    steps_per_epoch = train_images // size
     if steps_per_epoch == 0:
-        raise DataError(f"--batch-size {args.batch_size} is more than the {train_images} training images: lower it")
+        raise DataError(f"--batch-size {size} is more than the {train_images} training images: lower it")
     sizes = tuple(args.sizes or [(args.image_size, args.epochs)])
     return Plan(sizes, steps_per_epoch, min(args.epochs * steps_per_epoch, args.max_steps or math.inf))
 
@@ -250,9 +232,9 @@ def make_network(args, num_classes: int, is_new: bool, world: World) -> ResNet18
     return network
 
 
-def finish(loop: Loop, flip_accuracy: float | None) -> None:
+def finish(run: Run, flip_accuracy: float | None) -> None:
     """Writes model.pt and the training curves, and prints the result and the next command."""
-    run, result = loop.run, final_result(loop, flip_accuracy)
+    result = final_result(run, flip_accuracy)
     if not run.world.is_main:
         return
     run.save_model(result)

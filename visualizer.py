@@ -151,7 +151,7 @@ def visualize(args, command: str) -> bool:
     numbers = summary(inspection, settings)
     for stage, dead in numbers.get("dead_channels", {}).items():
         if len(dead) == CHANNELS[stage]:
-            print(f"{stage}: no image excites any channel at the units searched")
+            print(f"{stage}: all channels are zero at all units searched")
     outcomes = {name: Outcome(reason=reason) for name, reason in left_out.items()}
     for name in (bar := tqdm(names, unit="figures", leave=False, disable=None)):
         bar.set_description(name)

@@ -20,7 +20,7 @@ from reverse_network import ReverseResNet18
 
 SCALE_QUANTILE = 0.99
 ROUNDING = 1e-6  # share of a tile's maximum up to which its values count as zero
-GROUP_BYTES = 2**29  # of uncropped reconstructions at a time: at 224x224, 49 channels with 9 images and 2 rules
+GROUP_BYTES = 2**27  # of uncropped reconstructions at a time: at 224x224, 12 channels with 9 images and 2 rules
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,6 @@ def inspect_channels(
         for n, channel in enumerate(group):
             pictures = {rule: by_channel[n] for rule, by_channel in whole.items()}
             yield crop_channel(inspection, settings, stage, channel, pictures)
-
-
-def inspect_channel(inspection: Inspection, settings: Settings, stage: str, channel: int) -> ChannelResult:
-    """`inspect_channels` for one channel."""
-    return next(inspect_channels(inspection, settings, stage, [channel]))
 
 
 def crop_channel(

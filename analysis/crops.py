@@ -26,11 +26,11 @@ def bounding_boxes(pictures: Tensor) -> list[tuple[int, int, int, int] | None]:
     return [None if empty else box for empty, box in zip(is_empty, boxes, strict=True)]
 
 
-def crop_boxes(pictures: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
+def crop_boxes(pictures: list[Tensor], least: int = MIN_CROP_PIXELS) -> tuple[int, list[tuple[int, int]]]:
     """One square per image around the energy of all its reconstructions: (side, [(top, left) per image]).
 
     pictures: one (N, 3, H, W) per rule. The side is shared: that of the largest bounding box, at least
-    MIN_CROP_PIXELS and at most the image's. Each square is centred on its bounding box and shifted into the image.
+    `least` and at most the image's. Each square is centred on its bounding box and shifted into the image.
     """
     height, width = pictures[0].shape[-2:]
     boxes = []
@@ -39,7 +39,7 @@ def crop_boxes(pictures: list[Tensor]) -> tuple[int, list[tuple[int, int]]]:
         tops, lefts, bottoms, rights = zip(*known or [(height // 2, width // 2) * 2], strict=True)
         boxes.append((min(tops), min(lefts), max(bottoms), max(rights)))
     side = max(max(bottom - top, right - left) for top, left, bottom, right in boxes)
-    side = min(max(side, MIN_CROP_PIXELS), height, width)
+    side = min(max(side, least), height, width)
     centers = [((top + bottom) // 2, (left + right) // 2) for top, left, bottom, right in boxes]
     return side, [corner_inside(center, side, (height, width)) for center in centers]
 

@@ -129,13 +129,13 @@ def this_project(args, device: torch.device, form: str, precision: str) -> tuple
     network = ResNet18(len(classes)).to(device, memory_format=torch.channels_last).train()
     step = TrainStep(network, sgd(network, Optimization()), batches, precision)
     parts, said = OURS[form], []
-    calls = list(batches.iterate(batches.rows(0)))
-    call = accelerate(step, calls[0], "compiled" in parts, "captured" in parts, say=said.append)
-    sums, calls = torch.zeros(3, device=device), itertools.cycle(calls)
+    epoch = list(batches.iterate(batches.rows(0)))
+    call = accelerate(step, epoch[0], "compiled" in parts, "captured" in parts, say=said.append)
+    sums, epoch = torch.zeros(3, device=device), itertools.cycle(epoch)
 
     def iterate():
         set_learning_rate(step.optimizer, 0.025)
-        sums.add_(call(*next(calls)))
+        sums.add_(call(*next(epoch)))
 
     return f"this project, {precision}, {describe_form(parts, said)}", precision, iterate
 

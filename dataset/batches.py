@@ -76,9 +76,11 @@ class Batches:
         if cutout:
             self._hidden_y = (y - y[:, None] + cutout // 2) // cutout == 0  # (H, H): by centre
             self._hidden_x = (x - x[:, None] + cutout // 2) // cutout == 0
-            size = self.preprocess.image_size
-            middle = 2 * torch.arange(size, device=device) + 1  # of each pixel of the result, in half pixels
-            self._shown_y, self._shown_x = middle * height // (2 * size), middle * width // (2 * size)
+            if self.augmentation.scale_crop is not None:  # in pixels of the result
+                size = self.preprocess.image_size
+                middle = 2 * torch.arange(size, device=device) + 1  # of each of them, in half pixels
+                self._hidden_y = self._hidden_y[:, middle * height // (2 * size)]  # (H, S)
+                self._hidden_x = self._hidden_x[:, middle * width // (2 * size)]
 
     def __len__(self) -> int:
         """Iterations per epoch."""
@@ -90,22 +92,17 @@ class Batches:
         There are six columns, ten with `scale_crop`, 16 with `cutmix`.
         """
         order = epoch_order(len(self.images), self.seed, epoch)[: len(self) * self.batch_size]
+        order = order.reshape(len(self), self.batch_size, 1)
         words = random_words(self.seed, epoch * len(self), len(self), self.batch_size * 5)
-        down, right, flip, cutout_row, cutout_column = words.reshape(len(self), self.batch_size, 5).transpose(2, 0, 1)
-        height, width = self.images.shape[2:]
-        order = order.reshape(len(self), self.batch_size)
-        shift = self.augmentation.shift
+        shift, (height, width) = self.augmentation.shift, self.images.shape[2:]
+        counts = np.array([2 * shift + 1, 2 * shift + 1, 2, height, width], np.uint64)  # of values, by column
+        columns = (words.reshape(len(self), self.batch_size, 5) % counts).astype(np.int64)
+        columns[..., :2] -= shift
         if self.augmentation.flip == "alternate":
-            flip = first_flips(len(self.images), self.seed)[order] + epoch
-        columns = [
-            order,
-            (down % (2 * shift + 1)).astype(np.int64) - shift,
-            (right % (2 * shift + 1)).astype(np.int64) - shift,
-            (flip % 2 * (self.augmentation.flip != "none")).astype(np.int64),
-            (cutout_row % height).astype(np.int64),
-            (cutout_column % width).astype(np.int64),
-        ]
-        rows = np.stack(columns, -1)
+            columns[..., 2] = (first_flips(len(self.images), self.seed)[order[..., 0]] + epoch) % 2
+        elif self.augmentation.flip == "none":
+            columns[..., 2] = 0
+        rows = np.concatenate([order, columns], -1)
         if self.augmentation.scale_crop is not None:
             rows = np.concatenate([rows, self._draw_boxes(epoch)], -1)
         if self.augmentation.cutmix:
@@ -141,17 +138,20 @@ class Batches:
 
         stored: the images of these rows (B, 3, H, W) uint8 on the device; needed if all images are on the host
         """
-        image, down, right, flip, cutout_row, cutout_column = rows.unbind(1)
+        image, down, right, flip = rows[:, :4].unbind(1)
         y, x = self._source_y[down], self._source_x[flip, right]  # (B, H), (B, W)
         if stored is None:
             stored, index = self.images, image
         else:
             index = torch.arange(len(rows), device=self.device)
         images = stored[index[:, None, None, None], self._channels, y[:, None, :, None], x[:, None, None, :]]
-        if self.augmentation.cutout:
-            hidden_y, hidden_x = self._hidden_y[cutout_row], self._hidden_x[cutout_column]
-            images = torch.where(hidden_y[:, None, :, None] & hidden_x[:, None, None, :], self.mean_color, images)
-        return images, self.labels[image]
+        return self._cut_out(images, rows, self.mean_color), self.labels[image]
+
+    def _cut_out(self, images: Tensor, rows: Tensor, color: Tensor | int) -> Tensor:
+        if not self.augmentation.cutout:
+            return images
+        hidden_y, hidden_x = self._hidden_y[rows[:, 4]], self._hidden_x[rows[:, 5]]
+        return torch.where(hidden_y[:, None, :, None] & hidden_x[:, None, None, :], color, images)
 
     def mix(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`crop` for rows (B, 16) with CutMix: images, their labels (B,), the partners' (B,), and the images' share ().
@@ -174,21 +174,15 @@ class Batches:
         """
         if self.augmentation.scale_crop is not None:
             return self.scale_crop(rows, stored)
-        if self.augmentation.cutmix:
-            images, *labels = self.mix(rows, stored)
-            return self.preprocess(images), *labels
-        images, labels = self.crop(rows, stored)
-        return self.preprocess(images), labels
+        images, *labels = (self.mix if self.augmentation.cutmix else self.crop)(rows, stored)
+        return self.preprocess(images), *labels
 
     def scale_crop(self, rows: Tensor, stored: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`__call__` for rows (B, 10): a random box of each image, resized to the network's input."""
-        image, flip, cutout_row, cutout_column = (rows[:, n] for n in (0, 3, 4, 5))
+        image = rows[:, 0]
         images = self.preprocess.normalize(self.images[image] if stored is None else stored)
-        images = boxes.resize_boxes(images, rows[:, 6:], flip, self.preprocess.image_size)
-        if self.augmentation.cutout:
-            hidden_y = self._hidden_y[cutout_row][:, self._shown_y]
-            hidden_x = self._hidden_x[cutout_column][:, self._shown_x]
-            images = torch.where(hidden_y[:, None, :, None] & hidden_x[:, None, None, :], 0, images)
+        images = boxes.resize_boxes(images, rows[:, 6:], rows[:, 3], self.preprocess.image_size)
+        images = self._cut_out(images, rows, 0)  # the mean color, normalised
         return images.contiguous(memory_format=torch.channels_last), self.labels[image]
 
 

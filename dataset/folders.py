@@ -38,12 +38,11 @@ class Listing:
     classes: tuple[str, ...]
     files: list[tuple[str, int, int]]
     labels: list[int]
-    ignored: Counter[str] = field(default_factory=Counter, compare=False)
+    ignored: Counter[str] = field(compare=False)
 
     @property
-    def names(self) -> list[str]:
-        """The files' names below `folder`."""
-        return [name for name, _, _ in self.files]
+    def paths(self) -> list[Path]:
+        return [self.folder / name for name, _, _ in self.files]
 
 
 def read_image(path: str | Path, size: int) -> Tensor:
@@ -77,22 +76,15 @@ def unreadable(path: str | Path, error: Exception) -> DataError:
     return DataError(f"{path} cannot be read as an image ({error}): replace or remove it")
 
 
-def list_files(path: Path, split: str) -> list[Path]:
-    """The image files of a split, in the order of `list_split`."""
-    listing = list_split(path, split)
-    return [listing.folder / name for name in listing.names]
-
-
 def list_split(path: Path, split: str) -> Listing:
     """The image files of a split. Raises DataError if the folder lacks a split, classes or images."""
     if not path.is_dir():
         raise DataError(f"{path} is not a folder: {NEEDS}")
-    folders = {name: [path / alias for alias in SPLITS[name] if (path / alias).is_dir()] for name in SPLITS}
-    if not folders[split]:
+    folders = {name: path / alias for name in SPLITS for alias in SPLITS[name][::-1] if (path / alias).is_dir()}
+    if split not in folders:
         raise DataError(f"{path} has no folder {' or '.join(SPLITS[split])}: {NEEDS}")
-    classes = {name: [entry.name for entry in _visible(found[0]) if entry.is_dir()] for name, found in folders.items()
-               if found}  # fmt: skip
-    folder = folders[split][0]
+    classes = {name: [entry.name for entry in _visible(folder) if entry.is_dir()] for name, folder in folders.items()}
+    folder = folders[split]
     if len(classes[split]) < 2:
         raise DataError(f"{folder} has {len(classes[split])} class folders, at least two are needed: {NEEDS}")
     if len(set(map(tuple, classes.values()))) > 1:

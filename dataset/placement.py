@@ -1,6 +1,7 @@
 """Where the images of a split are: on the device, or on the host, which sends the device one batch at a time."""
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,17 +21,16 @@ class HostImages:
     """
 
     def __init__(self, images: Tensor, index: Tensor | None = None):
-        self.images, self.index = images.numpy(), None if index is None else index.numpy()
-        self.shape = (len(images if index is None else index), *images.shape[1:])  # (N, 3, H, W)
+        self.images, self.index = images.numpy(), np.arange(len(images)) if index is None else index.numpy()
+        self.shape = (len(self.index), *images.shape[1:])  # (N, 3, H, W)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def take(self, index: Tensor, out: Tensor | None = None) -> Tensor:
         """The images (n, 3, H, W) with these numbers (n,), on the CPU; `out` is filled if it is given."""
-        numbers = index.numpy() if self.index is None else self.index[index.numpy()]
-        out = torch.empty(len(numbers), *self.shape[1:], dtype=torch.uint8) if out is None else out
-        np.take(self.images, numbers, 0, out.numpy(), mode="clip")  # "raise" would use a buffer
+        out = torch.empty(len(index), *self.shape[1:], dtype=torch.uint8) if out is None else out
+        np.take(self.images, self.index[index.numpy()], 0, out.numpy(), mode="clip")  # "raise" would use a buffer
         return out
 
 
@@ -64,14 +64,12 @@ def batches_of(images: Tensor | HostImages, indices: Iterable[Tensor], device: t
     else:  # shares the host's memory, or has no streams
         send, receive = (lambda index: images.take(index).to(device)), (lambda batch: batch)
     with ThreadPoolExecutor(1) as thread:
-        pending = None
+        pending = deque()
         for index in indices:
-            following = thread.submit(send, index)
-            if pending:
-                yield receive(pending.result())
-            pending = following
-        if pending:
-            yield receive(pending.result())
+            pending.append(thread.submit(send, index))
+            if len(pending) == 2:
+                yield receive(pending.popleft().result())
+        yield from (receive(last.result()) for last in pending)
 
 
 class PinnedTransfer:

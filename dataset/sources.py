@@ -11,9 +11,10 @@ from torch import Tensor
 
 from dataset import folders, store
 from dataset.folders import SPLITS, DataError
+from dataset.preprocess import color_histogram
 from dataset.shapes import CLASSES as SHAPES
 from dataset.shapes import draw_shapes
-from dataset.split import Split
+from dataset.store import Split
 
 
 def load(
@@ -40,7 +41,8 @@ def load_split(source: str, split: str, root: str | Path = "data", image_size: i
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if source in DATASETS:
-        return Split(*DATASETS[source](split, Path(root)))
+        images, labels, classes = DATASETS[source](split, Path(root))
+        return Split(images, labels, classes, color_histogram(images))
     if not Path(source).is_dir():
         names = ", ".join(DATASETS)
         raise DataError(f"--data {source} is not a folder: {folders.NEEDS}; or choose one of {names}")
@@ -74,7 +76,7 @@ DATASETS = {"cifar10": load_cifar10, "shapes": load_shapes}
 
 def list_files(source: str | Path, split: str) -> list[Path] | None:
     """The image files of a folder's split, in the order of `load`; None for the data sets in DATASETS."""
-    return None if str(source) in DATASETS else folders.list_files(Path(source), split)
+    return None if str(source) in DATASETS else folders.list_split(Path(source), split).paths
 
 
 def hold_out(images: int, count: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from tqdm import tqdm
 
 from dataset.folders import DataError, Listing, describe_ignored, list_split, read_image, unreadable
 from dataset.preprocess import color_histogram
-from dataset.split import Split
 from runtime.checkpoint import atomic_file
 from runtime.signals import lock
 
@@ -35,6 +35,22 @@ BLOCK_BYTES = 8 * 2**20  # decoded and written at a time by each thread
 BLOCK_IMAGES = 64
 FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 READ_ONLY = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images and labels of a split, on the CPU.
+
+    images     (N, 3, H, W) uint8; a folder's are memory-mapped, and must not be written to
+    labels     (N,) int64 into `classes`
+    classes    names
+    histogram  `color_histogram` of the images
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    classes: tuple[str, ...]
+    histogram: torch.Tensor
 
 
 def load_folder(path: Path, split: str, root: Path, image_size: int) -> Split:
@@ -47,19 +63,18 @@ def load_folder(path: Path, split: str, root: Path, image_size: int) -> Split:
     if note := describe_ignored(listing):
         print(note, flush=True)
     key = hashlib.sha256("\n".join([os.path.abspath(path), str(image_size), CROPPING_RULE]).encode()).hexdigest()[:16]
-    store_folders = [base / "decoded" / key for base in (root, cache_folder())]
-    for store_folder in store_folders:
-        if loaded := _open(store_folder, split, listing):
-            return loaded
-    for store_folder, other in zip(store_folders, [*store_folders[1:], None], strict=True):
+    first, cache = (base / "decoded" / key for base in (root, cache_folder()))
+    if loaded := _open(first, split, listing) or _open(cache, split, listing):
+        return loaded
+    for store_folder in (first, cache):
         try:
             return _decode_once(store_folder, split, listing, image_size)
         except OSError as error:
             if error.errno in FULL:
                 raise _disk_full(store_folder, f"{path} does not fit") from error
-            if error.errno not in READ_ONLY or other is None:
+            if error.errno not in READ_ONLY or store_folder == cache:
                 raise
-            print(f"{store_folder} cannot be written ({error.strerror}): the decoded images go to {other}", flush=True)
+            print(f"{first} cannot be written ({error.strerror}): the decoded images go to {cache}", flush=True)
     raise AssertionError("unreachable")
 
 
@@ -109,7 +124,7 @@ def _decode_once(store_folder: Path, split: str, listing: Listing, image_size: i
         if is_locked:  # what is outdated, or left by an interrupted process
             for leftover in (file, *store_folder.glob(".*.tmp")):
                 leftover.unlink(missing_ok=True)
-        side = _common_side([listing.folder / name for name in listing.names], image_size, split)
+        side = _common_side(listing.paths, image_size, split)
         shape = (len(listing.files), 3, side, side)
         size = int(np.prod(shape, dtype=np.int64))
         what = f"{len(listing.files):,} {split} images of {path} at {side}x{side}, {_format_bytes(size)}"
@@ -140,12 +155,8 @@ def _common_side(files: list[Path], image_size: int, split: str) -> int:
     width, height = _size_of(files[0])
     if width != height or width > image_size:
         return image_size
-
-    def agree(block: range) -> bool:
-        return all(_size_of(files[n]) == (width, width) for n in block)
-
-    agreed = _in_blocks(agree, len(files), BLOCK_IMAGES, f"{split} sizes")
-    return width if all(agreed) else image_size
+    blocks = _in_blocks(lambda block: {_size_of(files[n]) for n in block}, len(files), BLOCK_IMAGES, f"{split} sizes")
+    return width if all(sizes == {(width, width)} for sizes in blocks) else image_size
 
 
 def _size_of(file: Path) -> tuple[int, int]:
@@ -197,9 +208,8 @@ def _in_blocks(function: Callable[[range], Any], count: int, size: int, title: s
 def _write_facts(store_folder: Path, split: str, listing: Listing, shape: tuple, histogram: torch.Tensor) -> None:
     """Adds a split to facts.json; only this makes it valid."""
     try:
-        known = json.loads((store_folder / "facts.json").read_text(encoding="utf-8"))
-        known = known if isinstance(known, dict) else {}
-    except (OSError, ValueError):
+        known = dict(json.loads((store_folder / "facts.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         known = {}
     facts = {
         "array": _identity(store_folder / f"{split}.npy"),

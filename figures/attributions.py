@@ -18,7 +18,7 @@ from figures.style import WIDTH_INCHES, bare_axes_at, heading, heading_inches, s
 
 IMAGES = 3
 FOR, AGAINST = (0.70, 0.05, 0.10), (0.10, 0.30, 0.65)  # colors of positive and of negative values
-LABEL, GAP, LINE, MOST_TILE = 1.13, 0.05, 0.15, 1.1  # inches: left of a row, between tiles, of class names, of a tile
+LABEL, GAP, LINE, MOST_TILE = 1.13, 0.05, 0.15, 1.0  # inches: left of a row, between tiles, of class names, of a tile
 CAPTION = (
     "Red: important for the predicted class, which stands above the image; blue: against it; grey: zero. Each "
     "method has one scale; the strongest 1 % of its pixels are clipped. "

@@ -31,7 +31,7 @@ def select_units(inspection: Inspection, settings: Settings, count: int = ROWS) 
     top = inspection.search.top[stage]
     alive, _ = split_dead_channels(top, chosen_channels(settings, inspection.search, stage))
     if not alive:
-        raise NotDrawn("no image excites the channels asked for")
+        raise NotDrawn("the channels asked for are zero at all units searched")
     return strongest_units(inspection, stage, alive[:count], top)
 
 

@@ -20,7 +20,7 @@ from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings
 from figures.image_grid import image_grid, to_array
 from figures.registry import NotDrawn, register
-from figures.style import ERROR_COLOR, WIDTH_INCHES, format_number, styled, unpooling_note
+from figures.style import ERROR_COLOR, WIDTH_INCHES, format_number, heading, styled, unpooling_note
 from network import ResNet18
 from reverse_network import class_signal
 
@@ -219,8 +219,7 @@ def correspondence_figure(content: dict, images: np.ndarray, note: str) -> Figur
     images   (DRAWN_CHANNELS or fewer, IMAGES_PER_CHANNEL, S, S, 3) in 0..1: those of the first channels
     """
     count = len(images)
-    figure = Figure((WIDTH_INCHES, 2.45 + 0.95 * count), layout="constrained")
-    figure.suptitle("Do channels find corresponding parts?", fontsize=9)
+    figure = Figure((WIDTH_INCHES, 2.6 + 0.95 * count), layout="constrained")
     axes = figure.subplot_mosaic(
         [[row, row] for row in range(count)] + [["table", "pairs"]],
         height_ratios=[0.8] * count + [1.2],
@@ -231,16 +230,16 @@ def correspondence_figure(content: dict, images: np.ndarray, note: str) -> Figur
         draw_squares(axes[row], channel_images, entry)
     draw_table(axes["table"], content["layers"])
     draw_pairs(axes["pairs"], content["channels"])
-    lines = (
-        f"Red: the square that holds the channel's reconstruction ({note}).",
-        "White: a random square of the same size, centred where the class activation map is positive.",
+    heading(
+        figure,
+        f"Parts that channels of {PARTS_STAGE} find, hidden in {IMAGES_PER_CHANNEL} images each",
+        f"Red: the square that holds the channel's reconstruction ({note}). White: a random square of the same size, "
+        "centred where the class activation map is positive.",
         "Numbers: share of the features whose changes differ in sign when the squares of two images are hidden, over "
-        f"all pairs of {IMAGES_PER_CHANNEL} images,",
-        f"without the channel itself: mean ± standard error over {len(content['channels'])} channels; "
-        f"{DRAWS} random squares per image.",
+        f"all pairs of the {IMAGES_PER_CHANNEL} images, without the channel itself; mean ± standard error over "
+        f"{len(content['channels'])} channels, {DRAWS} random squares per image. Right: a line per channel.",
         "The paper hides eyes and noses of five dogs, chosen by hand.",
     )
-    figure.supxlabel("\n".join(lines))
     return figure
 
 
@@ -281,7 +280,7 @@ def draw_table(axes: Axes, layers: dict[str, dict]) -> None:
 
 def draw_pairs(axes: Axes, channels: Sequence[dict]) -> None:
     """A line per channel and layer, from random squares to the channel's parts."""
-    lefts = [2.6 * n for n in range(len(CHANGED_LAYERS))]
+    lefts = [2.3 * n for n in range(len(CHANGED_LAYERS))]
     for left, layer in zip(lefts, CHANGED_LAYERS, strict=True):
         axes.text(left + 0.5, 1.03, layer, ha="center", transform=axes.get_xaxis_transform())
         for entry in channels:
@@ -292,4 +291,4 @@ def draw_pairs(axes: Axes, channels: Sequence[dict]) -> None:
                 axes.plot(left + 1, part, "o", color=ERROR_COLOR, markersize=2.5)
     ticks = [left + side for left in lefts for side in (0, 1)]
     axes.set_xticks(ticks, ["random", "part"] * len(lefts))
-    axes.set(xlim=(-0.2, ticks[-1] + 0.2), ylim=(0, 1), yticks=[0, 0.5, 1])
+    axes.set(xlim=(-0.2, ticks[-1] + 0.2), ylim=(0, 1), yticks=[0, 0.5, 1], ylabel="share that differs")

@@ -23,7 +23,7 @@ from analysis.settings import Settings
 from dataset.preprocess import Preprocess
 from figures.image_grid import diverging_tiles, to_array
 from figures.registry import NotDrawn, register
-from figures.style import ERROR_COLOR, WIDTH_INCHES, styled, unpooling_note
+from figures.style import ERROR_COLOR, WIDTH_INCHES, heading, styled, unpooling_note
 from network import STAGES
 from runtime import checkpoint
 from runtime.checkpoint import CheckpointError
@@ -159,7 +159,7 @@ def draw_evolution(inspection: Inspection, settings: Settings) -> Iterator[tuple
     channels = {stage: channels_to_compare(inspection, settings, stage) for stage in STAGES}
     channels = {stage: compared for stage, compared in channels.items() if compared}
     if not channels:
-        raise NotDrawn("no image excites any channel")
+        raise NotDrawn("all channels are zero at all units searched")
     try:
         snapshots = list(evolution(inspection, settings, files, channels))
     except CheckpointError as error:
@@ -225,11 +225,10 @@ def evolution_figure(content: dict, tiles: dict[str, list[np.ndarray]], note: st
     tile_inches = 6.2 / (max(len(columns), MIN_COLUMNS) + 1)
     tiles_inches = tile_inches * 1.25 * len(tiles) + 0.3
     figure = Figure((WIDTH_INCHES, tiles_inches + 2.8), layout="constrained")
-    figure.suptitle("What one channel of each stage responds to, by epoch", fontsize=9)
     axes = figure.subplot_mosaic([["tiles"] * 2, ["shares", "correlations"]], height_ratios=(tiles_inches, 2))
     draw_tiles(axes["tiles"], content, tiles, columns)
-    axes["shares"].set_title(f"share of a channel's final {IMAGES_PER_CHANNEL} images")
-    axes["correlations"].set_title("correlation with the final picture")
+    axes["shares"].set_title(f"Share of a channel's final {IMAGES_PER_CHANNEL} images", loc="left")
+    axes["correlations"].set_title("Correlation with the final picture", loc="left")
     for measure in ("shares", "correlations"):
         draw_curves(axes[measure], content, measure)
     chance = axes["shares"].axhline(content["chance"], color="0.5", linestyle="--", linewidth=0.8, label="chance")
@@ -238,14 +237,14 @@ def evolution_figure(content: dict, tiles: dict[str, list[np.ndarray]], note: st
         handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=1.2
     )
     resized = " Dotted: the image size changes." if len(set(content["image_sizes"])) > 1 else ""
-    lines = (
+    heading(
+        figure,
+        "What one channel of each stage responds to, by epoch",
         f"Pictures: {note}, the strongest unit in {content['images_searched']:,} test images; own scale each, grey: "
-        "zero.",
-        "Numbers: its image, red where it has changed since the snapshot before.",
-        f"Left: mean over all living channels. Right: the same units of the same images at each epoch, mean over "
-        f"up to {COMPARED_CHANNELS} channels.{resized}",
+        "zero. Numbers: its image, red where it has changed since the snapshot before.",
+        "Left: mean over all living channels; chance: nine images at random. Right: the same units of the same images "
+        f"at each epoch, mean over up to {COMPARED_CHANNELS} channels.{resized}",
     )
-    figure.supxlabel("\n".join(lines))
     return figure
 
 

@@ -4,13 +4,13 @@ By class, the deletion test of Samek et al. 2017 (arXiv:1509.06321), in both ord
 and the least important ones first. A removed block has the training data's mean color. By channel: unit_faithfulness.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
@@ -25,7 +25,7 @@ from analysis.relevance import pixel_box
 from analysis.settings import Settings
 from figures import unit_faithfulness
 from figures.registry import register
-from figures.style import WIDTH_INCHES, axes_at, format_two_digits, styled, text_at, unpooling_note
+from figures.style import WIDTH_INCHES, format_two_digits, heading, heading_inches, styled, unpooling_note
 from network import STAGES, ResNet18
 from runtime.device import bf16_if_native
 
@@ -33,11 +33,6 @@ STEPS = 10
 BASELINES = ("Sobel edges", "random")  # do not use the network
 MOST_CHANNELS = 9  # per stage
 COLUMNS = 4
-# In inches: above the curves; left of them; a panel; between panels
-TOP, LEFT, WIDTH, HEIGHT, GAP_ACROSS, GAP_DOWN = 0.84, 0.46, 1.52, 0.95, 0.12, 0.36
-# In inches: from the curves to the dots; left of these; from row to row of dots; between panels; ticks below them
-DOTS_TOP, DOTS_LEFT, DOTS_ROW, DOTS_GAP, TICKS = 1.2, 1.0, 0.14, 0.16, 0.38
-MOST_COLOR, LEAST_COLOR = "#b2182b", "#2166ac"
 
 
 def spread_images(inspection: Inspection, count: int | None = None) -> Tensor:
@@ -66,15 +61,11 @@ def class_curves(
     batch_size: images per forward pass. Raises CheckpointError when a result is not finite.
     """
     side, curves = block_side(inspection.metadata.image_size), []
-    total = len(images) * len(methods) * 2 * (STEPS - 1)
-    with tqdm(total=total, desc="faithfulness", unit="images", leave=False, disable=None) as progress:
-        for batch_images in images.split(batch_size):
-            inputs, classes, ranks = block_ranks(inspection, batch_images, unpool, methods)
-            with bf16_if_native(inspection.device):
-                left = remaining_probability(
-                    inspection.network, inputs, classes, ranks, side, batch_size, progress.update
-                )
-            curves.append(check_finite(left.cpu(), "probabilities"))
+    for batch_images in images.split(batch_size):
+        inputs, classes, ranks = block_ranks(inspection, batch_images, unpool, methods)
+        with bf16_if_native(inspection.device):
+            left = remaining_probability(inspection.network, inputs, classes, ranks, side, batch_size)
+        curves.append(check_finite(left.cpu(), "probabilities"))
     return torch.cat(curves)
 
 
@@ -108,14 +99,12 @@ def remaining_probability(
     ranks: Tensor,
     side: int,
     batch_size: int = 24,
-    advance: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
     """The probability of classes[n] as blocks are removed, relative to the whole image's: (N, M, 2, STEPS).
 
-    inputs   (N, 3, H, W) normalised images
-    ranks    (N, M, n) int64: of the blocks by M methods, as `importance_ranks` returns them
-    side     of a block in pixels
-    advance  called with the number of images after each forward pass
+    inputs  (N, 3, H, W) normalised images
+    ranks   (N, M, n) int64: of the blocks by M methods, as `importance_ranks` returns them
+    side    of a block in pixels
 
     The third axis: most important blocks first, least important ones first. After step k of STEPS, k * n // STEPS of
     the n blocks are removed. All methods and steps share the batches.
@@ -127,14 +116,13 @@ def remaining_probability(
     count, methods, blocks = ranks.shape
     left = inputs.new_empty(count, methods, 2, STEPS)
     cases = torch.cartesian_prod(*map(torch.arange, (count, methods, 2, STEPS - 1))).to(inputs.device)
-    for batch in cases.split(batch_size):
+    for batch in tqdm(cases.split(batch_size), "faithfulness", unit="batches", leave=False, disable=None):
         image, method, order, step = batch.T
         removed = ((step + 1) * blocks // STEPS)[:, None]
         rank = ranks[image, method]
         is_removed = torch.where(order[:, None] == 0, rank < removed, rank >= blocks - removed)
         probabilities = probability(remove_blocks(inputs[image], is_removed, side))
         left[image, method, order, step] = probabilities.gather(1, classes[image, None])[:, 0]
-        advance(len(batch))
     nothing = probability(torch.zeros_like(inputs[:1]))  # the last step removes every block
     left[..., -1] = nothing[0, classes][:, None, None]
     whole = probability(inputs).gather(1, classes[:, None])
@@ -197,19 +185,16 @@ def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tu
     """The figure, then the content of faithfulness.json."""
     network, image_size = inspection.network, inspection.metadata.image_size
     by_class, stages, titles = class_content(inspection, settings), {}, {}
-    count, block = len(by_class["images"]), by_class["block"]
     for stage in (stage for stage in STAGES if stage in inspection.search.top):
         asked = chosen_channels(settings, inspection.search, stage)[:MOST_CHANNELS]
-        units = max(1, count // MOST_CHANNELS)
+        units = max(1, len(by_class["images"]) // MOST_CHANNELS)
         channels, shares = unit_faithfulness.channel_shares(inspection, settings, stage, asked, units)
         if channels:
             side = block_side(min(receptive_field(network, stage).size, image_size))
             stages[stage] = unit_faithfulness.stage_content(channels, shares)
             titles[stage] = f"{stage}, {len(channels)} channels\n{side}x{side} px a block"
     content = {**by_class, "channels": stages}
-    note = f"blocks of {block}x{block} px{unpooling_note(settings.unpool)}"
-    title = f"What removing blocks does to the predicted class: {count:,} test images, {note}"
-    yield Path("faithfulness"), faithfulness_figure(content, title, titles)
+    yield Path("faithfulness"), faithfulness_figure(content, titles, unpooling_note(settings.unpool))
     yield Path("faithfulness"), content
 
 
@@ -220,69 +205,63 @@ def format_score(numbers: dict) -> str:
 
 
 @styled
-def faithfulness_figure(content: dict, title: str, stage_titles: dict[str, str]) -> Figure:
+def faithfulness_figure(content: dict, stage_titles: dict[str, str], note: str = "") -> Figure:
     """Above, a panel of curves per method for the class; below, a panel of dots per stage for the channels.
 
-    content: of faithfulness.json
+    content  of faithfulness.json
+    note     on unpooling
     """
     scores, stages = content["methods"], content["channels"]
-    rows = -(-len(scores) // COLUMNS)
-    curves = TOP + rows * (HEIGHT + GAP_DOWN) - GAP_DOWN
-    dots = len(unit_faithfulness.METHODS) * DOTS_ROW
-    figure = Figure((WIDTH_INCHES, curves + DOTS_TOP + dots + TICKS))
-    text_at(figure, WIDTH_INCHES / 2, 0.13, title, fontsize=8)
-    note = (
-        "Probability relative to the whole image's. Score: blue minus red, mean over the steps "
-        "(95 % interval over the images); 0: chance."
+    rows = math.ceil(len(scores) / COLUMNS)
+    text = (
+        f"Do removed blocks matter as the picture says{note}?",
+        "Above: the wider the gap between the curves, the better a map ranks the blocks. Score: solid minus dashed, "
+        "mean over the steps, with its 95 % interval over the images; 0: chance. Baselines do not use the network.",
+        "Below: share of the activation that is left when the most important tenth of the blocks in the receptive "
+        "field is removed (○) or alone is kept (●); bar: 95 % interval over the channels. Turned: the same picture "
+        "turned by 180° about the unit; the difference is what its shape adds to its place. Color: the rule, or grey.",
     )
-    text_at(figure, WIDTH_INCHES / 2, 0.31, note, fontsize=7)
-    draw_classes(figure, scores, rows)
-    title = "What removing blocks does to a channel's strongest units: share of the activation that is left"
-    text_at(figure, WIDTH_INCHES / 2, curves + 0.55, title, fontsize=8)
-    note = (
-        "● only the most important tenth of the blocks in the receptive field kept   ○ this tenth removed   "
-        "bar: 95 % interval over the channels\nturned: the same picture turned by 180° about the unit; the difference "
-        "is what its shape adds to its place"
+    heights = 0.5 + 1.25 * rows, 0.75 + 0.15 * len(unit_faithfulness.METHODS)
+    figure = Figure((WIDTH_INCHES, sum(heights) + sum(heading_inches(*text))), layout="constrained")
+    heading(figure, *text)
+    above, below = figure.subfigures(2, height_ratios=heights)
+    side = content["block"]
+    subtitles = (
+        f"Probability of the predicted class: {len(content['images']):,} test images, blocks of {side}x{side} px",
+        "Activation of channels' strongest units",
     )
-    text_at(figure, WIDTH_INCHES / 2, curves + 0.77, note, fontsize=7)
-    width = (WIDTH_INCHES - DOTS_LEFT - 0.08) / len(stages) - DOTS_GAP if stages else 0
+    for half, subtitle in zip((above, below), subtitles, strict=True):
+        half.suptitle(subtitle, x=0.01, ha="left", fontsize=7, weight="bold")
+    grid = above.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
+    draw_classes(grid, scores)
+    curves = grid[0, 0].get_legend_handles_labels()
+    legend = above.legend(*curves, loc="upper right", ncols=2, frameon=False, borderaxespad=0, handlelength=1.6)
+    for line in legend.get_lines():
+        line.set_color("black")  # of any method
     tenths = [numbers[kind]["0.1"]["high"] for methods in stages.values() for numbers in methods.values()
               for kind in ("removed", "kept")]  # fmt: skip
-    for n, stage in enumerate(stages):
-        axes = axes_at(figure, DOTS_LEFT + n * (width + DOTS_GAP), curves + DOTS_TOP, width, dots)
+    panels = below.subplots(1, len(stages), sharey=True, squeeze=False)[0] if stages else ()
+    for axes, stage in zip(panels, stages, strict=True):
         unit_faithfulness.draw_dots(axes, stages[stage], stage_titles[stage], highest=max([1, *tenths]))
-        axes.tick_params(labelleft=n == 0)
     return figure
 
 
-def draw_classes(figure: Figure, scores: dict[str, dict], rows: int) -> None:
+def draw_classes(grid: np.ndarray, scores: dict[str, dict]) -> None:
     """A panel per method: the probability left, most and least important blocks first, and the score between them."""
     highest = max([1.05, *(value for numbers in scores.values() for value in (*numbers["most"], *numbers["least"]))])
-    for n, (name, numbers) in enumerate(scores.items()):
-        row, column = divmod(n, COLUMNS)
-        left, top = LEFT + column * (WIDTH + GAP_ACROSS), TOP + row * (HEIGHT + GAP_DOWN)
-        axes = axes_at(figure, left, top, WIDTH, HEIGHT)
-        draw_curves(axes, numbers["most"], numbers["least"], highest)
-        baseline = " (baseline)" if name in BASELINES else ""
-        axes.set_title(f"{name}{baseline}\n{format_score(numbers)}", fontsize=7, pad=3)
-        axes.tick_params(labelleft=column == 0, labelbottom=row == rows - 1)
-        if column == 0:
-            axes.set_ylabel("relative probability")
-        if row == rows - 1:
-            axes.set_xlabel("blocks removed (%)", labelpad=1)
-    middle = 0.5, 1 - 0.47 / figure.get_size_inches()[1]
-    figure.legend(*axes.get_legend_handles_labels(), loc="center", bbox_to_anchor=middle, ncols=2, frameon=False,
-                  borderpad=0, fontsize=7)  # fmt: skip
-
-
-def draw_curves(axes: Axes, most: Sequence[float], least: Sequence[float], highest: float) -> None:
-    """Both curves from the whole image on, with the area between them."""
     removed = np.arange(STEPS + 1) * 100 / STEPS
-    most, least = [1, *most], [1, *least]
-    axes.fill_between(removed, most, least, color="0.9", linewidth=0)
-    axes.plot(removed, least, color=LEAST_COLOR, marker="s", markersize=2, linewidth=1, label="least important first")
-    axes.plot(removed, most, color=MOST_COLOR, marker="o", markersize=2, linewidth=1, label="most important first")
-    axes.set_xlim(0, 100)
-    axes.set_xticks(range(0, 100, 20))
-    axes.set_ylim(0, highest)
-    axes.spines[["top", "right"]].set_visible(False)
+    for axes, (name, numbers) in zip(grid.flat, scores.items(), strict=False):
+        color = unit_faithfulness.color_of(name)
+        most, least = [1, *numbers["most"]], [1, *numbers["least"]]
+        axes.fill_between(removed, most, least, color=color, alpha=0.15, linewidth=0)
+        axes.plot(removed, least, color=color, linewidth=1.2, label="least important first")
+        axes.plot(removed, most, "--", color=color, linewidth=1.2, label="most important first")
+        axes.set_title(f"{name}{' (baseline)' * (name in BASELINES)}\n{format_score(numbers)}", loc="left", color=color)
+        axes.set(xlim=(0, 100), xticks=range(0, 101, 25), ylim=(0, highest))
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid.flat[len(scores) :]:
+        axes.set_axis_off()
+    for axes in grid[-1]:
+        axes.set_xlabel("blocks removed (%)", labelpad=1)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("relative probability")

@@ -7,8 +7,8 @@ elsewhere. A channel's pictures are one file, of which the page shows parts.
 import io
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,6 @@ TILE_PIXELS = 128  # a side, as crisp on a phone as on a desktop
 GAP_PIXELS = 4  # between tiles
 BLOCK_GAP_PIXELS = 16  # one block of WebP, so that none shows the edge of another
 WEBP_QUALITY = 75  # all five stages stay below 60 MB
-CHANNELS_AT_A_TIME = 12
-IMAGES_AT_A_TIME = 12
 CLASSES_SHOWN = 10  # as bars
 PAGE = html_template(Path(__file__).with_suffix(".html"))
 
@@ -82,7 +80,8 @@ def write_cards(
     """
     profiles, cards = profile["channels"], {}
     shown = [channel for channel in settings.channel_numbers or profiles if channel in profiles]
-    results = inspect_in_groups(inspection, settings, stage, sorted(shown, key=lambda n: profiles[n]["representative"]))
+    similar_in_a_row = sorted(shown, key=lambda n: profiles[n]["representative"])  # they share images
+    results = inspect_channels(inspection, settings, stage, similar_in_a_row)
     for result in tqdm(results, f"gallery, {stage}", len(shown), leave=False, disable=None):
         images, patches = strip(inspection, stage, result.channel, result.patches.shape[-1])
         name = f"channels/{stage}-{result.channel}.webp"
@@ -96,15 +95,6 @@ def write_cards(
         rules = {rule: describe_rule(result, rule) for rule in result.reconstructions}
         cards[result.channel] = {"numbers": numbers, "file": name, "rules": rules}
     return [cards[channel] for channel in shown]
-
-
-def inspect_in_groups(
-    inspection: Inspection, settings: Settings, stage: str, channels: Sequence[int]
-) -> Iterator[ChannelResult]:
-    """The result of each channel, a few at a time: similar ones in a row share images, and little memory is used."""
-    settings = replace(settings, batch_size=min(settings.batch_size, IMAGES_AT_A_TIME))
-    for first in range(0, len(channels), CHANNELS_AT_A_TIME):
-        yield from inspect_channels(inspection, settings, stage, channels[first : first + CHANNELS_AT_A_TIME])
 
 
 def sheet_windows(blocks: int, tiles: int) -> list[Window]:

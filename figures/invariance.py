@@ -23,7 +23,7 @@ from analysis.inspection import Inspection, class_to_explain, one_per_class, spr
 from analysis.settings import Settings
 from figures.image_grid import image_grid, to_array
 from figures.registry import register
-from figures.style import WIDTH_INCHES, styled, text_at, truncate
+from figures.style import WIDTH_INCHES, format_percent, heading, heading_inches, styled, truncate
 from network import ResNet18
 
 COMPARED_LAYERS = ("conv1", "conv5_x", "pooled")
@@ -205,9 +205,17 @@ def invariance_figure(content: dict, tiles: dict[str, np.ndarray]) -> Figure:
     content  of invariance.json
     tiles    name of the transformation -> (examples, its `tiles`, S, S, 3) in 0..1
     """
-    figure = Figure((WIDTH_INCHES, 7.1))
-    text_at(figure, WIDTH_INCHES / 2, 0.14, "Features of shifted, scaled and rotated images", fontsize=9)
-    edges = {"left": 0.02, "right": 0.99, "top": 0.915, "bottom": 0.135, "wspace": 0.3, "hspace": 0.38}
+    title, height = "How much features change when images are shifted, scaled and rotated", 7.1
+    note = (
+        "Change: Euclidean distance to the features of the unchanged image, divided by their norm. Outside the image: "
+        "the mean color. Band: quartiles. The pooled features are the means of the maps of conv5_x: they tolerate "
+        "shifts by construction."
+    )
+    title_inches, caption_inches = heading_inches(title, note)
+    figure = Figure((WIDTH_INCHES, height))
+    heading(figure, title, note)
+    edges = {"left": 0.02, "right": 0.94, "wspace": 0.2, "hspace": 0.38}
+    edges |= {"top": 1 - (title_inches + 0.4) / height, "bottom": (caption_inches + 0.65) / height}
     axes = figure.subplots(
         len(TRANSFORMATIONS), 1 + len(MEASURES), gridspec_kw=edges | {"width_ratios": (0.8, 1, 1, 1, 1)}
     )
@@ -222,16 +230,10 @@ def invariance_figure(content: dict, tiles: dict[str, np.ndarray]) -> Figure:
         for curves, measure in zip(row[1:], MEASURES, strict=True):
             draw_curves(curves, name, measure, content[name])
             curves.set_ylim(0, 1.05 * highest if measure in COMPARED_LAYERS else 1.03)
-    for curves, heading in zip(axes[0, 1:], MEASURES.values(), strict=True):
-        curves.set_title(heading)
-    draw_legend(figure, content)
-    note = (
-        "Change: Euclidean distance to the features of the unchanged image, divided by their norm. "
-        "Outside the image: the mean color.\n"
-        "Band: quartiles. The pooled features are the means of the maps of conv5_x: they tolerate shifts by "
-        "construction."
-    )
-    text_at(figure, WIDTH_INCHES / 2, 7.1 - 0.17, note)
+            curves.tick_params(labelleft=measure == "conv1")  # the layers have one scale
+    for curves, name in zip(axes[0, 1:], MEASURES.values(), strict=True):
+        curves.set_title(name, loc="left")
+    draw_legend(figure, content, (caption_inches + 0.15) / height)
     return figure
 
 
@@ -242,7 +244,8 @@ def draw_tiles(axes: Axes, tiles: np.ndarray, values: list[float]) -> None:
     axes.imshow(image_grid(tiles.reshape(-1, *tiles.shape[2:]), columns, gap), interpolation="antialiased")
     tops = np.arange(count) * (size + gap)
     axes.vlines([-2 * gap] * count, tops, tops + size, COLORS[:count], linewidth=2, clip_on=False)
-    axes.set_xticks([column * (size + gap) + size / 2 for column in range(columns)], [f"{value:g}" for value in values])
+    names = [f"{value:g}".replace("-", "\N{MINUS SIGN}") for value in values]
+    axes.set_xticks([column * (size + gap) + size / 2 for column in range(columns)], names)
     axes.set_yticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -259,18 +262,21 @@ def draw_curves(axes: Axes, name: str, measure: str, measured: dict) -> None:
     axes.xaxis.set_major_locator(MultipleLocator(90) if name == "rotation" else MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_locator(MaxNLocator(5))
+    if measure == "probability":
+        axes.yaxis.tick_right()
+        axes.yaxis.set_major_formatter(lambda share, _: format_percent(share))
     axes.tick_params(pad=2)
     axes.margins(x=0.02)
     axes.grid(linewidth=0.3, color="0.85")
     axes.set_xlabel(TRANSFORMATIONS[name].label, labelpad=1)
 
 
-def draw_legend(figure: Figure, content: dict) -> None:
-    """What the lines are."""
-    names = [truncate(name, 16) for name in content["classes"]]
+def draw_legend(figure: Figure, content: dict, height: float) -> None:
+    """What the lines are, at this share of the figure's height."""
+    names = [truncate(name, 14) for name in content["classes"]]
     lines = [Line2D([], [], color=color, label=name) for name, color in zip(names, COLORS, strict=False)]
     lines.append(Line2D([], [], color="black", linewidth=1.6, label=f"mean of {len(content['many'])} images"))
     figure.legend(
-        handles=lines, loc="center", bbox_to_anchor=(0.5, 0.07), ncols=len(lines), frameon=False,
+        handles=lines, loc="center", bbox_to_anchor=(0.5, height), ncols=len(lines), frameon=False,
         columnspacing=1, handlelength=1.2,
     )  # fmt: skip

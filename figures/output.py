@@ -55,7 +55,7 @@ def write_figures(
             say(f"{folder / file} ({time.monotonic() - started:.1f} s)")
             files.append(file)
             started = time.monotonic()
-        reason = "" if files else "no image excites its channels"
+        reason = "" if files else "its channels are zero at all units searched"
     except NotDrawn as error:
         reason = str(error)
     except OSError:

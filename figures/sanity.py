@@ -35,7 +35,7 @@ DIRECTIONS = {
     "bottom-up": "Above the random layers, weights stay as trained, but get inputs that they have never seen.",
 }
 MOST_IMAGES = 50  # of the curves
-PIXELS_ON_CPU = MOST_IMAGES * 224**2  # of all these images: about a minute on a CPU
+PIXELS_ON_CPU = 20 * 224**2  # of all these images: about 20 s on two cores
 NOTES = (
     "Numbers: rank correlation (Spearman) of absolute values with the trained network's picture.",
     "Tiles: own scale each, grey is zero; – and all grey: the random network does not activate the channel.",

@@ -62,6 +62,10 @@ RULE_STYLE = {
     "guided": ("#b35806", "s"),
     "deconvnet": ("#542788", "^"),
 }
+DECONVNET_NOTE = (
+    "The dots are the lattice of the stride-2 shortcuts; all the deconvnet knows of the image are one pooling layer's "
+    "switches."
+)
 
 
 def styled(draw):
@@ -102,7 +106,7 @@ def heading_inches(title: str, *caption: str, width: float = WIDTH_INCHES) -> tu
 
 @styled
 def _wrapped(title: str, caption: Iterable[str], width: float) -> tuple[list[str], list[str]]:
-    inner = width - 2 * MARGIN_INCHES
+    inner = 0.97 * (width - 2 * MARGIN_INCHES)  # at some resolutions, letters are drawn up to 3 % wider
     title_lines = wrap(title, inner, STYLE["figure.titlesize"], STYLE["figure.titleweight"])
     return title_lines, [line for text in caption for line in wrap(text, inner)]
 
@@ -111,9 +115,10 @@ def wrap(text: str, inches: float, points: float = STYLE["font.size"], weight: s
     """The text in lines that are at most this wide; a longer word has a line of its own."""
     font = font_manager.FontProperties(family=rcParams["font.family"], weight=weight, size=points)
     lines: list[str] = []
+    most = 70 * inches  # in points; not 72, because text is a few percent wider at some resolutions
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and text_to_path.get_text_width_height_descent(longer, font, ismath=False)[0] <= 72 * inches:
+        if lines and text_to_path.get_text_width_height_descent(longer, font, ismath=False)[0] <= most:
             lines[-1] = longer
         else:
             lines.append(word)

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.inspection import LoadedNetwork
 from analysis.settings import Settings
 from figures.registry import NotDrawn, register
-from figures.style import ERROR_COLOR, WIDTH_INCHES, styled
+from figures.style import ERROR_COLOR, WIDTH_INCHES, heading, styled
 
 
 @register(
@@ -38,7 +38,7 @@ def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
     few iterations, as at the end of a run, are mostly noise and left out. label_smoothing is named in the legend,
     because it raises the training loss alone.
     """
-    figure = Figure((WIDTH_INCHES, 2.6), layout="constrained")
+    figure = Figure((WIDTH_INCHES, 3), layout="constrained")
     train, test = ([entry for entry in history if entry["kind"] == kind] for kind in ("train", "test"))
     lines = {"train": [_without_short_lines(train)] if train else [], "test": _by_image_size(test)}
     for axes, name, factor, text in zip(
@@ -53,7 +53,8 @@ def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
                 smoothing = f" (label smoothing {label_smoothing:g})" if label_smoothing else ""
                 line.set_label(text.format(kind, values[-1]) + smoothing * ((kind, name) == ("train", "loss")))
         _mark_image_sizes(axes, history)
-        _mark_learning_rate_steps(axes, train)
+        for step in _learning_rate_steps(train):
+            axes.axvline(step, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
         axes.set_xlabel("iteration")
         axes.set_ylabel("loss (cross-entropy)" if name == "loss" else "accuracy (%)")
         axes.set_xlim(left=0)
@@ -61,7 +62,11 @@ def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
         axes.grid(color="0.92", linewidth=0.5)
         axes.set_axisbelow(True)
         if axes.lines:
-            axes.legend(title="last values", title_fontsize=7, frameon=False)
+            axes.legend(title="last values", title_fontsize=7, frameon=False, alignment="left")
+    notes = ["Train: mean since the point before, with augmentation. Test: after an epoch, without it."]
+    notes += ["Bands: the size of the images."] * (len(_by_image_size(history)) > 1)
+    notes += ["Dotted: the learning rate falls."] * bool(_learning_rate_steps(train))
+    heading(figure, "Loss and accuracy during training", " ".join(notes))
     return figure
 
 
@@ -93,9 +98,10 @@ def _mark_image_sizes(axes: Axes, history: list[dict]) -> None:
     axes.set_xlim(right=start)
 
 
-def _mark_learning_rate_steps(axes: Axes, train: list[dict]) -> None:
-    """Dotted lines where a constant learning rate falls to less than two thirds."""
-    for earlier, before, after in zip(train, train[1:], train[2:], strict=False):
-        rates = [entry["learning_rate"] for entry in (earlier, before, after)]
-        if rates[0] == rates[1] > 1.5 * rates[2]:
-            axes.axvline(before["step"], color="0.5", linewidth=0.8, linestyle=":", zorder=0)
+def _learning_rate_steps(train: list[dict]) -> list[int]:
+    """The iterations after which a constant learning rate falls to less than two thirds."""
+    return [
+        before["step"]
+        for earlier, before, after in zip(train, train[1:], train[2:], strict=False)
+        if earlier["learning_rate"] == before["learning_rate"] > 1.5 * after["learning_rate"]
+    ]

@@ -55,21 +55,14 @@ def channel_shares(
     if not alive:
         return [], {}
     pictures = reconstruct_top_images(inspection, replace(settings, rules=ALL_RULES, units="peak"), stage, alive)
-    is_on = top.scores[alive].cpu() > 0  # (C, count), the first ones of each row
-    scored, shares, seed = [], {name: [] for name in METHODS}, 0
-    total = int(is_on.sum()) * len(METHODS) * len(CHANGES)
-    with tqdm(total=total, desc=f"faithfulness, {stage}", unit="images", leave=False, disable=None) as progress:
-        for n, channel in enumerate(alive):
-            images, positions = inspection.top_images(top, channel), top.positions[channel].cpu()
-            parts = []
-            for ranks in is_on[n].nonzero().flatten().split(settings.batch_size):
-                maps = {rule: saliency(by_channel[n, ranks]) for rule, by_channel in pictures.items()}
-                units = images[ranks], positions[ranks], maps, torch.arange(seed, seed := seed + len(ranks))
-                parts.append(unit_shares(inspection, settings, stage, channel, *units, progress.update))
-            if not torch.cat([part[SQUARE] for part in parts]).isnan().all():  # NaN by every method or by none
-                scored.append(channel)
-                for name in METHODS:
-                    shares[name].append(torch.cat([part[name] for part in parts]).nanmean(0))
+    scored, shares = [], {name: [] for name in METHODS}
+    for n, channel in enumerate(tqdm(alive, f"faithfulness, {stage}", unit="channels", leave=False, disable=None)):
+        maps = {rule: saliency(by_channel[n]) for rule, by_channel in pictures.items()}
+        left = unit_shares(inspection, settings, stage, channel, maps, first_seed=n * count)
+        if not left[SQUARE].isnan().all():  # NaN by every method or by none
+            scored.append(channel)
+            for name in METHODS:
+                shares[name].append(left[name].nanmean(0))
     return scored, {name: torch.stack(by_channel) for name, by_channel in shares.items()} if scored else {}
 
 
@@ -79,34 +72,34 @@ def unit_shares(
     settings: Settings,
     stage: str,
     channel: int,
-    images: Tensor,
-    positions: Tensor,
     maps: Mapping[str, Tensor],
-    seeds: Tensor,
-    advance: Callable[[int], object] = lambda count: None,
+    first_seed: int = 0,
     methods: Sequence[str] = METHODS,
     changes: Sequence[tuple[str, float]] = CHANGES,
 ) -> dict[str, Tensor]:
-    """For units of a channel, method -> `surviving_shares`, (N, len(changes)) on the CPU.
+    """For those of a channel's k strongest units that are on, method -> `surviving_shares`, (N, len(changes)).
 
-    images, positions  (N,) int64: index in the test split, and the unit at row * w + column
-    maps               rule -> (N, S, S): saliency of the units' reconstructions
-    seeds              (N,) int64, of the random map
-    advance            called with the number of images after each forward pass
-    methods, changes   some of METHODS and of CHANGES
+    maps              rule -> (k, S, S): saliency of the units' reconstructions
+    first_seed        of the random maps, one per unit
+    methods, changes  some of METHODS and of CHANGES
+
+    The shares are on the CPU.
     """
-    network, device = inspection.network, inspection.device
-    stored = inspection.images[images]
-    channels = torch.full_like(positions, channel)
-    units = locate_units(network, stage, inspection.inputs(stored), channels.to(device), positions.to(device))
+    network, device, top = inspection.network, inspection.device, inspection.search.top[stage]
+    count = len(next(iter(maps.values())))
+    ranks = (top.scores[channel, :count] > 0).nonzero().flatten().cpu()
+    stored = inspection.images[inspection.top_images(top, channel)[ranks]]
+    positions = top.positions[channel].cpu()[ranks].to(device)
+    units = locate_units(network, stage, inspection.inputs(stored), torch.full_like(positions, channel), positions)
     others: dict[str, Callable[[], Tensor]] = {
         "the unit's map": lambda: unit_maps(network, units),
         "Sobel edges": lambda: saliency(sobel_edges(inspection.resized(stored))),
-        "random": lambda: random_maps(seeds, units.inputs.shape[-2:]),
+        "random": lambda: random_maps(first_seed + ranks, units.inputs.shape[-2:]),
     }
-    maps = {**maps, **{name: compute() for name, compute in others.items() if name in methods}}
+    maps = {rule: by_rank[ranks] for rule, by_rank in maps.items()}
+    maps |= {name: compute() for name, compute in others.items() if name in methods}
     maps = {name: pixels.to(device) for name, pixels in maps.items()}
-    shares = {name: units.inputs.new_empty(len(images), len(changes), device="cpu") for name in methods}
+    shares = {name: units.inputs.new_empty(len(ranks), len(changes), device="cpu") for name in methods}
     for members, cropped, crops in crop_to_receptive_field(network, units, maps):
         crops |= {turned: turn_about_unit(crops[rule], cropped) for rule, turned in TURNED.items() if turned in methods}
         importance = {
@@ -114,7 +107,7 @@ def unit_shares(
             for name in methods
         }
         with bf16_if_native(device):
-            left = surviving_shares(network, cropped, importance, changes, settings.batch_size, advance)
+            left = surviving_shares(network, cropped, importance, changes, settings.batch_size)
         for name in methods:
             shares[name][members.cpu()] = left[name].cpu()
     return shares
@@ -125,22 +118,11 @@ def kept_by_tenth(inspection: Inspection, settings: Settings, result: ChannelRes
 
     Means over the channel's strongest units; empty if no image excites it, or only so weakly that rounding takes all.
     """
-    ranks = [n for n, image in enumerate(result.images) if image.activation > 0]
-    if not ranks:
+    if result.images[0].activation <= 0:
         return {}
-    top = inspection.search.top[result.stage]
-    shares = unit_shares(
-        inspection,
-        settings,
-        result.stage,
-        result.channel,
-        inspection.top_images(top, result.channel)[ranks],
-        top.positions[result.channel].cpu()[ranks],
-        {rule: maps[ranks] for rule, maps in result.saliency.items()},
-        seeds=torch.arange(len(ranks)),
-        methods=[*result.saliency, SQUARE],
-        changes=[("kept", 0.1)],
-    )
+    methods, changes = [*result.saliency, SQUARE], [("kept", 0.1)]
+    stage, channel = result.stage, result.channel
+    shares = unit_shares(inspection, settings, stage, channel, result.saliency, methods=methods, changes=changes)
     means = {name: by_unit.nanmean().item() for name, by_unit in shares.items()}
     return {name: mean for name, mean in means.items() if not math.isnan(mean)}
 
@@ -151,13 +133,11 @@ def surviving_shares(
     importance: Mapping[str, Tensor],
     changes: Sequence[tuple[str, float]] = CHANGES,
     batch_size: int = 24,
-    advance: Callable[[int], object] = lambda count: None,
 ) -> dict[str, Tensor]:
     """What is left of each unit's activation: method -> (N, len(changes)), relative to that in the whole image.
 
     importance  method -> (N, n) of the blocks
     changes     of CHANGES: the most important share of the blocks seen, at least one, is removed, or it alone is kept
-    advance     called with the number of images after each forward pass
 
     NaN where the whole image does not activate the unit: rounding can take all of a weak activation.
 
@@ -175,7 +155,6 @@ def surviving_shares(
         is_important = ranks[image, method] < counts[image, change, None]
         changed = remove_blocks(units.inputs[image], is_important != is_kept[change, None], units.block)
         left[image, method, change] = unit_activations(network, units, changed, image)
-        advance(len(cases))
     check_finite(torch.cat([whole, left.flatten()]), "activations")
     left = (left / whole[:, None, None]).masked_fill((whole <= 0)[:, None, None], torch.nan)
     return {name: left[:, n] for n, name in enumerate(importance)}
@@ -248,27 +227,31 @@ def by_change(values: Iterable) -> dict[str, dict]:
     return content
 
 
+def color_of(method: str) -> str:
+    """A rule's color for its picture, also turned or times another map; grey for all else."""
+    return next((color for rule, (color, _) in RULE_STYLE.items() if method.startswith(rule)), "0.25")
+
+
 def draw_dots(axes: Axes, content: dict[str, dict], title: str, highest: float) -> None:
     """A row per method: what is left without the most important tenth (hollow), and with nothing else (filled).
 
     content  of a stage, as `stage_content` returns it
     highest  share of the activation that the axis reaches
     """
-    rule_of = dict.fromkeys(TURNED) | {turned: rule for rule, turned in TURNED.items()}
     for row, name in enumerate(METHODS):
-        rule = name if name in TURNED else rule_of.get(name)
-        color = RULE_STYLE[rule][0] if rule else "0.25"
+        color = color_of(name)
         for kind, face in (("removed", "white"), ("kept", color)):
             left = content[name][kind]["0.1"]
             axes.plot([left["low"], left["high"]], [row, row], color=color, linewidth=0.8, solid_capstyle="butt")
-            axes.plot(left["mean"], row, "o", color=color, markerfacecolor=face, markersize=3.5, markeredgewidth=0.8,
+            axes.plot(left["mean"], row, "o", color=color, markerfacecolor=face, markersize=4, markeredgewidth=0.8,
                       clip_on=False)  # fmt: skip
     axes.set_yticks(range(len(METHODS)), METHODS)
-    axes.set_ylim(len(METHODS) - 0.5, -0.5)
-    axes.set_xlim(0, highest * 1.03)
+    for label, name in zip(axes.get_yticklabels(), METHODS, strict=False):  # none but in the first panel
+        label.set_color(color_of(name))
+    axes.set(ylim=(len(METHODS) - 0.5, -0.5), xlim=(0, highest * 1.03))
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.grid(axis="y", color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("activation left", labelpad=1)
-    axes.set_title(title, fontsize=7, pad=3)
+    axes.set_title(title, loc="left")

@@ -98,7 +98,7 @@ def save(state: dict[str, Any], path: str | Path, keep_previous: bool = False) -
 
 
 def previous(path: Path) -> Path:
-    """The path of the checkpoint before this one: last.pt -> last.prev.pt."""
+    """last.pt -> last.prev.pt, the checkpoint before it."""
     return path.with_suffix(f".prev{path.suffix}")
 
 
@@ -159,10 +159,6 @@ class Metadata:
     config: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-
-    def entries(self) -> dict[str, Any]:
-        """The fields by name, as a checkpoint holds them."""
-        return dict(vars(self))
 
 
 def load_network(path: str | Path) -> tuple[ResNet18, Metadata]:
@@ -234,13 +230,13 @@ def _metadata(state: dict[str, Any], path: str | Path) -> Metadata:
     names = [entry.name for entry in fields(Metadata)]
     if missing := sorted(set(names) - state.keys()):
         raise CheckpointError(f"{path} lacks {', '.join(missing)}: pass a model.pt of train.py")
-    metadata = Metadata(*(tuple(state[name]) if isinstance(state[name], list) else state[name] for name in names[:3]),
-                        *(state[name] for name in names[3:]))  # fmt: skip
+    metadata = Metadata(**{name: state[name] for name in names})
     if metadata.classes is None:
         return metadata
     if not _is_valid(metadata):
         raise CheckpointError(f"{path} has been changed since train.py wrote it: pass an unchanged one")
-    return replace(metadata, classes=tuple(map(one_line, metadata.classes)))
+    classes, mean, std = tuple(map(one_line, metadata.classes)), tuple(metadata.mean), tuple(metadata.std)
+    return replace(metadata, classes=classes, mean=mean, std=std)
 
 
 def _is_valid(metadata: Metadata) -> bool:

@@ -43,13 +43,12 @@ def lock(path: Path, when_held: Callable[[], None]) -> Iterator[bool]:
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT  # NFS locks only files that may be written
     descriptor = os.open(path, flags, 0o666)
     try:
+        is_locked = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_locked = True
         except BlockingIOError:
             when_held()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            is_locked = True
         except OSError:
             is_locked = False
         yield is_locked

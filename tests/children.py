@@ -34,8 +34,8 @@ class Child:
     def __init__(self, script, *arguments, cwd=ROOT, environment=None):
         _start_server()
         reader, writer = context.Pipe(duplex=False)
-        what = str(script), [str(each) for each in arguments], cwd, environment or {}, writer
-        self._process = context.Process(target=_run, args=what)
+        arguments = str(script), list(map(str, arguments)), cwd, environment or {}, writer
+        self._process = context.Process(target=_run, args=arguments)
         self._process.start()
         writer.close()
         self.pid, self.stdout = self._process.pid, open(os.dup(reader.fileno()), encoding="utf-8")
@@ -49,9 +49,6 @@ class Child:
         """Exit code, minus the number of a signal, or None while it runs."""
         return self._process.exitcode
 
-    def poll(self):
-        return self._process.exitcode
-
     def wait(self, timeout=None):
         self._process.join(timeout)
         if self.returncode is None:
@@ -61,9 +58,6 @@ class Child:
 
     def send_signal(self, number):
         os.kill(self.pid, number)
-
-    def terminate(self):
-        self._process.terminate()
 
     def kill(self):
         self._process.kill()
@@ -94,14 +88,6 @@ def start_ranks(script, *arguments):
     return [Child(script, *arguments, environment=shared | rank) for rank in ranks]
 
 
-def heed_signals():
-    """Signals have a terminal's effect, even where the tests run under nohup or in the background."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for name in ("SIGHUP", "SIGTERM"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-
-
 def _start_server():
     """The server imports what its path leads to when it starts."""
     if context.get_start_method() == "forkserver":
@@ -113,7 +99,9 @@ def _start_server():
 
 def _run(script, arguments, cwd, environment, writer):
     """In the child: runs the script as Python does from a terminal."""
-    heed_signals()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # even where the tests run in the background
+    for name in {"SIGHUP", "SIGTERM"} & set(dir(signal)):
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
     if hasattr(os, "setsid"):
         os.setsid()
     os.dup2(writer.fileno(), 1)

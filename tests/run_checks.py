@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -18,23 +19,31 @@ def run_on(pictures, out, *flags):
     train.main(["--data", str(pictures), "--out", str(out), *fixed, *flags])
 
 
-def interrupt(run, steps, number=signal.SIGTERM, resumes=None):
-    """Calls `run(*flags)`, sends a signal in these iterations, counted over all calls, and resumes after each.
-
-    Returns the exit codes of the interrupted calls. resumes: how often to resume, if not after every signal.
-    """
-    done, codes, call = 0, [], TrainStep.__call__
+@contextmanager
+def before_steps(steps, action):
+    """Within the block, `action` is called at the beginning of these iterations, counted from 1 over all runs."""
+    done, call = 0, TrainStep.__call__
 
     def train_step(*args):
         nonlocal done
         done += 1
         if done in steps:
-            os.kill(os.getpid(), number)
+            action()
         return call(*args)
 
-    before = signal.signal(number, signal.SIG_DFL)  # it is ignored where the tests run in the background
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainStep, "__call__", train_step)
+        yield
+
+
+def interrupt(run, steps, number=signal.SIGTERM, resumes=None):
+    """Calls `run(*flags)`, sends a signal in these iterations, counted over all calls, and resumes after each.
+
+    Returns the exit codes of the interrupted calls. resumes: how often to resume, if not after every signal.
+    """
+    codes = []
+    before = signal.signal(number, signal.SIG_DFL)  # it is ignored where the tests run in the background
+    with before_steps(steps, lambda: os.kill(os.getpid(), number)):
         for resume in [()] + [("--resume",)] * (len(steps) if resumes is None else resumes):
             try:
                 run(*resume)
@@ -50,18 +59,17 @@ class Killed(BaseException):
 
 def kill(run, step):
     """Calls `run()` and kills it at the beginning of this iteration, counted from 1."""
-    done, call = 0, TrainStep.__call__
 
-    def train_step(*args):
-        nonlocal done
-        done += 1
-        if done == step:
-            raise Killed
-        return call(*args)
+    def end():
+        raise Killed
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(TrainStep, "__call__", train_step)
+    with before_steps({step}, end), pytest.raises(Killed):
         run()
+
+
+def lines_of(out):
+    """The lines of a run's history.jsonl."""
+    return [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
 
 
 def without_speed(history):
@@ -71,14 +79,14 @@ def without_speed(history):
 def assert_same_run(a, b):
     """Weights, statistics, momentum and history lines, bit for bit."""
     first, second = (checkpoint.load(out / "last.pt") for out in (a, b))
-    for name, value in first["model"].items():
-        assert torch.equal(value, second["model"][name]), name
-    momentum, other = (state["optimizer"]["state"] for state in (first, second))
-    assert momentum.keys() == other.keys() and len(momentum) == 62
-    for n in momentum:
-        assert torch.equal(momentum[n]["momentum_buffer"], other[n]["momentum_buffer"])
-    for name, value in first.get("ema", {}).items():
-        assert torch.equal(value, second["ema"][name]), name
+    momentum, other = (
+        {n: value["momentum_buffer"] for n, value in state["optimizer"]["state"].items()} for state in (first, second)
+    )
+    assert len(momentum) == 62
+    for tensors, others in ((first["model"], second["model"]), (momentum, other),
+                            (first.get("ema", {}), second.get("ema", {}))):  # fmt: skip
+        assert tensors.keys() == others.keys()
+        for name, value in tensors.items():
+            assert torch.equal(value, others[name]), name
     assert without_speed(first["history"]) == without_speed(second["history"])
-    lines, others = ([json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()] for out in (a, b))
-    assert without_speed(lines) == without_speed(others)
+    assert without_speed(lines_of(a)) == without_speed(lines_of(b))

@@ -156,6 +156,7 @@ def test_a_small_bounding_box_is_centred_and_shifted_into_the_image():
     picture[1, :, 0:7, 57:64] = 1
     side, corners = crop_boxes([picture])
     assert side == 11 and corners == [(28, 38), (0, 53)]
+    assert crop_boxes([picture], least=1)[0] == 7
     tiles = crop(picture, side, corners)
     assert torch.equal(tiles[0], picture[0, :, 28:39, 38:49]) and torch.equal(tiles[1], picture[1, :, :11, 53:])
 

@@ -19,6 +19,8 @@ from figures import faithfulness
 from figures.attributions import AGAINST, CAPTION, FOR, SCORED, attributions_figure, draw_attributions, overlay
 from figures.faithfulness import draw_faithfulness
 from figures.image_grid import to_array
+from network import ResNet18
+from reverse_network import ReverseResNet18
 
 SIZE = (42, 34)
 CLASSES = torch.tensor([3, 8])
@@ -129,6 +131,19 @@ def test_sums_of_two_maps(batch):
         ("relevance + CAM", ("class activation map", "relevance")),
     ):
         assert torch.equal(maps_of(batch, name), add_detail(*(maps_of(batch, part) for part in parts)))
+
+
+def test_methods_share_a_trace_and_compute_no_picture_that_they_do_not_use(batch, monkeypatch):
+    traced, rules = [], []
+    trace, go_back = ResNet18.trace, ReverseResNet18.forward
+    monkeypatch.setattr(ResNet18, "trace", lambda *args: traced.append(args) or trace(*args))
+    monkeypatch.setattr(ReverseResNet18, "forward", lambda self, *args: rules.append(self.rule) or go_back(self, *args))
+    for name in ("class activation map", "relevance", "Sobel edges", "random"):
+        maps_of(batch, name)
+    assert len(traced) == 1 and not rules
+    for name in ("guided x input", "guided x CAM", "CAM + guided"):
+        maps_of(batch, name)
+    assert len(traced) == 1 and rules == ["guided"]
 
 
 def test_detail_is_averaged_over_17_pixels_at_224_and_both_maps_are_scaled():

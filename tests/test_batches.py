@@ -1,10 +1,12 @@
 """Batches against numpy's reflect padding, and randomness as a function of seed, epoch and step alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
-from dataset.batches import COLUMNS, Augmentation, Batches, epoch_order, random_words
+from dataset.batches import COLUMNS, Augmentation, Batches, random_words
 from dataset.boxes import draw_cutmix_boxes
 from dataset.placement import HostImages
 from dataset.preprocess import Preprocess
@@ -21,20 +23,6 @@ def noise(count=40, size=(32, 32)):
 
 
 class TestRandomness:
-    def test_order_is_a_permutation_that_depends_on_seed_and_epoch(self):
-        order = epoch_order(1000, seed=3, epoch=7)
-        assert np.array_equal(np.sort(order), np.arange(1000))
-        assert np.array_equal(order, epoch_order(1000, seed=3, epoch=7))
-        assert not np.array_equal(order, epoch_order(1000, seed=3, epoch=8))
-        assert not np.array_equal(order, epoch_order(1000, seed=4, epoch=7))
-
-    def test_random_words_depend_on_seed_and_step_alone(self):
-        words = random_words(5, step=0, steps=9, count=7)
-        for step in range(9):
-            assert np.array_equal(words[step], random_words(5, step, 1, 7)[0])
-        assert len(np.unique(words)) == words.size
-        assert not np.array_equal(words, random_words(6, 0, 9, 7))
-
     def test_an_epoch_has_each_image_once_and_drops_an_incomplete_batch(self):
         made = batches(noise(43), batch_size=10)
         rows = made.rows(2)
@@ -42,14 +30,28 @@ class TestRandomness:
         assert len(rows[..., 0].unique()) == 40
         torch.manual_seed(99)
         np.random.seed(99)
-        assert torch.equal(rows, made.rows(2)) and not torch.equal(rows, made.rows(3))
-        assert not torch.equal(rows, batches(noise(43), seed=1, batch_size=10).rows(2))
+        assert torch.equal(rows, made.rows(2))
+        for other in (made.rows(3), batches(noise(43), seed=1, batch_size=10).rows(2)):
+            assert not torch.equal(rows[..., 0], other[..., 0])
 
-    def test_augmentation_depends_on_the_step_not_the_epoch(self):
-        """With half as many iterations per epoch, the same step has the same crops."""
-        one_epoch, half = batches(noise(40), batch_size=10).rows(0), batches(noise(20), batch_size=10)
-        two_epochs = torch.cat([half.rows(0), half.rows(1)])
-        assert torch.equal(one_epoch[..., 1:], two_epochs[..., 1:])
+    @pytest.mark.parametrize("augmentation, columns", [({}, slice(1, 6)), ({"cutmix": 0.5}, slice(12, 16)),
+                                                       ({"scale_crop": 0.2}, slice(1, 10))], ids=str)  # fmt: skip
+    def test_augmentation_depends_on_the_seed_and_the_step_not_the_epoch(self, monkeypatch, augmentation, columns):
+        """With half as many iterations per epoch, the same step has the same crops and boxes."""
+
+        def rows(count, *epochs, seed=0):
+            made = batches(noise(count), seed, 10, **augmentation)
+            return torch.cat([made.rows(epoch) for epoch in epochs])[..., columns]
+
+        expected = rows(40, 0)
+        monkeypatch.setattr("dataset.batches.BOXES_AT_A_TIME", 10)
+        assert torch.equal(expected, rows(20, 0, 1)) and torch.equal(expected, rows(40, 0))
+        assert not torch.equal(expected, rows(40, 0, seed=1))
+
+    @pytest.mark.parametrize("more", [{"cutmix": 0.5}, {"scale_crop": 0.2}], ids=str)
+    def test_boxes_do_not_affect_order_and_crops(self, more):
+        plain = batches(noise(40), batch_size=10).rows(1)
+        assert torch.equal(batches(noise(40), batch_size=10, **more).rows(1)[..., : len(COLUMNS)], plain)
 
 
 def flips(count=1000, seed=0, batch_size=50, epoch=0, **augmentation):
@@ -66,26 +68,8 @@ class TestFlip:
         first, second, third = (flips(flip="alternate", epoch=epoch) for epoch in (0, 1, 2))
         assert torch.equal(second, 1 - first) and torch.equal(third, first)
         assert abs(int(first.sum()) - 500) < 5 * (1000 / 4) ** 0.5  # about half, within five standard deviations
-
-    def test_alternate_depends_on_the_seed_alone(self):
-        first = flips(flip="alternate")
-        torch.manual_seed(99)
-        np.random.seed(99)
-        assert torch.equal(first, flips(flip="alternate"))
-        assert torch.equal(first, flips(flip="alternate", batch_size=8))
-        assert torch.equal(first, flips(flip="alternate", shift=0, cutout=1))
+        assert torch.equal(first, flips(flip="alternate", batch_size=8, shift=0, cutout=1))
         assert not torch.equal(first, flips(flip="alternate", seed=1))
-
-    def test_alternate_is_what_the_images_show(self):
-        images = noise(20)
-        made = batches(images, flip="alternate", shift=0)
-        for epoch in (0, 1):
-            rows = made.rows(epoch)[0]
-            results, labels = made.crop(rows)
-            flipped = (results == images[labels].flip(3)).flatten(1).all(1)
-            kept = (results == images[labels]).flatten(1).all(1)
-            assert (flipped ^ kept).all()
-            assert torch.equal(flipped.long(), rows[:, COLUMNS.index("flip")])
 
     def test_random_flips_are_drawn_anew_in_each_epoch(self):
         first, second = flips(), flips(epoch=1)
@@ -98,25 +82,22 @@ class TestFlip:
 class TestCrop:
     @pytest.mark.parametrize("size", [(32, 32), (9, 14), (3, 3)])
     def test_result_is_a_crop_of_the_reflect_padded_image(self, size):
-        """Every result is one of all possible crops of numpy's reflect padding, flipped or not."""
+        """Every result is one of all possible crops of numpy's reflect padding, flipped where its row says so."""
         images = noise(size=size)
         shift = min(4, *(side - 1 for side in size))
         made = batches(images, seed=1, shift=shift)
         results, labels = made.crop(made.rows(2)[0])
         assert results.shape == images.shape and results.dtype == torch.uint8
-        found = set()
-        for image, result in zip(images[labels].numpy(), results.numpy(), strict=True):
+        crops, flipped = set(), made.rows(2)[0, :, COLUMNS.index("flip")].bool().tolist()
+        for image, result, is_flipped in zip(images[labels].numpy(), results.numpy(), flipped, strict=True):
             padded = np.pad(image, ((0, 0), (shift, shift), (shift, shift)), mode="reflect")
-            candidates = {
-                (top, left, flip): padded[:, top : top + size[0], left : left + size[1]][..., :: -1 if flip else 1]
-                for top in range(2 * shift + 1)
-                for left in range(2 * shift + 1)
-                for flip in (False, True)
-            }
-            matches = [key for key, crop in candidates.items() if np.array_equal(crop, result)]
+            wanted = result[..., ::-1] if is_flipped else result
+            offsets = itertools.product(range(2 * shift + 1), repeat=2)
+            matches = [(top, left) for top, left in offsets
+                       if np.array_equal(padded[:, top : top + size[0], left : left + size[1]], wanted)]  # fmt: skip
             assert matches, "the result is not a crop of its image"
-            found.add(matches[0])
-        assert len({flip for *_, flip in found}) == 2 and len(found) > 10
+            crops.add((*matches[0], is_flipped))
+        assert len(set(flipped)) == 2 and len(crops) > 10
 
     def test_shifts_and_flips_are_uniform(self):
         ramp = torch.arange(32, dtype=torch.uint8).expand(4000, 3, 32, 32)  # a pixel's value is its column
@@ -168,7 +149,6 @@ class TestCutMix:
             for images, probability in ((where(noise(80, (height, width))), 0.6), (noise(80, (height, width)), 0.0))
         )
         rows, shares = mixing.rows(epoch), []
-        assert torch.equal(rows[..., : len(COLUMNS)], plain.rows(epoch))  # order and crops are not affected
         for step, (row, stored) in enumerate(mixing.iterate(rows)):
             words = random_words(3, 8 * epoch + step, 1, 4, stream=4)[0]
             draw, share = words[:2] / 2.0**64
@@ -180,13 +160,11 @@ class TestCutMix:
                 top, bottom, left, right = papers_box(height, width, share, *center)
                 expected[:, :, top:bottom, left:right] = partners[:, :, top:bottom, left:right]
                 area = (bottom - top) * (right - left)
-            images, *found = mixing.mix(row, stored)
-            assert torch.equal(images, expected) and images.dtype == torch.uint8
-            assert torch.equal(found[0], labels) and torch.equal(found[1], partner_labels)
-            assert found[2] == pytest.approx(1 - area / (height * width))
-            inputs, *again = mixing(row, stored)
-            assert torch.equal(inputs, mixing.preprocess(expected)) and torch.equal(again[2], found[2])
-            shares.append(found[2].item())
+            inputs, own_labels, other_labels, own_share = mixing(row, stored)
+            assert torch.equal(inputs, mixing.preprocess(expected))
+            assert torch.equal(own_labels, labels) and torch.equal(other_labels, partner_labels)
+            assert own_share == pytest.approx(1 - area / (height * width))
+            shares.append(own_share.item())
         assert {share == 1 for share in shares} == {True, False}  # batches without a box and with one
 
     @pytest.mark.parametrize("where", [torch.Tensor.clone, HostImages], ids=["device", "host"])
@@ -198,15 +176,6 @@ class TestCutMix:
             for n in range(3):
                 assert torch.equal(expected[n], torch.cat([part[n] for part in parts]))
             assert parts[0][3] == parts[1][3] == expected[3] < 1
-
-    def test_boxes_depend_on_the_seed_and_the_step_alone(self):
-        def boxes(count, *epochs, seed=0, **others):
-            made = batches(noise(count), seed=seed, batch_size=10, cutmix=0.5, **others)
-            return torch.cat([made.rows(epoch)[:, 0, 12:] for epoch in epochs])
-
-        expected = boxes(40, 0, 1)
-        assert torch.equal(expected, boxes(20, 0, 1, 2, 3)) and torch.equal(expected, boxes(40, 0, 1, flip="none"))
-        assert not torch.equal(expected, boxes(40, 0, 1, seed=1))
 
     def test_shares_are_uniform_and_centres_anywhere(self):
         words = random_words(0, 0, 10_000, 4, stream=4)

@@ -39,7 +39,7 @@ class TestTrainStep:
         images, labels, classes = sources.load(str(folder), "train", tmp_path / "root", 64)
         inputs = Preprocess(64, train_step.MEAN, train_step.STD)(images)
         listing = folders.list_split(folder, "train")
-        numbers = {str(listing.folder / name): n for n, name in enumerate(listing.names)}
+        numbers = {str(path): n for n, path in enumerate(listing.paths)}
         assert len(usual) == len(images) and usual.classes == list(classes)
         for n, (file, label) in enumerate(usual.samples):
             assert labels[numbers[file]] == label

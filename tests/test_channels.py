@@ -7,19 +7,29 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_same_pictures, write_folder
-from matplotlib.text import Text
 
 from analysis.activations import SearchResult, TopActivations
-from analysis.channels import chosen_channels, inspect_channel, inspect_channels, robust_limit, strongest_units
-from analysis.inspection import add_preprocessing, add_search, add_test_images, inspect, load_inspection, spread
+from analysis.channels import (
+    chosen_channels,
+    inspect_channels,
+    reconstruct_top_images,
+    robust_limit,
+    strongest_units,
+)
+from analysis.crops import crop_boxes
+from analysis.inspection import add_preprocessing, add_search, inspect, load_inspection, spread
 from analysis.settings import Settings
-from figures import FIGURES, top9
+from figures import FIGURES, hierarchy, top9
 from figures.registry import NotDrawn
 from network import ResNet18
 from reverse_network import ReverseResNet18, isolate
 from runtime import checkpoint
 
 SETTINGS = Settings()
+
+
+def inspect_channel(inspection, settings, stage, channel):
+    return next(inspect_channels(inspection, settings, stage, [channel]))
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +76,21 @@ def test_channels_in_groups_are_what_each_is_alone(inspection, monkeypatch):
         assert [image.crop for image in result.images] == [image.crop for image in alone.images]
         for rule, tiles in result.reconstructions.items():
             assert_same_pictures(tiles, alone.reconstructions[rule])
+
+
+def test_the_hierarchy_shows_what_a_unit_sees(inspection):
+    """Of conv1, 7 pixels: tiles hold the filter and no margin, and patches are the pixels below it."""
+    settings = replace(SETTINGS, rules=("guided",))
+    channel = int(inspection.search.top["conv1"].scores[:, 8].argmax())
+    whole = reconstruct_top_images(inspection, settings, "conv1", [channel])["guided"][0]
+    patches, tiles = hierarchy.crop_channel(inspection, "conv1", channel, whole)
+    side, corners = crop_boxes([whole], least=1)
+    assert patches.shape == tiles.shape == (9, side, side, 3) and side <= 7
+    images = inspection.images[inspection.top_images(inspection.search.top["conv1"], channel)]
+    for image, picture, patch, (top, left) in zip(images, whole, patches, corners, strict=True):
+        inside = picture[:, top : top + side, left : left + side]
+        assert inside.square().sum() >= 0.95 * picture.square().sum()
+        assert np.allclose(patch, image[:, top : top + side, left : left + side].permute(1, 2, 0) / 255, atol=1e-6)
 
 
 def test_one_scale_for_a_channel(inspection):
@@ -154,12 +179,6 @@ def test_a_class_that_the_network_does_not_know_is_not_misclassified(small_run, 
         assert image.correct == (image.label == image.predicted if known else None)
 
 
-def test_limit_spreads_over_the_test_split(small_run):
-    inspection = add_preprocessing(load_inspection(small_run / "model.pt", "cpu"))
-    assert (add_test_images(inspection, 6).searched // 2).tolist() == [0, 1, 2, 3, 4, 5]
-    assert add_test_images(inspection, 600).searched.tolist() == list(range(12))
-
-
 def test_images_are_spread_over_all_classes_whatever_their_order():
     found = spread(100, 1000)
     assert torch.equal(found // 10, torch.arange(100))  # classes one after the other
@@ -200,25 +219,6 @@ def test_strongest_units_are_told_by_their_place_in_the_test_split(small_run):
     units = strongest_units(inspection, "conv3_x", [2, 0], top)
     assert torch.equal(units.images, inspection.searched[[3, 1]]) and units.positions.tolist() == [9, 7]
     assert units.channels == [2, 0] and units.scores.tolist() == [9, 4]
-
-
-def test_an_unpooling_that_is_not_exact_is_named(inspection):
-    settings = Settings(unpool="overwrite")
-    for name in ("top9", "reconstructions", "rules", "branches", "sanity"):
-        _, figure = next(FIGURES[name].draw(inspection, settings))
-        texts = " ".join(text.get_text() for text in figure.findobj(Text))
-        assert "overwriting unpooling" in texts.replace("\n", " "), name
-
-
-def test_the_search_is_one_pass_for_all_stages_and_the_logits(inspection, monkeypatch):
-    passes = []
-    trace = ResNet18.trace
-    monkeypatch.setattr(
-        ResNet18, "trace", lambda self, images, until: passes.append(until) or trace(self, images, until)
-    )
-    found = add_search(inspection, Settings(stages=("conv1", "conv4_x", "conv2_x"))).search
-    assert found.top.keys() == {"conv1", "conv4_x", "conv2_x"} and len(found.logits) == 12
-    assert passes == ["conv5_x"]
 
 
 def test_others_take_names_and_statistics_from_the_data(tmp_path, small_run):

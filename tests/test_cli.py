@@ -63,48 +63,33 @@ class TestBadInputOfTrain:
     def flags(self, folder, tmp_path):
         return ["--data", folder, "--image-size", 32, "--batch-size", 16, "--epochs", 1, "--out", tmp_path / "run"]
 
-    def test_data_that_cannot_be_used(self, capsys, flags, folder, tmp_path):
-        ends(capsys, train.main, [*flags, "--data", tmp_path / "nowhere"], 1, "nowhere is not a folder")
-        (folder / "test" / "ring" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-        ends(capsys, train.main, flags, 1, folder / "test" / "ring" / "1.png")
-
-    def test_fewer_images_than_a_batch(self, capsys, flags):
-        ends(capsys, train.main, [*flags, "--batch-size", 49], 1, "--batch-size 49 is more than the 48")
-        ends(capsys, train.main, [*flags, "--hold-out", 48], 1, "--hold-out 48 leaves none of 48")
-
-    def test_a_device_that_is_not_there(self, capsys, flags):
-        ends(capsys, train.main, [*flags, "--device", "cuda:99"], 1, "cuda:99", "pass --device", "cpu")
-
-    def test_an_output_path_that_is_a_file(self, capsys, flags, tmp_path):
+    @pytest.mark.parametrize(
+        "wrong, words",
+        [
+            ("--data nowhere", ["nowhere is not a folder"]),
+            ("--batch-size 49", ["--batch-size 49 is more than the 48"]),
+            ("--hold-out 48", ["--hold-out 48 leaves none of 48"]),
+            ("--device cuda:99", ["cuda:99", "pass --device", "cpu"]),
+            ("--out file", ["--out", "pass another"]),
+            ("--out file/below", ["--out", "pass another"]),
+            ("--resume", ["nothing to resume"]),
+            pytest.param("--out /proc/self/run", ["--out /proc/self/run", "pass another"], marks=pytest.mark.skipif(
+                not Path("/proc/self").exists(), reason="needs a folder that even root cannot write to")),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_it_ends_in_one_line(self, capsys, flags, tmp_path, monkeypatch, wrong, words):
+        monkeypatch.chdir(tmp_path)
         (tmp_path / "file").write_text("mine")
-        ends(capsys, train.main, [*flags, "--out", tmp_path / "file"], 1, "--out", "pass another")
-        ends(capsys, train.main, [*flags, "--out", tmp_path / "file" / "below"], 1, "--out", "pass another")
+        ends(capsys, train.main, [*flags, *wrong.split()], 1, *words)
         assert (tmp_path / "file").read_text() == "mine"
 
-    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write to")
-    def test_an_output_path_that_cannot_be_written(self, capsys, flags):
-        ends(capsys, train.main, [*flags, "--out", "/proc/self/run"], 1, "--out /proc/self/run", "pass another")
-
-    def test_an_earlier_run_is_not_overwritten_unasked(self, capsys, flags, tmp_path):
-        for name in ("last.pt", "model.pt", "history.jsonl"):
-            out = tmp_path / f"with-{name}"
-            out.mkdir()
-            (out / name).write_text("mine")
-            ends(capsys, train.main, [*flags, "--out", out], 1, "holds an earlier run", "--resume", "--overwrite")
-            assert (out / name).read_text() == "mine"
-
-    @pytest.mark.slow
-    def test_overwrite_does_only_if_the_new_run_starts(self, capsys, flags, tmp_path, small_run):
-        out = tmp_path / "run"
-        shutil.copytree(small_run, out)
-        before = {path.name: path.read_bytes() for path in out.iterdir()}
-        ends(capsys, train.main, [*flags, "--overwrite", "--data", tmp_path / "nowhere"], 1, "is not a folder")
-        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-        train.main([str(flag) for flag in [*flags, "--overwrite", "--seed", 5, "--max-steps", 1]])
-        assert torch.load(out / "model.pt")["config"]["seed"] == 5
-
-    def test_nothing_to_resume(self, capsys, flags):
-        ends(capsys, train.main, [*flags, "--resume"], 1, "nothing to resume")
+    @pytest.mark.parametrize("name", ["last.pt", "model.pt", "history.jsonl"])
+    def test_an_earlier_run_is_not_overwritten_unasked(self, capsys, flags, tmp_path, name):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / name).write_text("mine")
+        ends(capsys, train.main, flags, 1, "holds an earlier run", "--resume", "--overwrite")
+        assert (tmp_path / "run" / name).read_text() == "mine"
 
     def test_a_state_without_progress_cannot_be_resumed(self, capsys, flags, tmp_path):
         (tmp_path / "run").mkdir()
@@ -113,77 +98,72 @@ class TestBadInputOfTrain:
 
 
 class TestBadInputOfVisualizer:
-    def test_what_is_no_checkpoint(self, capsys, tmp_path):
-        flags = ["--ckpt", tmp_path / "a.pt", "--out", tmp_path / "plots"]
-        ends(capsys, visualizer.main, flags, 1, "no checkpoint at", "run train.py first")
-        (tmp_path / "a.pt").write_bytes(b"hello")
-        ends(capsys, visualizer.main, flags, 1, tmp_path / "a.pt")
-        assert not (tmp_path / "plots").exists()
+    @pytest.fixture
+    def flags(self, small_run, tmp_path):
+        return ["--ckpt", small_run / "model.pt", "--out", tmp_path / "plots"]
 
-    def test_before_any_training_the_shipped_network_is_shown(self, capsys, tmp_path, monkeypatch, small_run):
-        monkeypatch.chdir(tmp_path)
-        flags = ["--figures", "training_curves", "--dpi", "50", "--device", "cpu"]
-        said = "checkpoints/model.pt does not exist yet: showing the network that comes with the project"
-        for ckpt in ([], ["--ckpt"]):
-            visualizer.main([*ckpt, *flags])
-            assert said in capsys.readouterr().out
-        text = (tmp_path / "plots" / "report.html").read_text()
-        accuracy = checkpoint.load(ROOT / "checkpoints" / "resnet18-cifar10.pt")["result"]["test_accuracy"]
-        assert f"{100 * accuracy:.2f} %" in text
-        ends(capsys, visualizer.main, ["--ckpt", "checkpoints/model.pt"], 1, "no checkpoint at checkpoints/model.pt")
-        shutil.copytree(small_run, tmp_path / "checkpoints")
-        visualizer.main(["--ckpt", *flags])
-        assert said not in capsys.readouterr().out
-
-    def test_no_test_images(self, capsys, folder, small_run, tmp_path):
-        flags = ["--ckpt", small_run / "model.pt", "--data", folder, "--out", tmp_path / "plots"]
-        for file in (folder / "test" / "ring").iterdir():
-            file.unlink()
-        ends(capsys, visualizer.main, flags, 1, "ring has no images")
-        shutil.rmtree(folder / "test")
-        ends(capsys, visualizer.main, flags, 1, "has no folder test")
-        assert not (tmp_path / "plots").exists()
-
-    def test_activations_that_are_not_finite(self, capsys, tmp_path, small_run):
-        state = torch.load(small_run / "model.pt")
-        for name in state["model"]:
-            if name.endswith("conv1.weight") or name.endswith("bn1.weight"):
-                state["model"][name] *= 1e25
-        torch.save(state, tmp_path / "a.pt")
-        flags = ["--ckpt", tmp_path / "a.pt", "--figures", "top9", "--out", tmp_path / "plots"]
-        ends(capsys, visualizer.main, flags, 1, "are not finite")
-
-    def test_a_picture_that_is_none(self, capsys, tmp_path, small_run):
-        (tmp_path / "cat.jpg").write_text("meow")
-        flags = ["--ckpt", small_run / "model.pt", "--out", tmp_path / "plots", "--images"]
-        ends(capsys, visualizer.main, [*flags, tmp_path / "cat.jpg"], 1, "cat.jpg cannot be read as an image")
-        ends(capsys, visualizer.main, [*flags, tmp_path / "nowhere.jpg"], 1, "nowhere.jpg cannot be read")
+    @pytest.fixture(autouse=True)
+    def nothing_is_drawn(self, tmp_path):
+        yield
         assert not list((tmp_path / "plots").glob("*.png"))
 
-    def test_data_of_another_number_of_classes(self, capsys, tmp_path, small_run):
+    def test_no_test_images(self, capsys, folder, flags, tmp_path):
+        for file in (folder / "test" / "ring").iterdir():
+            file.unlink()
+        ends(capsys, visualizer.main, [*flags, "--data", folder], 1, "ring has no images")
+        assert not (tmp_path / "plots").exists()
+
+    def test_pictures_that_are_none(self, capsys, tmp_path, flags):
+        (tmp_path / "cat.jpg").write_text("meow")
+        for name in ("cat.jpg", "nowhere.jpg"):
+            ends(capsys, visualizer.main, [*flags, "--images", tmp_path / name], 1, f"{name} cannot be read")
+
+    def test_data_of_another_number_of_classes(self, capsys, tmp_path, folder):
         torch.save(ResNet18(7).state_dict(), tmp_path / "a.pt")
-        flags = ["--ckpt", tmp_path / "a.pt", "--data", small_run.parent / "pictures"]
+        flags = ["--ckpt", tmp_path / "a.pt", "--data", folder]
         ends(capsys, visualizer.main, flags, 1, "has 7 outputs", "has 3 classes", "--data")
 
     def test_data_that_a_gallery_needs(self, capsys, tmp_path, small_run):
         state = checkpoint.load(small_run / "model.pt")
         state["config"] = state["config"] | {"data": str(tmp_path / "gone")}
-        torch.save(state, tmp_path / "model.pt")
-        flags = ["--ckpt", tmp_path / "model.pt", "--gallery", "--out", tmp_path / "plots"]
+        torch.save(state, tmp_path / "a.pt")
+        flags = ["--ckpt", tmp_path / "a.pt", "--gallery", "--out", tmp_path / "plots"]
         ends(capsys, visualizer.main, flags, 1, "gone is not a folder")
-        assert not (tmp_path / "plots").exists()
+
+    def test_activations_that_are_not_finite(self, capsys, tmp_path, small_run):
+        state = checkpoint.load(small_run / "model.pt")
+        for name in state["model"]:
+            if name.endswith(("conv1.weight", "bn1.weight")):
+                state["model"][name] *= 1e25
+        torch.save(state, tmp_path / "a.pt")
+        flags = ["--ckpt", tmp_path / "a.pt", "--figures", "top9", "--out", tmp_path / "plots"]
+        ends(capsys, visualizer.main, flags, 1, "are not finite")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_a_terminal_that_cannot_show_a_path(small_run, tmp_path, monkeypatch, encoding):
-    terminal = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+def test_before_any_training_the_shipped_network_is_shown(capsys, tmp_path, monkeypatch, small_run):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--figures", "training_curves", "--dpi", "50", "--device", "cpu"]
+    said = "checkpoints/model.pt does not exist yet: showing the network that comes with the project"
+    visualizer.main(["--ckpt", *flags])
+    assert said in capsys.readouterr().out
+    text = (tmp_path / "plots" / "report.html").read_text()
+    accuracy = checkpoint.load(ROOT / "checkpoints" / "resnet18-cifar10.pt")["result"]["test_accuracy"]
+    assert f"{100 * accuracy:.2f} %" in text
+    ends(capsys, visualizer.main, ["--ckpt", "checkpoints/model.pt"], 1, "no checkpoint at checkpoints/model.pt")
+    shutil.copytree(small_run, tmp_path / "checkpoints")
+    visualizer.main(flags)  # without --ckpt, the same
+    assert said not in capsys.readouterr().out
+
+
+def test_a_terminal_that_cannot_show_a_path(small_run, tmp_path, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", terminal)
     out = tmp_path / "опыт"
     flags = ["--ckpt", small_run / "model.pt", "--out", out, "--figures", "training_curves", "--device", "cpu"]
     visualizer.main([*map(str, flags), "--dpi", "50"])
     assert (out / "report.html").exists()
     terminal.flush()
-    assert "\\u043e\\u043f\\u044b\\u0442" in terminal.buffer.getvalue().decode(encoding)
+    assert "\\u043e\\u043f\\u044b\\u0442" in terminal.buffer.getvalue().decode("cp1252")
 
 
 @pytest.mark.slow

@@ -50,7 +50,7 @@ def test_rows_are_the_strongest_units_of_living_channels(inspection):
     assert comparison.row_captions(selected)[1] == "channel 70\nimage 10\nactivation 6.00"
     asked = Settings(stages=("conv5_x",), channels=(5, 40, 6, 70))
     assert comparison.select_units(crafted, asked).channels == [40, 70]
-    with pytest.raises(NotDrawn, match="no image excites"):
+    with pytest.raises(NotDrawn, match="zero at all units searched"):
         comparison.select_units(crafted, Settings(stages=("conv5_x",), channels=(5, 6)))
 
 

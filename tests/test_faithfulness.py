@@ -9,30 +9,27 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import assert_inside, drawn_shapes
+from conftest import assert_inside, drawn_shapes, score_under
 from matplotlib.figure import Figure
 
 from analysis.activations import split_dead_channels
-from analysis.blocks import block_means, estimate, importance_ranks
+from analysis.blocks import estimate, importance_ranks
 from analysis.channels import chosen_channels
 from analysis.importance import METHODS, ImportanceBatch, random_maps
-from analysis.inspection import ImageInspection, inspect, spread
+from analysis.inspection import inspect, spread
 from analysis.relevance import pixel_box
 from analysis.settings import Settings
 from dataset.preprocess import Preprocess
 from figures.faithfulness import (
-    BASELINES,
     STEPS,
     block_ranks,
     class_curves,
     class_scores,
     draw_faithfulness,
     remaining_probability,
-    scores_in_words,
     spread_images,
 )
 from network import ResNet18
-from reverse_network import ReverseResNet18
 from runtime.checkpoint import SHIPPED, load_network
 
 BOX = pixel_box([0.5] * 3, [0.1] * 3)
@@ -50,9 +47,9 @@ class TestCurves:
     def test_by_definition(self, batch_size):
         inputs = torch.randn(3, 3, 5, 5, dtype=torch.float64)
         ranks = importance_ranks(torch.rand(3, 2, 9))  # 2x2 pixels a block; 9 is no multiple of the steps
-        classes, advanced = torch.tensor([0, 1, 1]), []
-        found = remaining_probability(self.network, inputs, classes, ranks, 2, batch_size, advanced.append)
-        assert found.shape == (3, 2, 2, STEPS) and sum(advanced) == 3 * 2 * 2 * (STEPS - 1)
+        classes = torch.tensor([0, 1, 1])
+        found = remaining_probability(self.network, inputs, classes, ranks, 2, batch_size)
+        assert found.shape == (3, 2, 2, STEPS)
         for n, method, order, step in np.ndindex(found.shape):
             image, count = inputs[n].clone(), (step + 1) * 9 // 10
             blocks = sorted(range(9), key=lambda block: ranks[n, method, block], reverse=order == 1)
@@ -61,16 +58,6 @@ class TestCurves:
                 image[:, row : row + 2, column : column + 2] = 0
             expected, whole = (self.network(each[None]).softmax(1)[0, classes[n]] for each in (image, inputs[n]))
             assert found[n, method, order, step] == pytest.approx((expected / whole).item())
-
-    def test_a_map_that_is_right_beats_the_same_map_upside_down(self):
-        inputs = torch.rand(1, 3, 4, 4, dtype=torch.float64) + 0.5
-        weights = torch.zeros(2, 3, 4, 4, dtype=torch.float64)
-        weights[0, :, :2] = 1  # the upper half speaks for class 0
-        effect = (inputs * weights[:1]).sum(1)
-        maps = torch.stack([importance_ranks(block_means(sign * effect, 1)) for sign in (1, -1)], 1)
-        left = remaining_probability(lambda x: x.flatten(1) @ weights.flatten(1).T, inputs, torch.tensor([0]), maps, 1)
-        right, wrong = (left[0, :, 1] - left[0, :, 0]).mean(1)
-        assert right > 0.1 and right == pytest.approx(-wrong.item())
 
 
 def test_maps_against_autograd(random_network):
@@ -88,46 +75,17 @@ def test_maps_against_autograd(random_network):
                 assert (batch.map(name) - expected).norm() < 1e-10 * expected.norm()
 
 
-def test_methods_share_a_trace_and_compute_no_picture_that_they_do_not_use(random_network, monkeypatch):
-    traced, rules = [], []
-    trace, go_back = ResNet18.trace, ReverseResNet18.forward
-    monkeypatch.setattr(ResNet18, "trace", lambda *args: traced.append(args) or trace(*args))
-    monkeypatch.setattr(ReverseResNet18, "forward", lambda self, *args: rules.append(self.rule) or go_back(self, *args))
-    with torch.inference_mode():
-        images = torch.rand(2, 3, 40, 40, dtype=torch.float64)
-        batch = ImportanceBatch(random_network, images, images, torch.tensor([0, 1]), BOX)
-        for name in ("class activation map", "Sobel edges", "random"):
-            assert batch.map(name).shape == (2, 40, 40)
-        assert len(traced) == 1 and not rules
-        for name in ("guided", "guided x input", "guided x CAM", "CAM + guided"):
-            batch.map(name)
-        assert len(traced) == 1 and rules == ["guided"]
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    """The shipped network at a quarter of its pixels, with drawn shapes."""
+def test_the_class_activation_map_with_torchvisions_network_from_the_definition(inspection):
+    """Of the shipped network at a quarter of its pixels, with drawn shapes."""
     network, metadata = load_network(SHIPPED)
     metadata = replace(metadata, image_size=112)
-    images, labels, _ = (torch.from_numpy(each[:24].copy()) for each in drawn_shapes("test"))
-    preprocess = Preprocess(112, metadata.mean, metadata.std)
-    return ImageInspection(
-        checkpoint=SHIPPED,
+    shipped = replace(
+        inspection,
         network=network,
         metadata=metadata,
-        device=torch.device("cpu"),
-        source="shapes",
-        root="",
-        preprocess=preprocess,
-        images=images,
-        labels=labels,
-        label_names=metadata.classes,
-        files=None,
-        searched=torch.arange(24),
+        preprocess=Preprocess(112, metadata.mean, metadata.std),
+        images=torch.from_numpy(drawn_shapes("test")[0][:24].copy()),
     )
-
-
-def test_the_class_activation_map_with_torchvisions_network_from_the_definition(shipped):
     images = torch.tensor([3, 8])
     curves = class_curves(shipped, images, methods=["class activation map"])
     theirs = torchvision.models.resnet18(num_classes=10).eval()
@@ -155,19 +113,6 @@ def test_the_class_activation_map_with_torchvisions_network_from_the_definition(
                     changed.append(image)
                 expected = theirs(torch.stack(changed)).softmax(1)[:, classes[n]] / probability[n]
                 assert curve.tolist() == pytest.approx(expected.tolist(), abs=0.01)
-
-
-def test_the_interval_of_the_random_map_contains_0(shipped):
-    """24 images of 56x56 pixels, in blocks of 2."""
-    metadata = replace(shipped.metadata, image_size=56)
-    shipped = replace(shipped, metadata=metadata, preprocess=Preprocess(56, metadata.mean, metadata.std))
-    inputs = shipped.inputs(shipped.images)
-    ranks = importance_ranks(block_means(random_maps(torch.arange(24), (56, 56)), 2))
-    with torch.inference_mode():
-        classes = shipped.network(inputs).argmax(1)
-        left = remaining_probability(shipped.network, inputs, classes, ranks[:, None], 2)
-    found = estimate((left[:, 0, 1] - left[:, 0, 0]).mean(1))
-    assert found.low < 0 < found.high and left.std() > 0.1
 
 
 def test_noise_depends_on_the_seed_alone():
@@ -220,24 +165,19 @@ class TestFigure:
         assert content["methods"].keys() == METHODS.keys()
         assert set(content["methods"]["random"]["over_random"].values()) == {0}
 
-    def test_panels_come_with_the_highest_score_first(self, drawn):
+    def test_panels_show_the_curves_with_the_highest_score_first(self, drawn):
         figure, content = drawn
-        scores = [found["score"] for found in content["methods"].values()]
+        scores = [numbers["score"] for numbers in content["methods"].values()]
         assert scores == sorted(scores, reverse=True)
-        panels = figure.get_axes()[: len(METHODS)]
-        for axes, (name, found) in zip(panels, content["methods"].items(), strict=True):
-            title = axes.get_title().splitlines()
-            assert title[0] == f"{name} (baseline)" if name in BASELINES else title[0] == name
-            assert title[1] == "{:.2f} ({:.2f} to {:.2f})".format(
-                *(round(found[key], 2) + 0.0 for key in ("score", "low", "high"))
-            )
+        for axes, (name, numbers) in zip(figure.get_axes(), content["methods"].items(), strict=False):
+            assert axes.get_title("left").startswith(name)
             lines = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
-            assert list(lines["most important first"]) == [1, *found["most"]]
-            assert list(lines["least important first"]) == [1, *found["least"]]
+            assert list(lines["most important first"]) == [1, *numbers["most"]]
+            assert list(lines["least important first"]) == [1, *numbers["least"]]
 
     def test_a_panel_per_searched_stage(self, inspection, drawn):
         figure, content = drawn
-        titles = [axes.get_title() for axes in figure.get_axes()[len(METHODS) :]]
+        titles = [axes.get_title("left") for axes in figure.get_axes()[-2:]]
         assert [title.split(",")[0] for title in titles] == list(content["channels"]) == ["conv1", "conv5_x"]
         for stage, methods in content["channels"].items():
             channels = chosen_channels(SETTINGS, inspection.search, stage)
@@ -247,28 +187,31 @@ class TestFigure:
     def test_no_text_leaves_the_figure(self, drawn):
         assert_inside(drawn[0])
 
-    def test_the_report_names_every_score(self, drawn):
-        words = scores_in_words(drawn[1])
-        assert all(f"{name} " in words for name in METHODS)
+
+def test_scores_in_bf16_are_close_to_those_in_fp32(inspection, monkeypatch):
+    """bf16 rounds to 8 bits, 0.4 % a layer: of logits up to 1, less than 0.1; a wrong cast costs far more.
+
+    The network is not trained: rounding of the logits of hundreds that a toy network may learn would have no bound.
+    """
+    network, images = ResNet18(3).eval(), torch.arange(4)
+    with torch.no_grad():
+        largest = network(inspection.inputs(inspection.images)).abs().max()
+        network.fc.weight /= largest
+        network.fc.bias /= largest
+    inspection = replace(inspection, network=network)
+    exact = class_curves(inspection, images)
+    score_under(monkeypatch, lambda: torch.autocast("cpu", torch.bfloat16))
+    assert 0 < (class_curves(inspection, images) - exact).abs().max() < 0.1
 
 
 class TestBenchmark:
-    def test_stored_parts_are_not_computed_again(self, small_run, inspection, tmp_path, monkeypatch, capsys):
-        flags = ["--ckpt", str(small_run / "model.pt"), "--images", "3", "--out", str(tmp_path), "--device", "cpu"]
-        images = spread(3, 12).tolist()
+    def test_its_numbers_are_those_of_the_figure(self, small_run, inspection, tmp_path, capsys):
+        file = tmp_path / "scores.json"
+        flags = ["--ckpt", str(small_run / "model.pt"), "--images", "3", "--json", str(file), "--device", "cpu"]
         benchmark.main(flags)
-        (tmp_path / "part-01.pt").unlink()
-        computed = []
-        monkeypatch.setattr(
-            benchmark, "class_curves", lambda *args, **how: computed.append(args[1]) or class_curves(*args, **how)
-        )
-        benchmark.main(flags)
-        assert [part.tolist() for part in computed] == [[images[1]]]
-        parts = [class_curves(inspection, torch.tensor([image])) for image in images]  # as large as the stored ones
-        expected = class_scores(torch.cat(parts))
-        content = json.loads((tmp_path / "scores.json").read_text())
+        expected = class_scores(class_curves(inspection, spread(3, 12)))
+        content, printed = json.loads(file.read_text()), capsys.readouterr().out
         assert content["images"] == 3 and "coverage" not in content
-        printed = capsys.readouterr().out
         for name, found in content["scores"].items():
             assert found["mean"] == pytest.approx(expected[name]["score"], abs=1e-4)
             assert f"| {name} | {found['mean']:.3f} (" in printed
@@ -282,7 +225,7 @@ class TestBenchmark:
         masks = torch.zeros(3, 32, 32, dtype=torch.bool)
         masks[:, 5:20, 3:11] = True
         images = torch.tensor([0, 5, 9])
-        (on, size), (beside, rest) = (benchmark.on_object(inspection, images, each) for each in (masks, ~masks))
+        (on, size), (beside, rest) = (benchmark.shares_on_object(inspection, images, each) for each in (masks, ~masks))
         assert size == pytest.approx(15 * 8 / 32**2) and rest == pytest.approx(1 - size)
         for name in METHODS:
             assert on[name] + beside[name] == pytest.approx(1) and 0 <= on[name] <= 1

@@ -63,17 +63,14 @@ def rows(batch=8, columns=16):
 
 
 @pytest.mark.parametrize("augmentation, columns", [({}, 6), ({"cutout": 8}, 6), ({"scale_crop": 0.5}, 10)], ids=str)
-def test_batches(fake, augmentation, columns):
-    inputs, labels = batches(**augmentation)(rows(columns=columns))
+@pytest.mark.parametrize("images_on", ["device", "host"])
+def test_batches(fake, augmentation, columns, images_on):
+    made, stored = batches(**augmentation), None
+    if images_on == "host":  # which has sent those of the batch
+        stored, made.images = made.images[:8], None
+    inputs, labels = made(rows(columns=columns), stored)
     assert inputs.device == labels.device == GPU and inputs.shape == (8, 3, 64, 64)
     assert inputs.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_a_batch_sent_by_the_host(fake):
-    made = batches(cutout=8)
-    stored, made.images = made.images[:8], None  # they are not on the device
-    inputs, labels = made(rows(columns=6), stored)
-    assert inputs.device == labels.device == GPU and inputs.shape == (8, 3, 64, 64)
 
 
 @pytest.mark.parametrize("cutmix", [0.0, 0.5])
@@ -100,34 +97,28 @@ def test_optimizer_and_moving_average(fake, settings):
 
 
 def test_evaluation_waits_once_at_its_end(fake, monkeypatch):
-    found = []
-    monkeypatch.setattr("training.evaluation.mean_metrics", found.append)
+    monkeypatch.setattr("training.evaluation.mean_metrics", lambda sums: sums)
     made = batches()
-    evaluate(network(), made.images, made.labels, made.preprocess, "bf16", flip=True)
-    assert found[0].device == GPU and found[0].shape == (3,)
+    sums = evaluate(network(), made.images, made.labels, made.preprocess, "bf16", flip=True)
+    assert sums.device == GPU and sums.shape == (3,)
 
 
-@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("unpool", ["sum", "overwrite"])
-def test_trace_isolate_and_mirror(fake, stage, rule, unpool):
-    model = network().eval()
+def test_trace_isolate_class_signal_and_mirror(fake, rule, unpool):
+    model, index = network().eval(), torch.zeros(3, dtype=torch.int64, device=GPU)
     inputs = torch.zeros(3, 3, 64, 48, device=GPU)
     with torch.inference_mode():
-        trace = model.trace(inputs, stage)
-        features = trace.features[stage]
-        for units in ("map", "peak", torch.zeros(3, dtype=torch.int64, device=GPU)):
-            signal = isolate(features, 2, units)
-            picture = ReverseResNet18(model, rule, unpool)(signal, stage, trace)
-            assert picture.device == GPU and picture.shape == inputs.shape
-
-
-def test_class_signal(fake):
-    model = network().eval()
-    with torch.inference_mode():
-        features = model.trace(torch.zeros(2, 3, 64, 64, device=GPU)).features["conv5_x"]
-        for classes in (3, torch.zeros(2, dtype=torch.int64, device=GPU)):
-            assert class_signal(model, features, classes, weighted=True).device == GPU
+        trace = model.trace(inputs)
+        for stage in STAGES:
+            signals = [isolate(trace.features[stage], 2, units) for units in ("map", "peak", index)]
+            if stage == "conv5_x":
+                signals += [
+                    class_signal(model, trace.features[stage], classes, weighted=True) for classes in (3, index)
+                ]
+            for signal in signals:
+                picture = ReverseResNet18(model, rule, unpool)(signal, stage, trace)
+                assert picture.device == GPU and picture.shape == inputs.shape
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from run_checks import assert_same_run, interrupt, run_on
+from narrow import NarrowResNet18
 
 from dataset import placement, sources
 from dataset.batches import Augmentation, Batches
@@ -35,73 +35,41 @@ def batches(images, labels, **augmentation):
 
 class TestBits:
     @pytest.mark.parametrize("augmentation", [{}, {"cutout": 5, "flip": "alternate"}], ids=str)
-    def test_training_batches(self, augmentation):
+    @pytest.mark.parametrize("shard", [slice(0, 8), slice(4, 8)], ids=str)
+    def test_training_batches(self, augmentation, shard):
         images, labels = noise(), torch.arange(50)
-        here, there = (batches(each, labels, **augmentation) for each in (images, HostImages(images)))
-        rows = here.rows(1)
-        assert len(here) == len(there) == 6 and torch.equal(rows, there.rows(1))
-        inputs = [here(*each) for each in here.iterate(rows)]
-        others = [there(*each) for each in there.iterate(rows)]
-        assert len(others) == 6
+        here, there = (batches(stored, labels, **augmentation) for stored in (images, HostImages(images)))
+        assert torch.equal(here.rows(1), there.rows(1))
+        rows = here.rows(1)[:, shard]
+        inputs, others = ([made(*batch) for batch in made.iterate(rows)] for made in (here, there))
+        assert len(inputs) == 6
         for (a, labels_a), (b, labels_b) in zip(inputs, others, strict=True):
             assert torch.equal(a, b) and torch.equal(labels_a, labels_b)
-
-    def test_a_process_gathers_its_share_of_each_batch(self):
-        images, labels = noise(), torch.arange(50)
-        made = batches(HostImages(images), labels, shift=0, flip="none")
-        rows = made.rows(0)[:, 4:]
-        for row, stored in made.iterate(rows):
-            assert torch.equal(stored, images[row[:, 0]]) and len(stored) == 4
 
     def test_a_part_of_the_images(self):
         images, kept = noise(), torch.tensor([40, 3, 7, 19, 20])
         part = HostImages(images, kept)
         assert len(part) == 5 and part.shape == (5, 3, 16, 16)
-        found = list(batches_of(part, [torch.tensor([4, 0]), torch.tensor([1])], CPU))
-        assert torch.equal(found[0], images[[20, 40]]) and torch.equal(found[1], images[[3]])
+        first, second = batches_of(part, [torch.tensor([4, 0]), torch.tensor([1])], CPU)
+        assert torch.equal(first, images[[20, 40]]) and torch.equal(second, images[[3]])
 
-    @pytest.mark.parametrize("flip", [False, True])
-    def test_evaluation(self, monkeypatch, flip):
+    def test_evaluation(self, monkeypatch):
         monkeypatch.setattr(evaluation, "PIXELS_PER_BATCH", 20 * 16 * 16)
-        torch.manual_seed(0)
         images, labels, preprocess = noise(), torch.arange(50) % 10, Preprocess(16, [0.5] * 3, [0.25] * 3)
-        network, odd = ResNet18(10), torch.arange(1, 50, 2)
-        for here, there, classes in [
-            (images, HostImages(images), labels),
-            (images[odd], HostImages(images, odd), labels[odd]),
-        ]:
-            expected = evaluation.evaluate(network, here, classes, preprocess, flip=flip)
-            assert evaluation.evaluate(network, there, classes, preprocess, flip=flip) == expected
+        network, odd = NarrowResNet18(10), torch.arange(1, 50, 2)
+        expected = evaluation.evaluate(network, images[odd], labels[odd], preprocess)
+        assert evaluation.evaluate(network, HostImages(images, odd), labels[odd], preprocess) == expected
 
 
-@pytest.mark.usefixtures("narrow")
-class TestRuns:
-    def test_it_is_resumed_across_changes(self, narrow_run, tmp_path):
-        """Interrupted in the middle of both epochs, on the host, the device and the host again."""
-        places = iter(["host", "device", "host"])
-
-        def run(*flags):
-            flags = ["--epochs", "2", "--images-on", next(places), *flags]
-            run_on(narrow_run.parent / "pictures", tmp_path / "run", *flags)
-
-        assert len(interrupt(run, {2, 4})) == 2
-        assert_same_run(narrow_run, tmp_path / "run")
-
-    def test_a_moving_average_and_held_out_images(self, folder, tmp_path):
-        flags = ["--epochs", "1", "--ema-decay", "0.5", "--hold-out", "7", "--sizes", "32:1", "--images-on"]
-        for where in ("host", "device"):
-            run_on(folder, tmp_path / where, *flags, where)
-        assert_same_run(tmp_path / "host", tmp_path / "device")
-
-    def test_held_out_images_are_those_of_sources(self, folder, tmp_path):
-        images, labels, _ = sources.load(str(folder), "train", tmp_path)
-        kept, held = sources.hold_out(48, 7)
-        for where in ("host", "device"):
-            data = load_data(str(folder), tmp_path, 32, 7, CPU, where)
-            assert (data.mean, data.std) == tuple(map(tuple, mean_and_std(images[kept])))
-            for (found, found_labels), index in ((data.train, kept), (data.test, held)):
-                (found,) = batches_of(found, [torch.arange(len(index))], CPU)
-                assert torch.equal(found, images[index]) and torch.equal(found_labels, labels[index])
+def test_held_out_images_are_those_of_sources(folder, tmp_path):
+    images, labels, _ = sources.load(str(folder), "train", tmp_path)
+    kept, held = sources.hold_out(48, 7)
+    for where in ("host", "device"):
+        data = load_data(str(folder), tmp_path, 32, 7, CPU, where)
+        assert (data.mean, data.std) == tuple(map(tuple, mean_and_std(images[kept])))
+        for (stored, classes), index in ((data.train, kept), (data.test, held)):
+            (batch,) = batches_of(stored, [torch.arange(len(index))], CPU)
+            assert torch.equal(batch, images[index]) and torch.equal(classes, labels[index])
 
 
 def test_processes_that_see_other_images_are_noticed(folder, tmp_path):
@@ -114,23 +82,15 @@ def test_processes_that_see_other_images_are_noticed(folder, tmp_path):
         load_data(str(folder), tmp_path, 32, 0, CPU, world=world)
 
 
-class TestPlace:
-    def test_the_limit_is_half(self, monkeypatch):
-        size = noise().numel()
-        monkeypatch.setattr(placement, "free_memory", lambda device: 2 * size)
-        assert isinstance(place(noise(), CPU), HostImages)
-        assert isinstance(place(noise(), CPU, "device"), torch.Tensor)
-        for free in (2 * size + 1, None):
-            monkeypatch.setattr(placement, "free_memory", lambda device, free=free: free)
-            assert isinstance(place(noise(), CPU), torch.Tensor)
-        assert isinstance(place(noise(), CPU, "host"), HostImages)
-
-    def test_on_a_cpu_nothing_is_copied(self):
-        images = noise()
-        assert place(images, CPU, "device").data_ptr() == images.data_ptr()
-        assert place(images, CPU, "auto").data_ptr() == images.data_ptr()
-        assert isinstance(place(images, CPU, "auto", torch.arange(3)), HostImages)
+def test_images_are_on_the_device_if_they_take_less_than_half_of_it(monkeypatch):
+    images, free = noise(), 2 * noise().numel()
+    for memory, kind in ((free, HostImages), (free + 1, torch.Tensor), (None, torch.Tensor)):
+        monkeypatch.setattr(placement, "free_memory", lambda device, memory=memory: memory)
+        assert isinstance(place(images, CPU), kind)
+        assert place(images, CPU, "device").data_ptr() == images.data_ptr()  # on a CPU nothing is copied
         assert np.shares_memory(place(images, CPU, "host").images, images.numpy())
+    assert place(images, CPU).data_ptr() == images.data_ptr()
+    assert isinstance(place(images, CPU, "auto", torch.arange(3)), HostImages)
 
 
 class Observed(HostImages):
@@ -148,22 +108,15 @@ class Observed(HostImages):
 class TestAhead:
     indices = torch.arange(50).split(10)
 
-    def test_the_next_batch_is_gathered_while_the_current_one_is_used(self):
+    def test_the_next_batch_and_no_other_is_gathered_while_the_current_one_is_used(self):
         images = Observed(noise())
         parts = batches_of(images, self.indices, CPU)
         for n in range(4):
             assert torch.equal(next(parts), noise()[self.indices[n]])
             assert images.gathered[n + 1].wait(60)  # without being asked for
+            assert not any(event.is_set() for event in images.gathered[n + 2 :])
         assert len(list(parts)) == 1
-
-    def test_no_more_than_one_batch_is_waiting(self):
-        images = Observed(noise())
-        parts = batches_of(images, self.indices, CPU)
-        next(parts)
-        images.gathered[1].wait(60)
-        assert not images.gathered[2].is_set()
-        parts.close()
-        assert not images.gathered[2].is_set()
+        assert list(batches_of(images, [], CPU)) == []
 
     def test_an_error_in_the_thread_arrives(self, monkeypatch):
         def fail(*_):
@@ -172,9 +125,6 @@ class TestAhead:
         monkeypatch.setattr(HostImages, "take", fail)
         with pytest.raises(OSError, match="the disk is gone"):
             next(batches_of(HostImages(noise()), self.indices, CPU))
-
-    def test_no_batches(self):
-        assert list(batches_of(HostImages(noise()), [], CPU)) == []
 
 
 @pytest.mark.cuda
@@ -190,7 +140,7 @@ def test_a_gpu_gets_the_same_images(captured):
         step = TrainStep(network, sgd(network, Optimization()), made, "fp32")
         (batch,) = made.iterate(made.rows(0)[:1])
         call = accelerate(step, batch, use_compile=False, use_cuda_graph=captured)
-        losses.append([call(*each).clone() for each in made.iterate(made.rows(0))])
+        losses.append([call(*batch).clone() for batch in made.iterate(made.rows(0))])
         assert (call is step) != captured
     torch.testing.assert_close(torch.stack(losses[0]), torch.stack(losses[1]), rtol=1e-3, atol=1e-3)
 

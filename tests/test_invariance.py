@@ -65,6 +65,20 @@ def test_no_transformation_changes_nothing_at_all(name):
     assert torch.allclose(found["probability"][:, 1], chances, atol=1e-6)
 
 
+def test_a_shift_by_a_multiple_of_the_stride_moves_conv1(random_network):
+    image = torch.zeros(1, 3, 224, 32, dtype=torch.float64)
+    image[:, :, 100:120] = torch.randn(1, 3, 20, 32, dtype=torch.float64)
+    with torch.no_grad():
+        before = random_network.trace(image, "conv1").features["conv1"]
+    rows = slice(49, 62)  # row n sees 2n - 3 to 2n + 3, and some of 100 to 119
+    moved = before[:, :, :1].repeat(1, 1, 112, 1)  # row 0 sees the background alone
+    moved[:, :, 52:65] = before[:, :, rows]
+    expected = (moved - before).norm() / before.norm()
+    shift = replace(TRANSFORMATIONS["translation"], values=(6,))
+    found = sensitivity(random_network, image, torch.tensor([0]), shift)["conv1"].item()
+    assert found == pytest.approx(expected.item(), rel=1e-10) and found > 0.1
+
+
 def test_shifts_fill_with_the_mean_color_and_are_in_proportion():
     image = torch.arange(1.0, 65)[:, None].expand(1, 3, 64, 64)
     assert [shift_in_pixels(by, 64) for by in (60, -60, 10, 0)] == [17, -17, 3, 0]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from children import Child
+from conftest import ends
 from run_checks import assert_same_run
 
 import train
@@ -29,11 +30,6 @@ def command(pictures, out, *flags):
     return ["--data", str(pictures), "--out", str(out), *fixed, *flags]
 
 
-def start(*arguments):
-    """train.py in a process of its own."""
-    return Child(NARROW, *command(*arguments))
-
-
 def saved_at(file):
     """When the file was written; 0 while a save has renamed the old file and not yet put the new one in its place."""
     try:
@@ -45,7 +41,7 @@ def saved_at(file):
 def wait_for_a_save(file, process):
     """Until the process has written the file, or has ended; returns the seconds that passed."""
     before, started = saved_at(file), time.monotonic()
-    while process.poll() is None and saved_at(file) <= before:
+    while process.returncode is None and saved_at(file) <= before:
         time.sleep(0.001)
     return time.monotonic() - started
 
@@ -57,7 +53,7 @@ def test_a_run_killed_at_random_moments(folder, tmp_path, precision):
     train.main(command(folder, tmp_path / "alone", *flags))
     out, moments, reached = tmp_path / "killed", random.Random(0), []
     for _ in range(KILLS):
-        with start(folder, out, *flags, *(["--resume"] if reached else [])) as process:
+        with Child(NARROW, *command(folder, out, *flags, *(["--resume"] if reached else []))) as process:
             wait_for_a_save(out / "last.pt", process)  # so that each goes further than the one before
             seconds = wait_for_a_save(out / "last.pt", process)
             time.sleep(seconds * moments.uniform(0, 5))  # somewhere in the next five iterations
@@ -71,23 +67,15 @@ def test_a_run_killed_at_random_moments(folder, tmp_path, precision):
     assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
 
 
-def test_a_terminal_that_is_closed(folder, tmp_path):
-    """The run gets SIGHUP and can write nowhere any more; it still saves, and continues later."""
-    process = start(folder, tmp_path / "run")
-    any(" iterations on " in line for line in process.stdout)  # reads until training begins
-    process.send_signal(signal.SIGHUP)
-    process.stdout.close()
-    assert process.wait(timeout=200) == 128 + signal.SIGHUP
+def test_a_second_run_is_refused_and_a_closed_terminal_saves(folder, tmp_path, capsys):
+    """The first run gets SIGHUP and can write nowhere any more; it still saves, and continues later."""
+    first = Child(NARROW, *command(folder, tmp_path / "run"))
+    any(" iterations on " in line for line in first.stdout)  # reads until training begins
+    first.send_signal(signal.SIGSTOP)  # alive, and in the middle of its work
+    ends(capsys, train.main, command(folder, tmp_path / "run", "--overwrite"), 1, "another run is writing to")
+    first.send_signal(signal.SIGHUP)
+    first.stdout.close()
+    first.send_signal(signal.SIGCONT)
+    assert first.wait(timeout=200) == 128 + signal.SIGHUP
     step = checkpoint.load(tmp_path / "run" / "last.pt")["step"]
     train.main(command(folder, tmp_path / "run", "--max-steps", str(step + 1), "--resume"))
-
-
-def test_a_second_run_into_the_same_folder_is_refused(folder, tmp_path, capsys):
-    with start(folder, tmp_path / "run") as first:
-        first.stdout.readline()
-        first.send_signal(signal.SIGSTOP)  # alive, and in the middle of its work
-        with pytest.raises(SystemExit) as end:
-            train.main(command(folder, tmp_path / "run", "--overwrite"))
-        first.kill()
-    error = capsys.readouterr().err
-    assert end.value.code == 1 and error.startswith("error: another run is writing to") and error.count("\n") == 1

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -15,18 +14,11 @@ import visualizer
 from analysis.inspection import Picture, class_to_explain, inspect, one_per_class
 from analysis.settings import Settings
 from dataset.shapes import draw_shapes
-from figures import FIGURES, occlusion
+from figures import FIGURES
+from figures import occluder as occlusion
 from figures.image_grid import to_array
-from figures.occlusion import (
-    Occlusion,
-    grid_centers,
-    hide_squares,
-    json_entry,
-    occlude,
-    occlusion_figure,
-    row_title,
-    square_side,
-)
+from figures.occluder import Occlusion, costly_images, grid_centers, hide_squares, occlude, square_side
+from figures.occlusion import json_entry, occlusion_figure, row_title
 from figures.registry import SLOW, NotDrawn, choose_figures
 from network import ResNet18
 
@@ -138,7 +130,7 @@ def test_a_square_over_the_whole_image_leaves_nothing(random_network):
 def test_the_json_is_what_the_network_sees(inspection, drawn):
     _, entries = drawn
     theirs, classes = torchvisions(inspection.network), inspection.metadata.classes
-    assert [entry["label"] for entry in entries] == [entry["class"] for entry in entries] == ["disk", "ring", "stripes"]
+    assert [entry["label"] for entry in entries] == [entry["class"] for entry in entries]
     for entry in entries:
         inputs = inspection.inputs(inspection.images[entry["image"]][None])
         assert entry["rows"] == entry["columns"] == list(range(2, 32, 4)) and entry["side"] == 9
@@ -146,24 +138,80 @@ def test_the_json_is_what_the_network_sees(inspection, drawn):
     json.dumps(entries, allow_nan=False)
 
 
+def test_the_images_are_those_that_lose_most(inspection, drawn):
+    theirs, classes = torchvisions(inspection.network), inspection.metadata.classes
+    inputs, lost = inspection.inputs(inspection.images), {}
+    with torch.no_grad():
+        whole = theirs(inputs)["logits"].softmax(1)
+    for n, number in enumerate(inspection.labels.tolist()):
+        if whole[n].argmax() == number:
+            squares = [(row, column) for row in (4, 12, 20, 28) for column in (4, 12, 20, 28)]
+            left = [occluded_by_hand(theirs, inputs[n : n + 1], 0, *square, 9)[1][number] for square in squares]
+            lost[n] = (whole[n, number] - min(left)).item()
+    chosen, tried = costly_images(inspection, SETTINGS)
+    assert tried == len(lost) > 0
+    assert list(chosen.values()) == pytest.approx([lost[n] for n in chosen], abs=1e-4)
+    assert list(chosen.values()) == sorted(chosen.values(), reverse=True)
+    best = [max(loss for n, loss in lost.items() if inspection.labels[n] == inspection.labels[m]) for m in chosen]
+    assert list(chosen.values()) == pytest.approx(best, abs=1e-4)
+    assert len(chosen) == len({inspection.labels[n].item() for n in lost})
+    entries = drawn[1]
+    assert {entry["image"]: entry["coarse_loss"] for entry in entries} == pytest.approx(chosen, abs=1e-4)
+    assert all(entry["class"] == classes[inspection.labels[entry["image"]]] for entry in entries)
+
+
+def test_no_image_is_classified_correctly(inspection):
+    wrong = torch.nn.functional.one_hot((inspection.labels + 1) % 3, 3).float()
+    with pytest.raises(NotDrawn, match="no searched image is classified correctly"):
+        next(FIGURES["occlusion"].draw(replace(inspection, search=replace(inspection.search, logits=wrong)), SETTINGS))
+
+
 def test_the_figure_shows_the_json(inspection, drawn):
     figure, entries = drawn
-    pictures = (axes.get_images()[0].get_array() for axes in figure.get_axes() if axes.get_images())
-    for entry in entries:
+    rows = np.reshape(figure.get_axes(), (len(entries), -1))
+    names = np.array([entry["predicted"] for entry in entries])
+    changed = [(names[n] != entry["whole"]["predicted"]) for n, entry in enumerate(entries)]
+    assert rows.shape[1] == 4 + np.any(changed)
+    for n, (axes, entry) in enumerate(zip(rows, entries, strict=True)):
         exciting = (inspection.search.peaks["conv5_x"][:, entry["channel"]] > 0).sum().item()
-        image, total, projections, chance, labels = islice(pictures, 5)
+        image, total, projections, chance = (tile.get_images()[0].get_array() for tile in axes[:4])
         assert np.allclose(image, to_array(inspection.images[entry["image"]]) / 255, atol=1e-6)
-        assert np.allclose(total, entry["activation"]) and np.allclose(chance, entry["probability"])
-        names = np.ravel(entry["predicted"])
-        colors = np.asarray(labels).reshape(-1, 4)
-        assert np.array_equal((colors[:, None] == colors).all(2), names[:, None] == names)  # a color per class
+        whole = entry["whole"]
+        assert np.allclose(total, 100 * (1 - np.array(entry["activation"]) / whole["activation"]), atol=1e-3)
+        assert np.allclose(chance, 100 * (whole["probability"] - np.array(entry["probability"])), atol=1e-3)
+        for tile in axes[[1, 3]]:  # white where nothing is lost
+            assert tile.get_images()[0].to_rgba(np.zeros(1)) == pytest.approx(np.ones((1, 4)), abs=0.01)
+        if axes.size == 5:
+            colors = np.asarray(axes[4].get_images()[1].get_array())
+            assert np.array_equal(colors[:, :, 3] > 0, changed[n])
+            colors, labels = colors[changed[n]], names[n][changed[n]]
+            assert np.array_equal((colors[:, None] == colors).all(2), labels[:, None] == labels)  # a color per class
         shown = [projections[y : y + 32, x : x + 32] for y in range(0, len(projections), 33) for x in (0, 33)]
         assert sum(bool((tile != 1).any()) for tile in shown) == min(4, exciting) >= 1
-    texts = "\n".join(text.get_text() for text in figure.texts)
-    assert "square of 9 px of the mean color, every 4 px" in texts and "guided" in texts
-    titles = [axes.get_title("left") for axes in figure.get_axes()[::5]]
-    for title, entry in zip(titles, entries, strict=True):
-        assert f"test image {entry['image']} ({entry['label']})" in title and f"channel {entry['channel']}" in title
+        title = axes[0].get_title("left")
+        assert f"test image {entry['image']} ({entry['label']})" in title
+        assert f"channel {entry['channel']}" in [text.get_text() for text in axes[1].texts]
+        box, worst = axes[0].patches[0], np.unravel_index(np.argmin(entry["probability"]), names[n].shape)
+        assert (box.get_y() + 4, box.get_x() + 4) == tuple(entry["rows"][k] for k in worst)
+    text = " ".join(figure.get_supxlabel().split())
+    assert (
+        "square of 9 px of the mean color, every 4 px" in text and "guided" in text and "correctly classified" in text
+    )
+
+
+def test_without_a_change_of_class_there_is_no_column_of_it():
+    lost = torch.tensor([[0.0, 0.1, 0.2, 0.1], [0, 0.3, 0.8, 0.3], [0, 0.1, 0.2, 0.1], [0, 0, 0, -0.1]])
+    found = Occlusion(3, 1, 8, (4, 12, 20, 28), (2.0, 0.9, 1), 2 - lost, 0.9 - lost, torch.ones(4, 4).long())
+    row = ("", RANDOM.rand(32, 32, 3), found, RANDOM.rand(4, 32, 32, 3))
+    figure = occlusion_figure([row], "abc", "guided")
+    assert len(figure.get_axes()) == 4 and "No square changes" in figure.get_supxlabel()
+    activation, probability = (figure.get_axes()[n].get_images()[0] for n in (1, 3))
+    assert np.allclose(activation.get_array(), 50 * lost) and np.allclose(probability.get_array(), 100 * lost)
+    assert probability.get_clim() == pytest.approx((-80, 80))
+    levels = [line.levels.tolist() for axes in figure.get_axes() for line in axes.collections]
+    assert levels == [pytest.approx([40])] * 2  # half of the largest loss, over the image and its map
+    box = figure.get_axes()[0].patches[0]
+    assert box.get_bbox().extents.tolist() == [16, 8, 24, 16]  # of the second row, the third column
 
 
 def test_one_image_of_each_class_recognised_if_possible(inspection):
@@ -230,6 +278,7 @@ def test_no_text_leaves_the_figure():
     title = row_title(Picture("", "a_long_file_name_" * 9, None, None, "a"), found, names)
     image, projections = RANDOM.rand(24, 24, 3), RANDOM.rand(2, 24, 24, 3)
     row = (title, image, found, projections)
-    assert_inside(occlusion_figure([row, row], names, "guided, overwriting unpooling"))
-    same = (title, image, replace(found, predicted=predicted * 0), projections)
+    assert_inside(occlusion_figure([row, row], names, "guided, overwriting unpooling", 64))
+    same = (title, image, replace(found, predicted=predicted * 0 + 3), projections)
     assert_inside(occlusion_figure([same], ["automobile", *names[1:]], "guided"))
+    assert_inside(occlusion_figure([same, row], names, "guided", 64))

@@ -191,7 +191,7 @@ class TestFigure:
         assert torch.allclose(peaks[torch.arange(12), channels], peaks.amax(1), rtol=1e-4, atol=rounding)
 
     def test_large_images_are_fewer(self, inspection):
-        metadata = replace(inspection.metadata, image_size=896)
+        metadata = replace(inspection.metadata, image_size=520)
         images, channels = strongest_channels_of_images(replace(inspection, metadata=metadata), "conv4_x")
         assert torch.equal(images // 4, torch.arange(3)) and len(channels) == 3
 

@@ -5,12 +5,13 @@ import pytest
 import torch
 from conftest import drawn_shapes
 from run_checks import assert_same_run, kill, run_on
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torch import Tensor
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.functional import hflip, resized_crop
 
 import train
 from dataset import boxes
-from dataset.batches import COLUMNS, Augmentation, Batches, random_words
+from dataset.batches import Augmentation, Batches, random_words
 from dataset.placement import HostImages
 from dataset.preprocess import Preprocess
 from runtime import checkpoint
@@ -41,23 +42,19 @@ class TestBoxes:
     @pytest.mark.parametrize("least, height, width", [(0.08, 64, 64), (0.5, 224, 224), (0.9, 50, 80), (0.3, 20, 90)])
     def test_their_distribution_is_torchvisions(self, least, height, width):
         """Of every coordinate, the area, the aspect ratio, and the margins left on the other side."""
-        statistics = {
-            "top": lambda b: b[:, 0],
-            "left": lambda b: b[:, 1],
-            "height": lambda b: b[:, 2],
-            "width": lambda b: b[:, 3],
-            "bottom": lambda b: b[:, 0] + b[:, 2],
-            "right": lambda b: b[:, 1] + b[:, 3],
-            "area": lambda b: b[:, 2] * b[:, 3],
-            "aspect": lambda b: b[:, 3] / b[:, 2],
-        }
-        ours, reference = draw(least, height, width), theirs(least, height, width)
+
+        def statistics(boxes):
+            top, left, h, w = boxes.T
+            return {"top": top, "left": left, "height": h, "width": w, "bottom": top + h, "right": left + w,
+                    "area": h * w, "aspect": w / h}  # fmt: skip
+
+        ours, reference = draw(least, height, width), statistics(theirs(least, height, width))
         limit = 1.95 * (2 / DRAWS) ** 0.5  # exceeded by chance once in a thousand times
-        for name, of in statistics.items():
-            assert distance(of(ours), of(reference)) < limit, name
+        for name, values in statistics(ours).items():
+            assert distance(values, reference[name]) < limit, name
         # so small a change would be noticed
         changed = ours + np.array([0, 0, 0, max(1, width // 30)])
-        assert distance(statistics["aspect"](changed), statistics["aspect"](reference)) > limit
+        assert distance(statistics(changed)["aspect"], reference["aspect"]) > limit
 
     @pytest.mark.parametrize("least", [0.01, 0.35, 1.0])
     @pytest.mark.parametrize("height, width", [(32, 32), (7, 7), (1, 1), (9, 40)])
@@ -75,30 +72,6 @@ class TestBoxes:
         image = torch.empty(3, height, width)
         assert RandomResizedCrop.get_params(image, (50.0, 60.0), boxes.ASPECTS) == expected
 
-    def test_they_depend_on_the_seed_and_the_step_alone(self):
-        labels = torch.zeros(40, dtype=torch.int64)
-        images = torch.zeros(40, 3, 16, 16, dtype=torch.uint8)
-
-        def rows_of(epoch, count=40, seed=0, part=2**16, **others):
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("dataset.batches.BOXES_AT_A_TIME", part)
-                augmentation = Augmentation(shift=0, scale_crop=0.2, **others)
-                made = Batches(
-                    images[:count], labels[:count], Preprocess(8, [0.5] * 3, [0.2] * 3), 5, seed, augmentation
-                )
-                return made.rows(epoch)
-
-        rows = rows_of(0)
-        assert rows.shape == (8, 5, len(COLUMNS) + len(boxes.COLUMNS)) and rows.dtype == torch.int64
-        torch.manual_seed(99)
-        np.random.seed(99)
-        assert torch.equal(rows, rows_of(0)) and torch.equal(rows, rows_of(0, part=10))
-        assert torch.equal(rows[..., 6:], torch.cat([rows_of(0, 20), rows_of(1, 20)])[..., 6:])
-        assert torch.equal(rows[..., 6:], rows_of(0, flip="none", cutout=3)[..., 6:])
-        assert not torch.equal(rows[..., 6:], rows_of(0, seed=1)[..., 6:])
-        without = Batches(images, labels, Preprocess(8, [0.5] * 3, [0.2] * 3), 5, 0, Augmentation(shift=0)).rows(0)
-        assert torch.equal(rows[..., :6], without)  # order and flips are not affected
-
 
 def pictures(count=12):
     return torch.from_numpy(drawn_shapes("test")[0][:count])
@@ -112,17 +85,17 @@ def batches(images, image_size, where=lambda images: images, least=0.1, **augmen
 
 class TestPixels:
     @pytest.mark.parametrize("image_size", [48, 32, 20, 7])
-    @pytest.mark.parametrize("where", [lambda images: images, HostImages], ids=["device", "host"])
-    def test_a_box_is_torchvisions_resized_crop(self, image_size, where):
-        made = batches(pictures(), image_size, where)
+    @pytest.mark.parametrize("where, width", [(Tensor.clone, 32), (Tensor.clone, 20), (HostImages, 32)],
+                             ids=["device", "not square", "host"])  # fmt: skip
+    def test_a_box_is_torchvisions_resized_crop(self, image_size, where, width):
+        images = pictures()[..., :width]
+        made = batches(images, image_size, where)
         rows = made.rows(0)
-        ((inputs, labels),) = [made(*each) for each in made.iterate(rows)]
+        ((inputs, labels),) = [made(*batch) for batch in made.iterate(rows)]
         assert inputs.shape == (12, 3, image_size, image_size) and inputs.dtype == torch.float32
         assert inputs.is_contiguous(memory_format=torch.channels_last) and len(rows[0, :, 3].unique()) == 2
         for n, (image, _, _, flip, _, _, *box) in enumerate(rows[0].tolist()):
-            expected = made.preprocess.normalize(pictures()[image])
-            size = [image_size, image_size]
-            expected = resized_crop(expected, *box, size, InterpolationMode.BILINEAR, antialias=True)
+            expected = resized_crop(made.preprocess.normalize(images[image]), *box, [image_size] * 2, antialias=True)
             assert labels[n] == image
             assert torch.allclose(inputs[n], hflip(expected) if flip else expected, atol=1e-4)
 
@@ -130,14 +103,6 @@ class TestPixels:
         made = batches(pictures(), 32, least=1.0, flip="none")
         inputs, labels = made(made.rows(0)[0])
         assert torch.equal(inputs, made.preprocess(pictures())[labels])
-
-    def test_images_that_are_not_square(self):
-        images = pictures()[:, :, :20]
-        made = batches(images, 16)
-        inputs, _ = made(made.rows(0)[0])
-        for n, (image, _, _, flip, _, _, *box) in enumerate(made.rows(0)[0].tolist()):
-            expected = resized_crop(made.preprocess.normalize(images[image]), *box, [16, 16], antialias=True)
-            assert torch.allclose(inputs[n], hflip(expected) if flip else expected, atol=1e-4)
 
     @pytest.mark.parametrize("image_size", [64, 32, 16])
     def test_the_cutout_is_as_large_as_without_it(self, image_size):
@@ -166,9 +131,11 @@ def test_a_run_that_is_killed_and_resumed_ends_as_if_it_had_not_been(narrow_run,
         assert_same_run(narrow_run, tmp_path / "whole")
 
 
-class TestFlag:
-    def test_it_is_off_by_default_and_replaces_the_shift(self):
-        assert train.augmentation(train.parse_args([])) == Augmentation(4, "random", 0, None)
-        flags = train.parse_args(["--scale-crop", "0.08", "--cutout", "5"])
-        assert train.augmentation(flags) == Augmentation(0, "random", 5, 0.08)
-        assert train.augmentation(train.parse_args(["--scale-crop", "0.5", "--no-augment"])).scale_crop is None
+def test_it_is_off_by_default_and_replaces_the_shift():
+    def augmentation(flags):
+        return train.make_settings(train.parse_args(flags.split()), torch.device("cpu")).augmentation
+
+    assert augmentation("") == Augmentation(4, "random", 0, None)
+    assert augmentation("--scale-crop 0.08 --cutout 5") == Augmentation(0, "random", 5, 0.08)
+    assert augmentation("--cutmix 0.5 --flip alternate") == Augmentation(4, "alternate", 0, None, 0.5)
+    assert augmentation("--scale-crop 0.5 --cutout 5 --no-augment") == Augmentation(0, "none")

@@ -1,4 +1,8 @@
-"""The network that comes with the project, as one finds it after cloning: no data, nothing to download from."""
+"""The network that comes with the project, as one finds it after cloning: by torch.hub, and without data."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +13,15 @@ from PIL import Image
 import train
 import visualizer
 from dataset.shapes import draw_shapes
-from runtime.checkpoint import SHIPPED, load, load_network
+from runtime.checkpoint import SHIPPED, load
+
+ROOT = Path(__file__).parent.parent
+CLASSES = tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
+
+
+@pytest.fixture(scope="module")
+def network():
+    return torch.hub.load(str(ROOT), "resnet18_cifar10", source="local")
 
 
 @pytest.fixture
@@ -20,24 +32,56 @@ def alone(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_it_is_small_and_complete():
+def test_it_is_small_and_complete(network):
     assert SHIPPED.stat().st_size < 25e6
-    state = load(SHIPPED)
-    assert {value.dtype for value in state["model"].values() if value.ndim > 1} == {torch.float16}
-    _, info = load_network(SHIPPED)
-    assert info.classes == tuple("airplane automobile bird cat deer dog frog horse ship truck".split())
-    assert info.image_size == 224 and info.config["data"] == "cifar10"
-    tests = [entry for entry in info.history if entry["kind"] == "test"]
-    assert info.result["test_accuracy"] == tests[-1]["accuracy"]  # the last epoch's, not the best
-    for line in info.config["recipe"]:
+    shipped = load(SHIPPED)
+    assert {value.dtype for value in shipped["model"].values() if value.ndim > 1} == {torch.float16}
+    tests = [entry for entry in shipped["history"] if entry["kind"] == "test"]
+    assert shipped["result"]["test_accuracy"] == tests[-1]["accuracy"]  # the last epoch's, not the best
+    for line in shipped["config"]["recipe"]:
         train.parse_args(line.split()[2:])
+    assert shipped["config"]["data"] == "cifar10" and tuple(shipped["classes"]) == network.classes == CLASSES
+    assert list(network.mean) == list(shipped["mean"]) and list(network.std) == list(shipped["std"])
+    assert network.image_size == shipped["image_size"] == 224
+
+
+def test_the_hubs_logits_equal_torchvisions(network):
+    weights = {name: value.to(network.state_dict()[name].dtype) for name, value in load(SHIPPED)["model"].items()}
+    twin = torchvision.models.resnet18(num_classes=10)
+    twin.load_state_dict(weights)
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    assert not any(module.training for module in network.modules())
+    with torch.inference_mode():
+        assert torch.allclose(network(images), twin.eval()(images), rtol=1e-5, atol=1e-5)
+
+
+def test_fresh_weights_of_the_hub(network):
+    first, second = (torch.hub.load(str(ROOT), "resnet18_cifar10", source="local", pretrained=False) for _ in "ab")
+    assert not first.training and first.classes == network.classes and first.image_size == 224
+    assert not torch.equal(first.fc.weight, second.fc.weight)
+    assert torch.equal(first.bn1.running_mean, torch.zeros(64))
+
+
+@pytest.mark.slow
+def test_any_working_directory_without_the_other_packages(tmp_path):
+    """From outside the repository; hubconf imports network alone, so names like `training` stay free."""
+    code = f"""
+import sys, torch
+from pathlib import Path
+network = torch.hub.load({str(ROOT)!r}, "resnet18_cifar10", source="local")
+root = Path({str(ROOT)!r})
+files = [Path(module.__file__) for module in sys.modules.values() if getattr(module, "__file__", None)]
+print(network.image_size, *sorted(file.name for file in files if file.parent == root or file.parent.parent == root))
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.stdout.split() == ["224", "network.py"], result.stderr
 
 
 def test_what_needs_no_data_is_drawn(alone, capsys):
-    visualizer.main(["--ckpt", str(SHIPPED), "--device", "cpu"])
-    drawn = {path.stem for path in (alone / "plots").iterdir()}
-    filters = {f"conv1_filters{color}" for color in ("", "_red", "_green", "_blue")}
-    assert drawn == {"training_curves", "report"} | filters
+    visualizer.main(["--ckpt", str(SHIPPED), "--device", "cpu", "--dpi", "50"])
+    filters = {f"conv1_filters{color}.png" for color in ("", "_red", "_green", "_blue")}
+    drawn = {path.name for path in (alone / "plots").iterdir()}
+    assert drawn == {"training_curves.png", "report.html", "summary.json"} | filters
     said = capsys.readouterr().out
     assert "left out" in said and "top9" in said and "--data FOLDER" in said
 

@@ -1,18 +1,21 @@
-"""The training step against torch put together by hand, and its faster forms against itself."""
+"""The training step and the evaluation against torch put together by hand; faster forms of the step against itself."""
 
 import copy
 import functools
-import re
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
+from narrow import NarrowResNet18
 from torch import nn
 
 from dataset.batches import Augmentation, Batches
 from dataset.preprocess import Preprocess
 from network import ResNet18
-from training.acceleration import accelerate, attempt, capture, warm_up
+from training import evaluation
+from training.acceleration import accelerate, warm_up
+from training.distributed import ALONE
 from training.optimizer import Optimization, load_optimizer_state, sgd
 from training.step import EMA, TrainStep
 
@@ -20,7 +23,7 @@ ITERATIONS = 6
 
 
 def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_decay=False, nesterov=False, smoothing=0.0,
-         precision="fp32", cutmix=0.0, network=ResNet18):  # fmt: skip
+         precision="fp32", cutmix=0.0, network=NarrowResNet18):  # fmt: skip
     """A training step on noise, and the rows of its first epoch."""
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8 * ITERATIONS, 3, 32, 32), dtype=torch.uint8, device=device)
@@ -67,8 +70,8 @@ def test_two_steps_are_sgd_on_the_cross_entropy(norm_decay, nesterov, cutmix):
         assert torch.allclose(after, expected, atol=1e-6), name
 
 
-def test_the_moving_average_is_torchs():
-    """torch.optim.swa_utils is the oracle."""
+def test_the_moving_average_is_torchs_with_batch_norm_statistics_of_its_own():
+    """Of the weights by torch.optim.swa_utils; conv1's statistics are what its own weights make of the inputs."""
     step, rows = make(average=0.8)
     theirs = torch.optim.swa_utils.AveragedModel(
         step.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)
@@ -77,19 +80,12 @@ def test_the_moving_average_is_torchs():
     for batch in rows:
         step(batch)
         theirs.update_parameters(step.network)
-    for (name, value), expected in zip(step.ema.network.named_parameters(), theirs.module.parameters(), strict=True):
+    network = step.ema.network
+    for (name, value), expected in zip(network.named_parameters(), theirs.module.parameters(), strict=True):
         assert torch.allclose(value, expected, atol=1e-6), name
-    assert not torch.allclose(step.ema.network.fc.weight, step.network.fc.weight, atol=1e-4)
-
-
-def test_the_moving_average_has_its_own_batch_norm_statistics():
-    """conv1's statistics are the mean and unbiased variance of what its own weights make of the inputs."""
-    step, rows = make(average=0.8)
-    for batch in rows:
-        step(batch)
+    assert not torch.allclose(network.fc.weight, step.network.fc.weight, atol=1e-4)
     inputs = step.batches(rows[0])[0]
     step.ema.update_batch_norm([inputs], "fp32")
-    network = step.ema.network
     maps = torch.nn.functional.conv2d(inputs, network.conv1.weight, None, 2, 3)
     assert torch.allclose(network.bn1.running_mean, maps.mean((0, 2, 3)), atol=1e-5)
     assert torch.allclose(network.bn1.running_var, maps.transpose(0, 1).flatten(1).var(1), rtol=1e-4)
@@ -113,11 +109,11 @@ def test_the_optimizer_of_another_device_keeps_its_own_learning_rate_and_kernels
 
 def losses(step, call, rows):
     """Of an epoch with a learning rate that changes."""
-    found = []
+    sums = []
     for position, batch in enumerate(rows):
         step.optimizer.param_groups[0]["lr"].fill_(0.05 / (position + 1))
-        found.append(call(batch).clone())
-    return torch.stack(found)
+        sums.append(call(batch).clone())
+    return torch.stack(sums)
 
 
 def assert_same_state(first, second, **tolerance):
@@ -125,13 +121,12 @@ def assert_same_state(first, second, **tolerance):
         torch.testing.assert_close(a, b, **tolerance)
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
-def test_a_warm_up_leaves_no_trace(average):
+def test_a_warm_up_leaves_no_trace():
     """What a capture and a compilation begin with: after it, training is the same bit for bit."""
-    (plain, rows), (warmed_up, _) = make(average=average), make(average=average)
+    (plain, rows), (warmed_up, _) = make(average=0.9), make(average=0.9)
     warm_up(warmed_up, (rows[0], None))
     assert_same_state(plain, warmed_up, rtol=0, atol=0)
-    assert torch.equal(losses(plain, plain, rows), losses(warmed_up, warmed_up, rows))
+    assert torch.equal(losses(plain, plain, rows[:2]), losses(warmed_up, warmed_up, rows[:2]))
     assert_same_state(plain, warmed_up, rtol=0, atol=0)
 
 
@@ -158,7 +153,9 @@ def test_a_compiled_step_gives_the_same_losses(monkeypatch):
 @pytest.mark.parametrize("use_compile", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("dtype, precision", [(torch.float64, "fp32"), (torch.float32, "bf16")], ids=str)
 def test_a_captured_step_gives_the_same_losses(use_compile, dtype, precision):
-    (plain, rows), (faster, _) = (make("cuda", dtype, 64, 0.9, precision=precision, cutmix=0.5) for _ in range(2))
+    (plain, rows), (faster, _) = (
+        make("cuda", dtype, 64, 0.9, precision=precision, cutmix=0.5, network=ResNet18) for _ in range(2)
+    )
     said = []
     call = accelerate(faster, (rows[0], None), use_compile, None, say=said.append)
     assert call is not faster
@@ -168,83 +165,72 @@ def test_a_captured_step_gives_the_same_losses(use_compile, dtype, precision):
 
 
 class TestWhatIsNotPossible:
-    @pytest.mark.parametrize("asked, expected", [(True, ["not captured: this needs a CUDA GPU"]), (None, [])])
-    def test_without_cuda_nothing_is_captured_and_it_says_so_if_asked(self, asked, expected):
-        step, rows = make()
-        said = []
-        assert accelerate(step, (rows[0], None), use_compile=False, use_cuda_graph=asked, say=said.append) is step
-        assert said == expected
-
-    @pytest.mark.parametrize("asked, captured", [(None, True), (True, True), (False, False)])
-    def test_on_a_gpu_the_step_is_captured_unless_it_is_turned_off(self, monkeypatch, asked, captured):
+    @pytest.mark.parametrize("asked", [None, True, False])
+    def test_only_on_a_gpu_a_single_process_captures_its_step_unless_that_is_turned_off(self, monkeypatch, asked):
         monkeypatch.setattr("training.acceleration.capture", lambda step, batch: "the captured step")
-        step, batch = make()[0], (SimpleNamespace(device=torch.device("cuda")), None)
-        assert (accelerate(step, batch, False, asked, say=print) == "the captured step") == captured
+        step, gpu = make()[0], (SimpleNamespace(device=torch.device("cuda")), None)
         two = SimpleNamespace(size=2, wrap_ddp=lambda network: network)
-        said = []
-        assert accelerate(step, batch, False, asked, two, said.append) is step
-        assert said == ["not captured: this needs a single process"] * bool(asked)
+        for batch, world, missing in ((gpu, ALONE, None), (gpu, two, "a single process"),
+                                      ((torch.zeros(1), None), ALONE, "a CUDA GPU")):  # fmt: skip
+            said = []
+            call = accelerate(step, batch, False, asked, world, said.append)
+            captures = asked is not False and missing is None
+            assert call == "the captured step" if captures else call is step
+            assert missing is None or said == [f"not captured: this needs {missing}"] * bool(asked)
 
-    def test_without_a_compiler_the_run_goes_on(self, monkeypatch):
+    def test_without_a_compiler_the_run_goes_on_but_of_several_processes_none_alone(self, monkeypatch):
         step, rows = make()
-        before = [value.clone() for value in step.state()]
-        monkeypatch.setattr(torch, "compile", without_compiler)
-        said = []
+        network, before, said = step.network, [value.clone() for value in step.state()], []
+
+        def missing(inputs):  # when the network is first called
+            raise OSError("no compiler here")
+
+        monkeypatch.setattr(torch, "compile", lambda network, **_: missing_forward(network, missing))
         assert accelerate(step, (rows[0], None), use_compile=True, use_cuda_graph=None, say=said.append) is step
         assert said == ["not compiled, continuing without: OSError, no compiler here"]
+        assert step.network is network
         assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
-        assert step(rows[0]).isfinite().all()
-
-    def test_of_several_processes_none_goes_on_alone(self):
-        said = []
-        with pytest.raises(OSError, match="not compiled .no compiler.: run again without the flag"):
-            attempt(lambda: missing("no compiler"), "compiled", said.append, may_fail=False)
-        assert attempt(lambda: None, "compiled", said.append, may_fail=False) is True
-        assert len(said) == 1 and re.fullmatch(r"compiled in \d+ s", said[0])
-
-    def test_a_capture_that_fails_leaves_no_trace(self, monkeypatch):
-        step, rows = make()
-
-        def fails():
-            raise RuntimeError("no stream")
-
-        monkeypatch.setattr(torch.cuda, "current_stream", fails)
-        before = [value.clone() for value in step.state()]
-        with pytest.raises(RuntimeError, match="no stream"):
-            capture(step, (rows[0], None))
-        assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
+        two = SimpleNamespace(size=2, wrap_ddp=lambda network: network)
+        with pytest.raises(OSError, match="not compiled .no compiler here.: leave out --compile"):
+            accelerate(step, (rows[0], None), True, None, two, said.append)
 
     def test_on_an_old_torch_a_failed_capture_ends_the_run(self, monkeypatch):
         """Its allocator stays in a capturing state; continuing would fail later, without a reason."""
-        step, rows = make()
-        monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
-        monkeypatch.setattr(torch.cuda, "Stream", lambda: FakeStream())
-        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
-        monkeypatch.setattr(torch.cuda, "stream", fails)
+        step, gpu, said = make()[0], (SimpleNamespace(device=torch.device("cuda")), None), []
+        monkeypatch.setattr("training.acceleration.capture", Mock(side_effect=RuntimeError("no graph")))
+        monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.0"))
+        assert accelerate(step, gpu, False, None, say=said.append) is step and "no graph" in said[0]
         monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.0"))
         with pytest.raises(OSError, match="pass --no-cuda-graph"):
-            capture(step, (rows[0], None))
+            accelerate(step, gpu, False, None)
 
 
-def missing(what):
-    raise RuntimeError(what)
-
-
-class FakeStream:
-    def wait_stream(self, other):
-        pass
-
-
-def fails(*_):
-    raise RuntimeError("cannot capture")
-
-
-def without_compiler(network, **_):
-    """As torch.compile behaves: it fails when the network is first called."""
-
-    def fails(inputs):
-        raise OSError("no compiler here")
-
+def missing_forward(network, forward):
     network = copy.copy(network)
-    network.forward = fails
+    network.forward = forward
     return network
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_evaluation_counts_every_image_once(monkeypatch, flip):
+    """Of images that make two full batches and a small part of a third; flip: averaged with mirror images."""
+    monkeypatch.setattr(evaluation, "PIXELS_PER_BATCH", 100 * 16 * 16)
+    images, sizes = torch.randint(0, 256, (2 * 100 + 3, 3, 16, 16), dtype=torch.uint8), []
+    network, labels, preprocess = (
+        NarrowResNet18(10),
+        torch.arange(len(images)) % 10,
+        Preprocess(16, [0.5] * 3, [0.25] * 3),
+    )
+    hook = network.conv1.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    loss, accuracy = evaluation.evaluate(network, images, labels, preprocess, flip=flip)
+    hook.remove()
+    assert network.training  # put back
+    assert sizes == [100] * (6 if flip else 3)  # of static shape
+    network.eval()
+    with torch.inference_mode():
+        logits = network(preprocess(images))
+        if flip:
+            logits = (logits + network(preprocess(images.flip(3)))) / 2
+    assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-6)
+    assert evaluation.mean_metrics(torch.zeros(3)) == (0.0, 0.0)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from test_store import decoded, forbid, load, stored
 
-from dataset import folders, sources, store
+from dataset import folders, store
+from dataset.folders import DataError
 from runtime import signals
 
 ROOT = Path(__file__).parent.parent
@@ -26,68 +27,40 @@ def root(tmp_path):
     return tmp_path / "root"
 
 
-class TestFailures:
-    def leaves_nothing(self, root):
-        names = [file.name for file in (root / "decoded").rglob("*") if file.is_file()]
-        assert set(names) <= {"lock"}
+def test_too_small_a_disk_is_noticed_before_anything_is_decoded(folder, root, monkeypatch):
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
+    monkeypatch.setattr(store, "read_image", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(DataError, match=r"48 train images of .* 0\.1 MB: 0\.1 MB are free .* another --root"):
+        load(folder, root)
 
-    def test_an_unreadable_image_leaves_nothing(self, folder, root):
-        (folder / "train" / "ring" / "3.png").write_bytes(b"hello")
-        with pytest.raises(sources.DataError, match="3.png cannot be read as an image"):
-            load(folder, root)
-        self.leaves_nothing(root)
 
-    def test_a_link_to_nothing_is_named(self, folder, root):
-        (folder / "train" / "ring" / "gone.png").symlink_to(folder / "nowhere.png")
-        with pytest.raises(sources.DataError, match="gone.png cannot be read as an image"):
-            load(folder, root)
+def test_a_disk_that_fills_up(folder, root, monkeypatch):
+    def fill(stream, *_):
+        stream.write(b"some of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    def test_too_small_a_disk_is_noticed_before_anything_is_decoded(self, folder, root, monkeypatch):
-        monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
-        monkeypatch.setattr(store, "read_image", lambda *_: pytest.fail("it was decoded"))
-        with pytest.raises(
-            sources.DataError, match=r"48 train images of .* 0\.1 MB: 0\.1 MB are free .* another --root"
-        ):
-            load(folder, root)
+    monkeypatch.setattr(store, "_write", fill)
+    with pytest.raises(DataError, match="does not fit: .* another --root"):
+        load(folder, root)
+    assert {file.name for file in stored(root).iterdir()} <= {"lock"}
 
-    def test_a_disk_that_fills_up(self, folder, root, monkeypatch):
-        def fill(stream, *_):
-            stream.write(b"some of it")
-            raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(store, "_write", fill)
-        with pytest.raises(sources.DataError, match="does not fit: .* are free on the disk of .* another --root"):
-            load(folder, root)
-        self.leaves_nothing(root)
+def test_a_folder_that_changes_meanwhile(folder, root, monkeypatch):
+    def change(file, size):
+        (folder / "train" / "ring" / "3.png").unlink(missing_ok=True)
+        return torch.zeros(3, size, size, dtype=torch.uint8)
 
-    def test_an_interrupt_leaves_nothing(self, folder, root, monkeypatch):
-        def interrupt(file, size):
-            raise KeyboardInterrupt
+    monkeypatch.setattr(store, "read_image", change)
+    with pytest.raises(DataError, match="changed while it was decoded"):
+        load(folder, root)
+    monkeypatch.undo()
+    assert torch.equal(load(folder, root).images, decoded(folder))
 
-        monkeypatch.setattr(store, "read_image", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            load(folder, root)
-        self.leaves_nothing(root)
 
-    def test_a_folder_that_changes_meanwhile(self, folder, root, monkeypatch):
-        def change(file, size):
-            (folder / "train" / "ring" / "3.png").unlink(missing_ok=True)
-            return torch.zeros(3, size, size, dtype=torch.uint8)
-
-        monkeypatch.setattr(store, "read_image", change)
-        with pytest.raises(sources.DataError, match="changed while it was decoded"):
-            load(folder, root)
-        monkeypatch.undo()
-        assert torch.equal(load(folder, root).images, decoded(folder))
-
-    def test_without_facts_an_array_is_not_used(self, folder, root, monkeypatch):
-        """As after a kill between the two files."""
-        monkeypatch.setattr(store, "_write_facts", lambda *_: None)
-        with pytest.raises(sources.DataError, match="changed by another process"):
-            load(folder, root)
-        assert (stored(root) / "train.npy").exists()
-        monkeypatch.undo()
-        assert torch.equal(load(folder, root).images, decoded(folder))
+def test_a_store_that_another_process_changes_meanwhile(folder, root, monkeypatch):
+    monkeypatch.setattr(store, "_write_facts", lambda *_: None)
+    with pytest.raises(DataError, match="changed by another process"):
+        load(folder, root)
 
 
 class TestReadOnly:

@@ -1,6 +1,7 @@
 """The curves against the history they are drawn from."""
 
 import pytest
+from conftest import assert_inside
 
 from figures import training_curves
 
@@ -36,6 +37,14 @@ def test_the_few_iterations_of_a_runs_end_are_no_point():
     (train, *_), _ = (axes.lines for axes in training_curves.training_curves([*HISTORY, end, again], 0.1).axes)
     assert train.get_xydata().tolist() == [[300, 2.0], [600, 1.5], [900, 1.0], [1210, 0.5]]
     assert train.get_label() == "train 0.500 (label smoothing 0.1)"
+
+
+def test_the_caption_names_what_is_drawn():
+    sizes = [entry | {"image_size": 32 * entry["epoch"]} for entry in HISTORY]
+    texts = [training_curves.training_curves(history).get_supxlabel() for history in (HISTORY, sizes, HISTORY[:3])]
+    assert ["Dotted" in text for text in texts] == [True, True, False]
+    assert ["Bands" in text for text in texts] == [False, True, False]
+    assert_inside(training_curves.training_curves(sizes, 0.1))
 
 
 def test_a_smooth_schedule_has_no_steps():

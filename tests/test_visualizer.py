@@ -38,6 +38,8 @@ FIXED_NAMES = {
     "conv5_x_reconstructions",
     "conv1_top9",
     "conv5_x_top9",
+    "conv1_top9_deconvnet",
+    "conv5_x_top9_deconvnet",
     "hierarchy",
     "hierarchy_deconvnet",
     "rules",

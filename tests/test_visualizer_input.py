@@ -93,9 +93,9 @@ def test_dead_channels_are_named_and_not_drawn(small_run, tmp_path, capsys):
         state["model"]["bn1.weight"][channel], state["model"]["bn1.bias"][channel] = 0, value
     torch.save(state, tmp_path / "model.pt")
     visualize(tmp_path, tmp_path / "plots", *"--figures top9 --stages conv1 --channels 5 9".split())
-    assert "conv1: no image excites these channels: 5" in capsys.readouterr().out
+    assert "conv1: these channels are zero at all units searched: 5" in capsys.readouterr().out
     names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
-    assert names == {"conv1_top9", "conv1_top9_channel_9"}
+    assert names == {"conv1_top9", "conv1_top9_deconvnet", "conv1_top9_channel_9"}
     summary = json.loads((tmp_path / "plots" / "summary.json").read_text())
     assert 5 in summary["dead_channels"]["conv1"] and 9 not in summary["dead_channels"]["conv1"]
 
@@ -107,13 +107,13 @@ def test_a_stage_without_any_living_channel(small_run, tmp_path, capsys):
     figures = ["top9", "rules", "why", "feature_maps"]
     visualize(tmp_path, tmp_path / "plots", "--stages", "conv5_x", "--figures", *figures)
     printed = capsys.readouterr().out
-    assert "conv5_x: no image excites any channel" in printed
-    assert all(f"{name}: left out, no " in printed for name in ("top9", "rules", "why"))
+    assert "conv5_x: all channels are zero at all units searched" in printed
+    assert all(f"{name}: left out, " in printed for name in ("top9", "rules", "why"))
     names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
     assert names == {"conv5_x_feature_maps"}
     assert "conv5_x 512 of 512" in (tmp_path / "plots" / "report.html").read_text()
-    (axes, *_) = hierarchy_figure({"conv5_x": {}}, "guided", "a title").get_axes()
-    assert "no image excites any channel" in [text.get_text() for text in axes.texts]
+    (axes, *_) = hierarchy_figure({"conv5_x": {}}, "a title").get_axes()
+    assert "all channels are zero\nat all units searched" in [text.get_text() for text in axes.texts]
 
 
 def test_imagenets_thousand_classes(tmp_path, small_run):

@@ -14,10 +14,6 @@ Batch = tuple[Tensor, Tensor | None]  # rows and images, as `Batches.iterate` yi
 WARM_UP_STEPS = 3  # iterations before a capture, in which libraries choose algorithms and allocate memory
 
 
-class CaptureError(OSError):
-    """A capture failed and left torch in a state that cannot be used any more."""
-
-
 def warm_up(step: TrainStep, batch: Batch, count: int = WARM_UP_STEPS) -> None:
     """Runs iterations and restores weights, momentum, statistics and averages afterwards."""
     state = step.state()
@@ -60,11 +56,9 @@ def capture(step: TrainStep, batch: Batch) -> Callable[..., Tensor]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             sums = step(*static)
-    except Exception as error:
+    except Exception:
         torch.cuda.set_stream(current)  # older versions leave the capture's stream current
         step.optimizer.zero_grad()
-        if torch.__version__ < (2, 9):  # these leave the allocator in a capturing state (pytorch#180395)
-            raise CaptureError(f"no CUDA graph ({first_line(error)}): pass --no-cuda-graph") from error
         raise
 
     def replay(*batch: Tensor | None) -> Tensor:
@@ -89,28 +83,28 @@ def accelerate(step: TrainStep, batch: Batch, use_compile: bool, use_cuda_graph:
     if use_compile:
         # In several processes around DistributedDataParallel, so that gradients are reduced while others are computed.
         # There a failure ends the run: a process that falls back alone would wait for the others.
-        attempt(lambda: compile_network(step, batch), "compiled", say, may_fail=world.size == 1)
+        attempt(lambda: compile_network(step, batch), "compiled", say, "leave out --compile", world.size == 1)
     if is_on_gpu and world.size == 1 and use_cuda_graph is not False:
-        return attempt(lambda: capture(step, batch), "captured", say) or step
+        # older versions leave the allocator in a capturing state (pytorch#180395)
+        may_fail = torch.__version__ >= (2, 9)
+        return attempt(lambda: capture(step, batch), "captured", say, "pass --no-cuda-graph", may_fail) or step
     if use_cuda_graph:
         say(f"not captured: this needs {'a single process' if is_on_gpu else 'a CUDA GPU'}")
     return step
 
 
-def attempt(make: Callable, done: str, say: Callable[[str], None], may_fail: bool = True):
-    """The result of `make` (or True), or None if it fails; compilers and drivers fail in many ways.
+def attempt(make: Callable, done: str, say: Callable[[str], None], advice: str, may_fail: bool):
+    """The result of `make`, or None if it fails: compilers and drivers fail in many ways.
 
-    Raises OSError instead if it must not fail.
+    Raises OSError with `advice` instead if it must not fail.
     """
     started = time.monotonic()
     try:
-        made = make()
-    except CaptureError:
-        raise
+        result = make()
     except Exception as error:
         if not may_fail:
-            raise OSError(f"not {done} ({first_line(error)}): run again without the flag") from error
+            raise OSError(f"not {done} ({first_line(error)}): {advice}") from error
         say(f"not {done}, continuing without: {type(error).__name__}, {first_line(error)}")
         return None
     say(f"{done} in {time.monotonic() - started:.0f} s")
-    return made or True
+    return result

@@ -11,7 +11,7 @@ from dataset import sources
 from dataset.folders import DataError
 from dataset.placement import HostImages, place
 from dataset.preprocess import color_histogram, mean_and_std_of_histogram
-from dataset.split import Split
+from dataset.store import Split
 from training.distributed import ALONE, World
 
 SAMPLE = 1024  # images of a split that are compared when a run is resumed
@@ -19,20 +19,14 @@ SAMPLE = 1024  # images of a split that are compared when a run is resumed
 
 @dataclass(frozen=True)
 class Data:
-    """Images and labels.
-
-    train, test  images (N, 3, H, W) uint8, on the device or on the host, and labels (N,) int64 on the device
-    classes      names
-    mean, std    of the training images by channel, in 0..1
-    fingerprint  of both splits, see `fingerprint`
-    """
+    """Two splits: images (N, 3, H, W) uint8, on the device or on the host, and labels (N,) int64 on the device."""
 
     train: tuple[Tensor | HostImages, Tensor]
     test: tuple[Tensor | HostImages, Tensor]
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
+    classes: tuple[str, ...]  # names
+    mean: tuple[float, ...]  # of the training images by channel, in 0..1
     std: tuple[float, ...]
-    fingerprint: str
+    fingerprint: str  # of both splits
 
 
 def load_data(source: str, root: str | Path, image_size: int, hold_out: int, device: torch.device,
@@ -43,7 +37,7 @@ def load_data(source: str, root: str | Path, image_size: int, hold_out: int, dev
     processes.
     """
     with world.local_rank_zero_first():
-        train = sources.load_split(source, "train", root, image_size).with_histogram()
+        train = sources.load_split(source, "train", root, image_size)
         if hold_out >= len(train.images):
             raise DataError(f"--hold-out {hold_out} leaves none of {len(train.images)} training images: lower it")
         test = train if hold_out else sources.load_split(source, "test", root, image_size)
@@ -55,7 +49,12 @@ def load_data(source: str, root: str | Path, image_size: int, hold_out: int, dev
     facts = tuple(train.classes), mean, std, fingerprint(source, {"train": train, "test": test})
     if not world.all_equal(facts):
         raise DataError("the processes found different images: give every machine the same data")
-    return Data(*(_place(*split, device, images_on) for split in ((train, kept), (test, held))), *facts)
+
+    def at(split: Split, index: Tensor | None) -> tuple[Tensor | HostImages, Tensor]:
+        labels = split.labels if index is None else split.labels[index]
+        return place(split.images, device, images_on, index), labels.to(device)
+
+    return Data(at(train, kept), at(test, held), *facts)
 
 
 def fingerprint(source: str, splits: dict[str, Split]) -> str:
@@ -70,9 +69,3 @@ def fingerprint(source: str, splits: dict[str, Split]) -> str:
         digest.update(split.labels.numpy().tobytes())
         digest.update(split.images[:: max(1, len(split.images) // SAMPLE)].numpy().tobytes())
     return digest.hexdigest()
-
-
-def _place(split: Split, index: Tensor | None, device: torch.device, images_on: str) -> tuple:
-    """Images as `place` returns them and labels on the device; only those at `index`, or all."""
-    labels = split.labels if index is None else split.labels[index]
-    return place(split.images, device, images_on, index), labels.to(device)

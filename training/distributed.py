@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,15 +20,11 @@ ERROR_GRACE_SECONDS = 3  # before other ranks report an error: it is mostly rank
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a training; by default a single one, for which nothing here communicates.
+    """The processes of a training; by default a single one, for which nothing here communicates."""
 
-    rank, size  index of this process, and number of processes (torch's world size)
-    local_rank  index among the processes of this machine, and of its GPU
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
+    rank: int = 0  # of this process
+    size: int = 1  # number of processes, torch's world size
+    local_rank: int = 0  # among the processes of this machine; also the index of its GPU
 
     @property
     def is_main(self) -> bool:
@@ -79,10 +75,9 @@ class World:
             return
         group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
         turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
-        for _ in range(turn):
-            dist.barrier(group)
-        yield
-        for _ in range(turn, 2):
+        for now in range(3):
+            if now == turn:
+                yield
             dist.barrier(group)
 
     def broadcast_buffers(self, network: nn.Module) -> None:
@@ -127,32 +122,22 @@ def join_world(device: str) -> Iterator[World]:
         raise OSError("this torch has no NCCL for several GPUs: use Linux, or one process without torchrun")
     dist.init_process_group("cpu:gloo,cuda:nccl" if uses_gpus else "gloo")
     try:
-        with _silent() if rank > 0 else _flushed():
+        with _silent() if rank > 0 else nullcontext():
             yield World(rank, size, local_rank)
     except Exception as error:
         time.sleep(ERROR_GRACE_SECONDS if rank > 0 else 0)
-        if _is_lost_connection(error):
+        # gloo has no error class for a lost connection
+        if isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error)):
             raise ConnectionError("another process of this training has ended: see its error; then --resume") from error
         raise
     except SystemExit:  # on purpose
         dist.destroy_process_group()
         raise
-    else:
-        dist.destroy_process_group()
-
-
-def _is_lost_connection(error: Exception) -> bool:
-    """Whether other processes are gone; gloo has no error class for that."""
-    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))
+    sys.stdout.flush()
+    dist.destroy_process_group()
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
-
-
-@contextmanager
-def _flushed() -> Iterator[None]:
-    yield
-    sys.stdout.flush()

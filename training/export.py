@@ -6,8 +6,6 @@ python -m training.export runs/flowers/model.pt --data flowers --out resnet18-fl
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dataset.sources import DATASETS
 from runtime import checkpoint
 from runtime.checkpoint import CheckpointError
@@ -33,15 +31,10 @@ def exported(path: str | Path, data: str | None = None) -> dict[str, Any]:
     if data is None and (data := metadata.config.get("data")) not in DATASETS:
         raise CheckpointError(f"{path} was trained on a folder: pass --data, where others have these images")
     config = {name: value for name, value in metadata.config.items() if name not in LOCAL_FLAGS | {"data"}}
-    weights = {name: _halved(value) for name, value in network.state_dict().items()}
+    # vectors (biases, batch norms) take hardly any space
+    weights = {name: value.half() if value.ndim > 1 else value for name, value in network.state_dict().items()}
     checkpoint.check_finite(weights, f"{path} in half precision")
-    entries = metadata.entries() | {"config": config | {"data": data, "recipe": recipe(config)}}
-    return {"model": weights, **entries}
-
-
-def _halved(value: Tensor) -> Tensor:
-    """Half precision, except for vectors (biases, batch norms), which take hardly any space."""
-    return value.half() if value.ndim > 1 else value
+    return {"model": weights} | vars(metadata) | {"config": config | {"data": data, "recipe": recipe(config)}}
 
 
 def main(argv=None):

@@ -10,31 +10,24 @@ from torch import nn
 from training.plan import Plan
 
 SCHEDULES = ("step", "exponential", "linear", "cosine", "onecycle")
-DEFAULT_GAMMA = {"step": 0.1, "exponential": 0.35 ** (1 / 30)}
+DEFAULT_GAMMA = {"step": 0.1, "exponential": 0.35 ** (1 / 30)}  # of the schedules that do not depend on the length
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """Settings of the loss, of SGD and of its learning rate, by the names of train.py's flags.
+    """Settings of the loss, of SGD and of its learning rate, by the names of train.py's flags."""
 
-    lr               peak learning rate
-    norm_decay       weight decay on biases and batch norms, too
-    schedule         one of SCHEDULES; lr_step_size (epochs) and lr_gamma belong to "step", lr_gamma to "exponential"
-    label_smoothing  of the cross-entropy, 0 to 1
-    ema_decay        of the exponential moving average of the weights; 0 disables it
-    """
-
-    lr: float = 0.025
+    lr: float = 0.025  # at its peak
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 5e-4
-    norm_decay: bool = False
-    schedule: str = "step"
-    lr_step_size: int = 20
-    lr_gamma: float | None = 0.1
+    norm_decay: bool = False  # weight decay on biases and batch norms, too
+    schedule: str = "step"  # one of SCHEDULES
+    lr_step_size: int = 20  # epochs, of "step"
+    lr_gamma: float | None = 0.1  # of "step" and "exponential"
     lr_warmup_epochs: float = 0.0
-    label_smoothing: float = 0.0
-    ema_decay: float = 0.0
+    label_smoothing: float = 0.0  # of the cross-entropy, 0 to 1
+    ema_decay: float = 0.0  # of the exponential moving average of the weights; 0 disables it
 
 
 def sgd(network: nn.Module, settings: Optimization) -> torch.optim.SGD:
@@ -47,15 +40,10 @@ def sgd(network: nn.Module, settings: Optimization) -> torch.optim.SGD:
     others = [value for value in parameters if value.ndim == 1 and not settings.norm_decay]
     groups = [{"params": decayed}] + ([{"params": others, "weight_decay": 0.0}] if others else [])
     device = parameters[0].device
-    optimizer = torch.optim.SGD(
-        groups,
-        settings.lr,
-        settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov,
-        fused=device.type != "mps",
-    )
-    if device.type != "mps":
+    fused = device.type != "mps"
+    optimizer = torch.optim.SGD(groups, settings.lr, settings.momentum, weight_decay=settings.weight_decay,
+                                nesterov=settings.nesterov, fused=fused)  # fmt: skip
+    if fused:
         shared = torch.full((), settings.lr, device=device)
         for group in optimizer.param_groups:
             group["lr"] = shared

@@ -5,16 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """Epochs at growing image sizes.
+    """Epochs at growing image sizes."""
 
-    sizes            (image size in pixels, number of epochs at it), in order
-    steps_per_epoch  iterations
-    total_steps      iterations of the run, at most those of all epochs
-    """
-
-    sizes: tuple[tuple[int, int], ...]
-    steps_per_epoch: int
-    total_steps: int
+    sizes: tuple[tuple[int, int], ...]  # (image size in pixels, number of epochs at it), in order
+    steps_per_epoch: int  # iterations
+    total_steps: int  # iterations of the run, at most those of all epochs
 
     @property
     def epochs(self) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from runtime import checkpoint
 from runtime.checkpoint import CheckpointError
 from training.data import Data
+from training.optimizer import DEFAULT_GAMMA
 from training.plan import Plan
 
 # Flags that say nothing about the network
@@ -43,21 +44,16 @@ def load_resume_state(folder: Path, config: dict[str, Any], defaults: dict[str, 
         state, is_previous = checkpoint.load(checkpoint.previous(last)), True
     if not {"model", "optimizer", "config", "step", "steps_per_epoch", "since_line", "learning_rate"} <= state.keys():
         raise CheckpointError(f"{last} was not written by this version of train.py: pass it to --init instead")
-    _check_settings(state["config"], config, defaults, last)
-    return state | {"is_previous": is_previous}
-
-
-def _check_settings(saved: dict[str, Any], config: dict[str, Any], defaults: dict[str, Any], last: Path) -> None:
-    if unknown := sorted(saved.keys() - config.keys()):
+    if unknown := sorted(state["config"].keys() - config.keys()):
         raise CheckpointError(
             f"{last} has settings that train.py does not know ({', '.join(unknown)}): start a new run"
         )
-    length_is_free = config["schedule"] in ("step", "exponential")
-    checked = config.keys() - RESUMABLE_FLAGS - (LENGTH_FLAGS if length_is_free else set())
-    before = {name: saved.get(name, defaults[name]) for name in checked}
-    if changed := sorted(name for name in checked if before[name] != config[name]):
+    before = defaults | state["config"]
+    free = RESUMABLE_FLAGS | (LENGTH_FLAGS if config["schedule"] in DEFAULT_GAMMA else set())
+    if changed := sorted(name for name in config.keys() - free if before[name] != config[name]):
         were = ", ".join(f"--{name.replace('_', '-')} was {before[name]}" for name in changed)
         raise CheckpointError(f"--resume with other settings would be another run ({were}): pass the same ones")
+    return state | {"is_previous": is_previous}
 
 
 def check_resumable(state: dict[str, Any], data: Data, plan: Plan) -> None:

@@ -1,20 +1,23 @@
-"""The state of a training run, and the files it is saved in."""
+"""A training run: its parts, its state, and the files that is saved in."""
 
 import json
 import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dataset.batches import Augmentation
 from network import ResNet18
 from runtime import checkpoint
 from runtime.checkpoint import Metadata
+from training.data import Data
 from training.distributed import ALONE, World
 from training.evaluation import mean_metrics
-from training.optimizer import load_optimizer_state, set_learning_rate
+from training.optimizer import Optimization, load_optimizer_state, set_learning_rate, sgd
 from training.plan import Plan
 from training.step import EMA
 
@@ -22,26 +25,44 @@ SAVE_EVERY_SECONDS = 60
 AGREE_EVERY_STEPS = 30  # on GPUs, several processes agree on stopping only this often
 
 
-class Run:
-    """Everything that changes in training.
+@dataclass(frozen=True)
+class Settings:
+    """Settings of the loop, by the names of train.py's flags."""
 
-    folder              of last.pt, last.prev.pt, model.pt and history.jsonl
-    network, optimizer  on one device, in the state the run starts with
-    plan                length of the run
-    metadata            what never changes: classes, mean, std, image_size, config
-    ema                 moving average of the weights; if there is one, it is evaluated and saved in model.pt
-    world               every process has a run; rank 0 alone writes files
-    fingerprint         of the data, which a continuation must share
-    precision           "fp32" or "bf16"
+    batch_size: int  # images per iteration, over all processes
+    seed: int  # of order and augmentation
+    log_every: int  # iterations between log lines
+    save_every: int | None  # iterations between checkpoints; None: about once a minute
+    snapshots: list[int]  # epochs to keep the weights of
+    compile: bool  # the network, with torch.compile
+    cuda_graph: bool | None  # replay each iteration as a CUDA graph; None: where that is possible
+    precision: str  # "fp32" or "bf16"
+    augmentation: Augmentation  # at the last image size
+    optimization: Optimization  # of the loss, SGD and its learning rate
+
+
+class Run:
+    """What a training consists of, and everything that changes in it.
+
+    folder                of last.pt, last.prev.pt, model.pt and history.jsonl
+    network               on one device, with the weights the run starts with
+    data, settings, plan  on which images, how and how long it is trained
+    config                all flags of train.py, which checkpoints hold
+    world                 every process has a run; rank 0 alone writes files
+
+    If there is a moving average of the weights (`ema`), it is evaluated and saved in model.pt.
     """
 
-    def __init__(self, folder: Path, network: ResNet18, optimizer: torch.optim.Optimizer, plan: Plan,
-                 metadata: Metadata, ema: EMA | None = None, world: World = ALONE, fingerprint: str = "",
-                 precision: str = "fp32"):  # fmt: skip
-        self.last, self.model, self.log = (folder / name for name in ("last.pt", "model.pt", "history.jsonl"))
-        self.network, self.optimizer, self.plan, self.metadata = network, optimizer, plan, metadata
-        self.ema, self.world, self.fingerprint, self.precision = ema, world, fingerprint, precision
-        self.events, self.writer, self.old_events = folder / "tensorboard", None, []
+    def __init__(self, folder: Path, network: ResNet18, data: Data, settings: Settings, plan: Plan,
+                 config: dict[str, Any], world: World = ALONE):  # fmt: skip
+        names = "last.pt", "model.pt", "history.jsonl", "tensorboard"
+        self.last, self.model, self.log, self.events = (folder / name for name in names)
+        self.network, self.data, self.settings, self.plan, self.world = network, data, settings, plan, world
+        self.metadata = Metadata(data.classes, data.mean, data.std, plan.sizes[-1][0], config)
+        self.optimizer = sgd(network, settings.optimization)
+        decay = settings.optimization.ema_decay
+        self.ema = EMA(network, decay) if decay else None
+        self.writer, self.old_events = None, []
         self.step = 0  # iterations done
         self.learning_rate = math.nan  # of the last iteration
         self.seconds_before = 0.0  # before the last interruption
@@ -127,17 +148,17 @@ class Run:
         values = [self.world.all_reduce_sum(self.since_line), *self.network.state_dict().values()]
         finite = torch.stack([value.isfinite().all() for value in values]).tolist()
         if self.step == 1 and not finite[0]:
-            advice = "--precision fp32" if self.precision == "bf16" else "other weights to --init"
+            advice = "--precision fp32" if self.settings.precision == "bf16" else "other weights to --init"
             raise FloatingPointError(f"the loss is not finite before any update of the weights: pass {advice}")
         if not all(finite):
-            raise FloatingPointError(
-                f"the loss is not finite at iteration {self.step}, with learning rate {self.learning_rate:.3g}: "
-                f"{self._advice}; the checkpoints in {self.last.parent} are from before this"
-            )
+            raise self._diverged("is not finite")
 
-    @property
-    def _advice(self) -> str:
-        return "pass a lower --lr" + (", or --precision fp32" if self.precision == "bf16" else "")
+    def _diverged(self, what: str) -> FloatingPointError:
+        advice = "pass a lower --lr" + (", or --precision fp32" if self.settings.precision == "bf16" else "")
+        return FloatingPointError(
+            f"the loss {what} at iteration {self.step}, with learning rate {self.learning_rate:.3g}: {advice}; "
+            f"the checkpoints in {self.last.parent} are from before this"
+        )
 
     def record_training(self, images_per_second: float) -> dict[str, Any]:
         """Records the iterations since the last line; a new interval starts."""
@@ -150,7 +171,7 @@ class Run:
     def record(self, kind: str, loss: float, accuracy: float, **more: float) -> dict[str, Any]:
         """Appends a line to the history and its file, and returns it. Raises FloatingPointError for a loss of NaN."""
         if not math.isfinite(loss):
-            raise FloatingPointError(f"the {kind} loss is {loss} after iteration {self.step}: {self._advice}")
+            raise self._diverged(f"({kind}) is {loss}")
         entry = {"kind": kind, "epoch": self.epoch, "step": self.step, "image_size": self.image_size}
         entry |= {"loss": loss, "accuracy": accuracy, **more}
         self.history.append(entry)
@@ -162,12 +183,12 @@ class Run:
                 self.writer.add_scalar(f"{kind}/{name}", entry[name], self.step)
         return entry
 
-    def agree(self, signals: list[int], every: int | None) -> tuple[int, bool]:
+    def agree(self, signals: list[int]) -> tuple[int, bool]:
         """What all processes do next: the signal they stop for (0: none), and whether they save.
 
-        every: iterations between checkpoints; None saves after SAVE_EVERY_SECONDS.
         On GPUs, where iterations are short, several processes agree only every AGREE_EVERY_STEPS.
         """
+        every = self.settings.save_every
         due = self.step % every == 0 if every else time.monotonic() - self.saved > SAVE_EVERY_SECONDS
         if self.world.size > 1 and self.since_line.device.type == "cuda":
             if self.step % AGREE_EVERY_STEPS and not (every and due):
@@ -187,13 +208,13 @@ class Run:
         self.saved_step, self.saved = self.step, time.monotonic()
         if not self.world.is_main:
             return
-        state = self._model_entries(self.network, {}) | {
+        state = self._model_entries(self.network) | {
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "learning_rate": self.learning_rate,
             "steps_per_epoch": self.plan.steps_per_epoch,
             "seconds": self.seconds,
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.data.fingerprint,
             "since_line": since_line,
             "in_epoch": in_epoch,
         }
@@ -208,15 +229,14 @@ class Run:
 
     def save_model(self, result: dict[str, Any]) -> None:
         """Writes model.pt: what visualizer.py needs."""
-        checkpoint.save(self._model_entries(self.evaluated, result), self.model)
+        checkpoint.save(self._model_entries(self.evaluated, result=result), self.model)
 
     def save_snapshot(self) -> None:
         """Writes the current model.pt under the epoch's name, with the epoch's image size."""
         self.save()  # first, so that no snapshot lies beside an overwritten run
         if self.world.is_main:
-            state = self._model_entries(self.evaluated, {}) | {"image_size": self.image_size}
+            state = self._model_entries(self.evaluated, image_size=self.image_size)
             checkpoint.save(state, self.last.parent / checkpoint.SNAPSHOT.format(self.epoch))
 
-    def _model_entries(self, network: ResNet18, result: dict[str, Any]) -> dict[str, Any]:
-        metadata = self.metadata.entries() | {"result": result, "history": self.history}
-        return {"model": network.state_dict(), **metadata}
+    def _model_entries(self, network: ResNet18, **changes: Any) -> dict[str, Any]:
+        return {"model": network.state_dict()} | vars(self.metadata) | {"history": self.history} | changes
