@@ -25,6 +25,7 @@ if __name__ == "__main__":  # until main() can be interrupted: loading the libra
 import torch
 from tqdm import tqdm
 
+from analysis.importance import METHODS
 from analysis.inspection import (
     Inspection,
     add_pictures,
@@ -92,9 +93,11 @@ def parse_args(argv=None):
         help="top9: reconstruct from a channel's strongest unit or from its whole map")  # fmt: skip
     add("--classes", nargs=2, metavar="CLASS", help="why: the two classes to compare, by name or number "
         "(default: the two most probable)")  # fmt: skip
-    add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness: number of test images to score; "
-        "with fewer than 81, also fewer units per channel (default: 1000; on a CPU a twentieth of those searched, from "
-        "2 to 20)")  # fmt: skip
+    add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help="faithfulness, attributions: importance "
+        f"maps to score and to draw, some of {shlex.join(METHODS)} (default: all)")  # fmt: skip
+    add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness, attributions: number of test "
+        "images to score, each in about 5 s by all methods on two cores; with fewer than 81, also fewer units per "
+        "channel (default: 1000; on a CPU a twentieth of those searched, from 2 to 8)")  # fmt: skip
     add("--occluder", type=number(int, least=1), metavar="PIXELS", help="occlusion: side of the square that hides part "
         "of an image, in pixels of the network's input (default: 48 at 224, in proportion)")  # fmt: skip
 
@@ -132,10 +135,10 @@ def channel_choice(text: str) -> int | str:
 
 
 def settings_from(args) -> Settings:
-    """What is visualised, from the flags of the same names: each stage, channel and rule once, in the order given."""
+    """What is visualised, from the flags of the same names: each name and number once, in the order given."""
     values = {field.name: getattr(args, field.name) for field in fields(Settings)}
-    values["stages"] = args.stages or Settings.stages
-    once = {name: tuple(dict.fromkeys(values[name])) for name in ("stages", "channels", "rules")
+    values |= {"stages": args.stages or Settings.stages, "methods": args.methods or Settings.methods}
+    once = {name: tuple(dict.fromkeys(values[name])) for name in ("stages", "channels", "rules", "methods")
             if not isinstance(values[name], str)}  # fmt: skip
     return Settings(**values | once | {"classes": args.classes and tuple(args.classes)})
 
@@ -151,7 +154,7 @@ def visualize(args, command: str) -> bool:
     check_settings(settings, names, inspection)
     folder = output_folder(args.out)
     gallery_stages = settings.stages if args.stages else STAGES
-    if is_searched := args.gallery or "search" in needs_of(names):
+    if is_searched := args.gallery or "search" in needs_of(names, bool(args.images)):
         stages = (*settings.stages, *gallery_stages) if args.gallery else settings.stages
         report = partial(forecast, args, names, len(inspection.searched)) if inspection.device.type == "cpu" else None
         inspection = add_search(inspection, settings, searched_stages(names, stages), report)
@@ -233,7 +236,7 @@ def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]
     """
     inspection = load_inspection(args.ckpt or default_checkpoint(), args.device, args.data, args.root)
     names, left_out = choose_figures(args.figures, bool(args.images), args.gallery)
-    needs = needs_of(names) | ({"search"} if args.gallery else set())
+    needs = needs_of(names, bool(args.images)) | ({"search"} if args.gallery else set())
     try:
         if needs & {"pictures", "search"}:
             inspection = add_preprocessing(inspection)

@@ -1,22 +1,27 @@
 """How important each pixel of an image is for a class of the network: one function per method, all in METHODS.
 
-A method takes an `ImportanceBatch` and returns maps (N, H, W), higher where more important. What several methods need,
-the trace and the mirrors' pictures, is computed at the first use.
+A method takes an `ImportanceBatch` and returns maps (N, H, W), higher where more important; some have both signs. What
+several methods need, the trace, the mirrors' pictures and other methods' maps, is computed at the first use.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from analysis.activations import check_finite
-from network import STAGES, ResNet18, Trace
+from analysis.relevance import Box, relevance
+from network import BLOCKS_PER_STAGE, STAGES, ResNet18, Trace
 from reverse_network import ReverseResNet18, class_signal
 
 STAGE = STAGES[-1]  # the logits are linear in it
+NOISY_IMAGES = 20
+NOISE = 0.15  # standard deviation, relative to the range of the image's values
+STEPS = 20  # from the mean color to the image
+BLUR_SHARE = 17 / 224  # of the image's side, averaged over before a sharp map is added to a coarse one
 
 
 @dataclass
@@ -27,6 +32,7 @@ class ImportanceBatch:
     images   (N, 3, H, W) in 0..1
     inputs   (N, 3, H, W): the same, normalised
     seeds    (N,) int64 of random maps
+    box      lowest and highest values of `inputs`, as analysis.relevance.pixel_box returns them
     unpool   of the mirrors, one of reverse_network.UNPOOLINGS
     classes  (N,) int64; by default those that the network predicts
     """
@@ -35,11 +41,14 @@ class ImportanceBatch:
     images: Tensor
     inputs: Tensor
     seeds: Tensor
+    box: Box
     unpool: str = "sum"
     classes: Tensor | None = None
 
     def __post_init__(self):
+        self._maps: dict[str, Tensor] = {}
         self._pictures: dict[str, Tensor] = {}
+        self._gradients: dict[str, Tensor] = {}
         if self.classes is None:
             self.classes = self.network.classify(self.features).argmax(1)
 
@@ -53,29 +62,58 @@ class ImportanceBatch:
         """(N, 512, h, w) of conv5_x."""
         return self.trace.features[STAGE]
 
+    @cached_property
+    def evidence(self) -> Tensor:
+        """(N, h, w): what each position of conv5_x adds to the class's logit."""
+        return class_signal(self.network, self.features, self.classes, weighted=True).sum(1)
+
+    def map(self, name: str) -> Tensor:
+        """(N, H, W) by one of METHODS; computed once."""
+        if name not in self._maps:
+            self._maps[name] = METHODS[name](self)
+        return self._maps[name]
+
     def picture(self, rule: str) -> Tensor:
         """(N, 3, H, W): the class's logit, sent back to the image by one of reverse_network.RULES; computed once.
 
         Raises CheckpointError when it is not finite.
         """
         if rule not in self._pictures:
-            mirror, signal = ReverseResNet18(self.network, rule, self.unpool), self._signal
+            mirror, signal = ReverseResNet18(self.network, rule, self.unpool), self.gradient(STAGE)
             self._pictures[rule] = check_finite(mirror(signal, STAGE, self.trace), f"reconstructions by {rule}")
         return self._pictures[rule]
 
-    @cached_property
-    def _signal(self) -> Tensor:
-        return class_signal(self.network, self.features, self.classes)
+    def gradient(self, stage: str) -> Tensor:
+        """(N, C, h, w): of the class's logit at the features of a stage above the pooling; computed once."""
+        if stage not in self._gradients:
+            if stage == STAGE:
+                signal = class_signal(self.network, self.features, self.classes)
+            else:
+                depth, blocks = STAGES.index(stage) + 1, ReverseResNet18(self.network, "gradient").blocks
+                signal = self.gradient(STAGES[depth])
+                for index in reversed(range((depth - 1) * BLOCKS_PER_STAGE, depth * BLOCKS_PER_STAGE)):
+                    size = self.trace.blocks[index - 1][1].shape[-2:]  # of the block's input
+                    signal = blocks[index](signal, *self.trace.blocks[index], size)
+            self._gradients[stage] = signal
+        return self._gradients[stage]
+
+    def gradient_of(self, inputs: Tensor) -> Tensor:
+        """(N, 3, H, W): of the logit of the same classes, at other inputs."""
+        return replace(self, inputs=inputs).picture("gradient")
+
+    def upscale(self, maps: Tensor) -> Tensor:
+        """(N, h, w) -> (N, H, W): bilinear to the image."""
+        return F.interpolate(maps[:, None], self.inputs.shape[-2:], mode="bilinear")[:, 0]
 
 
 METHODS: dict[str, Callable[[ImportanceBatch], Tensor]] = {}  # name -> maps (N, H, W) of a batch
 
 
-def method(name: str) -> Callable[[Callable], Callable]:
-    """A decorator that registers a function of an `ImportanceBatch` under this name."""
+def method(name: str, **options) -> Callable[[Callable], Callable]:
+    """A decorator that registers a function of an `ImportanceBatch`, with these options, under this name."""
 
-    def add(compute: Callable[[ImportanceBatch], Tensor]) -> Callable[[ImportanceBatch], Tensor]:
-        METHODS[name] = compute
+    def add(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        METHODS[name] = partial(compute, **options)
         return compute
 
     return add
@@ -83,9 +121,21 @@ def method(name: str) -> Callable[[Callable], Callable]:
 
 @method("class activation map")
 def class_activation_map(batch: ImportanceBatch) -> Tensor:
-    """Zhou et al. 2016, arXiv:1512.04150, equation 2; bilinear to the image."""
-    evidence = class_signal(batch.network, batch.features, batch.classes, weighted=True).sum(1, keepdim=True)
-    return F.interpolate(evidence, batch.inputs.shape[-2:], mode="bilinear")[:, 0]
+    """Zhou et al. 2016, arXiv:1512.04150, equation 2. On this network also Grad-CAM, before its ReLU."""
+    return batch.upscale(batch.evidence)
+
+
+@method("LayerCAM conv4_x", stage="conv4_x")
+@method("LayerCAM conv3_x", stage="conv3_x")
+def layer_cam(batch: ImportanceBatch, stage: str) -> Tensor:
+    """Positive gradient x activation, summed over a stage's channels (Jiang et al. 2021, equations 4 and 5)."""
+    return batch.upscale((batch.gradient(stage).clamp(min=0) * batch.trace.features[stage]).sum(1))
+
+
+@method("guided x CAM")
+def guided_times_cam(batch: ImportanceBatch) -> Tensor:
+    """Guided Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): the CAM's positive part x guided; at least zero."""
+    return batch.upscale(batch.evidence.clamp(min=0)) * batch.map("guided")
 
 
 @method("guided x input")
@@ -118,6 +168,52 @@ def deconvnet(batch: ImportanceBatch) -> Tensor:
     return saliency(batch.picture("deconvnet"))
 
 
+@method("SmoothGrad")
+def smooth_grad(batch: ImportanceBatch) -> Tensor:
+    """The mean `saliency` of the gradient over NOISY_IMAGES copies with Gaussian noise (Smilkov et al. 2017).
+
+    arXiv:1706.03825. All images get the same noise, in proportion to the range of their values.
+    """
+    inputs, generator = batch.inputs, torch.Generator().manual_seed(0)
+    spread = NOISE * (inputs.amax((1, 2, 3), keepdim=True) - inputs.amin((1, 2, 3), keepdim=True))
+    total = torch.zeros_like(inputs[:, 0])
+    for _ in range(NOISY_IMAGES):
+        noise = torch.randn(inputs.shape[1:], dtype=inputs.dtype, generator=generator).to(inputs.device)
+        total += saliency(batch.gradient_of(inputs + spread * noise))
+    return total / NOISY_IMAGES
+
+
+@method("integrated gradients")
+def integrated_gradients(batch: ImportanceBatch) -> Tensor:
+    """The image times the mean gradient on the way to it from the mean color, which is zero for the network.
+
+    Sundararajan et al. 2017, arXiv:1703.01365, by the midpoint rule. Sums to the logit minus that of the mean color, up
+    to the error of the steps.
+    """
+    total = torch.zeros_like(batch.inputs)
+    for step in range(STEPS):
+        total += batch.gradient_of(batch.inputs * ((step + 0.5) / STEPS))
+    return (batch.inputs * total / STEPS).sum(1)
+
+
+@method("relevance")
+def relevance_map(batch: ImportanceBatch) -> Tensor:
+    """Montavon et al. 2019: `analysis.relevance.relevance`, the signed sum over the colors."""
+    return relevance(batch.network, batch.inputs, batch.trace, batch.classes, batch.box).sum(1)
+
+
+@method("relevance + CAM")
+def relevance_plus_cam(batch: ImportanceBatch) -> Tensor:
+    """The class activation map plus blurred relevance: the one says where, the other which parts of it."""
+    return add_detail(batch.map("class activation map"), batch.map("relevance"))
+
+
+@method("CAM + guided")
+def cam_plus_guided(batch: ImportanceBatch) -> Tensor:
+    """The class activation map plus blurred guided."""
+    return add_detail(batch.map("class activation map"), batch.map("guided"))
+
+
 @method("Sobel edges")
 def edges(batch: ImportanceBatch) -> Tensor:
     """A baseline that does not use the network."""
@@ -128,6 +224,16 @@ def edges(batch: ImportanceBatch) -> Tensor:
 def noise(batch: ImportanceBatch) -> Tensor:
     """A baseline that does not use the image."""
     return random_maps(batch.seeds, batch.inputs.shape[-2:])
+
+
+def add_detail(coarse: Tensor, sharp: Tensor) -> Tensor:
+    """The sum of two maps (N, H, W), each divided by its largest absolute value.
+
+    `sharp` is averaged over a square first: of 17 pixels at 224, in proportion at other sizes.
+    """
+    radius = round(BLUR_SHARE * min(sharp.shape[-2:]) / 2 - 0.5)
+    sharp = F.avg_pool2d(sharp[:, None], 2 * radius + 1, 1, radius, count_include_pad=False)[:, 0]
+    return sum(maps / maps.abs().amax((1, 2), keepdim=True).clamp(min=1e-30) for maps in (coarse, sharp))
 
 
 def saliency(pictures: Tensor) -> Tensor:

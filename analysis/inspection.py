@@ -45,9 +45,9 @@ class Picture:
     choice: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedNetwork:
-    """A network as its checkpoint gives it, without any image.
+    """A network as its checkpoint gives it, without any image; equal only to itself, so that results can be cached.
 
     checkpoint  the file it was read from
     network     in evaluation mode, on `device`
@@ -65,7 +65,7 @@ class LoadedNetwork:
     root: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PictureInspection(LoadedNetwork):
     """A network that can be shown images.
 
@@ -85,7 +85,7 @@ class PictureInspection(LoadedNetwork):
         return resize(images, self.metadata.image_size)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ImageInspection(PictureInspection):
     """A network with its test images.
 
@@ -122,7 +122,7 @@ class ImageInspection(PictureInspection):
         return (self.inputs(self.images[part]) for part in parts)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Inspection(ImageInspection):
     """A network with its test images and their search, as most figures need it.
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from analysis.importance import METHODS
 from network import STAGES
 
 # the nine strongest that are not similar to each other; the nine strongest; nine drawn at random; every channel
@@ -23,6 +24,7 @@ class Settings:
     border        also search units that see the padding, at stages where enough units see none
     scale         one of SCALES: every tile of a reconstruction has its own color scale, or a channel's tiles share one
     limit         how many test images to search; None for all
+    methods       names of analysis.importance.METHODS, to score and to draw
     score_images  how many test images to score importance maps on; None for the default of `spread_images`
     batch_size    images per forward pass
     classes       two classes to compare, by name or number; None for the two most probable
@@ -40,6 +42,7 @@ class Settings:
     border: bool = False
     scale: str = "tile"
     limit: int | None = None
+    methods: tuple[str, ...] = tuple(METHODS)
     score_images: int | None = None
     batch_size: int = 16
     classes: tuple[str, str] | None = None

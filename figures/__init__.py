@@ -12,6 +12,7 @@ from figures import rules
 from figures import mirrors
 from figures import sanity
 from figures import faithfulness
+from figures import attributions
 from figures import evolution
 from figures import invariance
 from figures import correspondence
@@ -24,6 +25,6 @@ from figures import scores
 # isort: on
 from figures.registry import FIGURES
 
-__all__ = ["FIGURES", "classes", "correspondence", "evolution", "faithfulness", "filters", "hierarchy", "invariance",
-           "inversion", "mirrors", "occlusion", "rules", "sanity", "scores", "single_image", "synthesis", "top9",
-           "training_curves", "why"]  # fmt: skip
+__all__ = ["FIGURES", "attributions", "classes", "correspondence", "evolution", "faithfulness", "filters", "hierarchy",
+           "invariance", "inversion", "mirrors", "occlusion", "rules", "sanity", "scores", "single_image", "synthesis",
+           "top9", "training_curves", "why"]  # fmt: skip

@@ -6,6 +6,7 @@ and the least important ones first. A removed block has the training data's mean
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from analysis.activations import check_finite
 from analysis.blocks import block_means, block_side, estimate, importance_ranks, remove_blocks
 from analysis.channels import chosen_channels
 from analysis.importance import METHODS, ImportanceBatch
-from analysis.inspection import Inspection, spread
+from analysis.inspection import Inspection, PictureInspection, spread
 from analysis.receptive_field import receptive_field
+from analysis.relevance import pixel_box
 from analysis.settings import Settings
 from figures import unit_faithfulness
 from figures.registry import register
@@ -36,11 +38,12 @@ COLUMNS = 4
 def spread_images(inspection: Inspection, count: int | None = None) -> Tensor:
     """(n,) int64: `count` images, evenly spread over the test split.
 
-    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, from 2 to 20.
+    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, from 2 to 8: about 40 s at 224x224 on two
+    cores with all methods.
     """
     total = len(inspection.images)
     searched = total if inspection.searched is None else len(inspection.searched)
-    default = min(20, max(2, searched // 20)) if inspection.device.type == "cpu" else 1000
+    default = min(8, max(2, searched // 20)) if inspection.device.type == "cpu" else 1000
     count = min(count or default, total)
     return spread(count, total)
 
@@ -75,11 +78,18 @@ def block_ranks(
     Returns (N, 3, H, W), (N,) and (N, len(methods), n) as of `importance_ranks`, on the network's device.
     """
     side, stored = block_side(inspection.metadata.image_size), inspection.images[images]
-    batch = ImportanceBatch(
-        inspection.network, inspection.resized(stored), inspection.inputs(stored), seeds=images, unpool=unpool
-    )
-    maps = (METHODS[name](batch).to(batch.inputs.device) for name in methods)
+    batch = importance_batch(inspection, stored, images, unpool)
+    maps = (batch.map(name).to(batch.inputs.device) for name in methods)
     return batch.inputs, batch.classes, torch.stack([importance_ranks(block_means(each, side)) for each in maps], 1)
+
+
+def importance_batch(
+    inspection: PictureInspection, stored: Tensor, seeds: Tensor, unpool: str = "sum"
+) -> ImportanceBatch:
+    """Of stored images (N, 3, H, W) uint8, to explain the predicted classes; seeds: (N,) int64."""
+    box = pixel_box(inspection.metadata.mean, inspection.metadata.std)
+    inputs = inspection.inputs(stored)
+    return ImportanceBatch(inspection.network, inspection.resized(stored), inputs, seeds, box, unpool)
 
 
 def remaining_probability(
@@ -124,11 +134,11 @@ def class_scores(curves: Tensor, methods: Sequence[str] = tuple(METHODS)) -> dic
 
     The score is the mean over the steps of the two curves' difference, least minus most important blocks first: 0 for
     chance, higher is better; with the mean and the interval over the images. `over_random`: its difference to that of
-    the random map, image by image.
+    the random map, image by image; None without that map.
     """
     most, least = curves.unbind(2)  # (N, M, STEPS)
     scores = (least - most).mean(2)
-    random = scores[:, methods.index("random")]
+    random = scores[:, methods.index("random")] if "random" in methods else None
     content = {}
     for n, name in enumerate(methods):
         score = estimate(scores[:, n])
@@ -136,11 +146,24 @@ def class_scores(curves: Tensor, methods: Sequence[str] = tuple(METHODS)) -> dic
             "score": score.mean,
             "low": score.low,
             "high": score.high,
-            "over_random": estimate(scores[:, n] - random)._asdict(),
+            "over_random": None if random is None else estimate(scores[:, n] - random)._asdict(),
             "most": most[:, n].double().mean(0).tolist(),
             "least": least[:, n].double().mean(0).tolist(),
         }
     return dict(sorted(content.items(), key=lambda item: -item[1]["score"]))
+
+
+@lru_cache(maxsize=1)  # faithfulness.png and attributions.png share them
+def class_content(inspection: Inspection, settings: Settings) -> dict:
+    """The part of faithfulness.json by class, which nobody changes."""
+    images = spread_images(inspection, settings.score_images)
+    curves = class_curves(inspection, images, settings.unpool, settings.batch_size, settings.methods)
+    return {
+        "images": images.tolist(),
+        "block": block_side(inspection.metadata.image_size),
+        "steps": STEPS,
+        "methods": class_scores(curves, settings.methods),
+    }
 
 
 def scores_in_words(content: dict) -> str:
@@ -162,24 +185,16 @@ def scores_in_words(content: dict) -> str:
 def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of faithfulness.json."""
     network, image_size = inspection.network, inspection.metadata.image_size
-    images, block = spread_images(inspection, settings.score_images), block_side(image_size)
-    curves = class_curves(inspection, images, settings.unpool, settings.batch_size)
-    stages, titles = {}, {}
+    by_class, stages, titles = class_content(inspection, settings), {}, {}
     for stage in (stage for stage in STAGES if stage in inspection.search.top):
         asked = chosen_channels(settings, inspection.search, stage)[:MOST_CHANNELS]
-        units = max(1, len(images) // MOST_CHANNELS)
+        units = max(1, len(by_class["images"]) // MOST_CHANNELS)
         channels, shares = unit_faithfulness.channel_shares(inspection, settings, stage, asked, units)
         if channels:
             side = block_side(min(receptive_field(network, stage).size, image_size))
             stages[stage] = unit_faithfulness.stage_content(channels, shares)
             titles[stage] = f"{stage}, {len(channels)} channels\n{side}x{side} px a block"
-    content = {
-        "images": images.tolist(),
-        "block": block,
-        "steps": STEPS,
-        "methods": class_scores(curves),
-        "channels": stages,
-    }
+    content = {**by_class, "channels": stages}
     yield Path("faithfulness"), faithfulness_figure(content, titles, unpooling_note(settings.unpool))
     yield Path("faithfulness"), content
 

@@ -27,7 +27,8 @@ class FigureEntry:
     draw     yields (path below the output folder without suffix, Figure or content of a JSON file); may raise NotDrawn
     title    what the figure is, in a few words
     reading  one sentence on how to read it
-    needs    "checkpoint" alone, the "pictures" to explain, a "search" of the test images, or "both" of these
+    needs    "checkpoint" alone, the "pictures" to explain, a "search" of the test images, "both" of these, or "either":
+             the user's pictures, or else a search
     stages   to be searched beside those of the settings
     section  one of SECTIONS: where the report shows it
     words    content of its JSON file -> a sentence with its main numbers, for the report
@@ -93,10 +94,11 @@ def choose_figures(
     return [name for name in FIGURES if name not in left_out], left_out
 
 
-def needs_of(names: Iterable[str]) -> set[str]:
+def needs_of(names: Iterable[str], has_own_pictures: bool) -> set[str]:
     """What these figures need: "checkpoint", "pictures", "search"."""
     needs = {FIGURES[name].needs for name in names}
-    return needs | ({"pictures", "search"} if "both" in needs else set())
+    either = {"pictures"} if has_own_pictures else {"search"}
+    return needs | ({"pictures", "search"} if "both" in needs else either if "either" in needs else set())
 
 
 def searched_stages(names: Iterable[str], stages: Sequence[str]) -> tuple[str, ...]:

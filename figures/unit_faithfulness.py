@@ -228,7 +228,7 @@ def by_change(values: Iterable) -> dict[str, dict]:
 
 
 def color_of(method: str) -> str:
-    """A rule's color for its picture, also turned or times the input; grey for all else."""
+    """A rule's color for its picture, also turned or times another map; grey for all else."""
     return next((color for rule, (color, _) in RULE_STYLE.items() if method.startswith(rule)), "0.25")
 
 

@@ -12,7 +12,7 @@ from figures.registry import SECTIONS
 @pytest.mark.parametrize("name, entry", FIGURES.items())
 def test_every_entry_says_what_it_is(name, entry):
     assert entry.title and entry.reading.endswith(".")
-    assert entry.needs in ("checkpoint", "pictures", "search", "both") and entry.section in SECTIONS
+    assert entry.needs in ("checkpoint", "pictures", "search", "both", "either") and entry.section in SECTIONS
 
 
 def test_the_documentation_follows_the_registry():

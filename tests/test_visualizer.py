@@ -47,6 +47,7 @@ FIXED_NAMES = {
     "mirrors",
     "sanity",
     "faithfulness",
+    "attributions",
     "correspondence",
     "confusion_matrix",
     "mistakes",

@@ -48,7 +48,7 @@ def test_ones_own_pictures(small_run, tmp_path, capsys):
     assert {path.name for path in out.iterdir() if path.is_dir()} == {"cat-2", "cat", "cat-3", "dog.v2"}
     for folder in ("cat-2", "cat", "cat-3", "dog.v2"):
         names = {path.stem for path in (out / folder).iterdir()}
-        assert names == {"input", "conv1_feature_maps", "conv1_reconstructions", "classes"}
+        assert names == {"input", "conv1_feature_maps", "conv1_reconstructions", "classes", "attributions"}
     assert not (out / "top9.json").exists() and (out / "conv1_filters.png").exists()
     text = (out / "report.html").read_text()
     assert all(f'src="{folder}/classes.png"' in text for folder in ("cat-2", "cat", "cat-3", "dog.v2"))
