@@ -203,7 +203,7 @@ def test_the_figure_shows_the_maps_by_score(inspection, monkeypatch):
 
 def test_ones_own_images_need_no_test_images(small_run, inspection):
     files = sorted(map(str, (small_run.parent / "pictures" / "test").glob("*/*.png")))[:2]
-    own = add_pictures(add_preprocessing(load_inspection(small_run / "model.pt", "cpu")), files)
+    own = add_pictures(add_preprocessing(load_inspection(small_run / "model.pt", "cpu")), Settings(), files)
     *figures, (_, content) = draw_attributions(own, SETTINGS)
     assert content["methods"] == dict.fromkeys(SETTINGS.methods) and len(content["images"]) == len(figures) == 2
     for picture, (path, figure) in zip(own.pictures, figures, strict=True):

@@ -32,7 +32,7 @@ def one_cycle(optimizer, steps):
     ("--schedule cosine", lr_scheduler.CosineAnnealingLR, 120, 1),
     ("--schedule linear --lr-warmup-epochs 2.5", linear_after_a_warm_up, 40, 1),
     *(("--schedule onecycle", one_cycle, steps, 1) for steps in (120, 97, 7)),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_it_is_torchs(flags, scheduler, steps, period):
     """period: iterations from one step of the scheduler to the next."""
     optimizer, rates = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2), []
