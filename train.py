@@ -40,7 +40,7 @@ from training.loop import Loop, final_result, summarize
 from training.optimizer import DEFAULT_GAMMA, SCHEDULES, Optimization, learning_rate
 from training.plan import Plan
 from training.resume import check_resumable, check_unused, load_resume_state
-from training.run import Run, Settings
+from training.run import CURVES, Run, Settings
 
 
 def parse_args(argv=None):
@@ -238,7 +238,7 @@ def finish(run: Run, flip_accuracy: float | None) -> None:
     if not run.world.is_main:
         return
     run.save_model(result)
-    curves = run.model.with_name("training_curves.png")
+    curves = run.model.with_name(CURVES)
     try:  # a figure that fails must not cost the run
         from figures import style, training_curves  # matplotlib would delay the start
 

@@ -21,6 +21,7 @@ from training.optimizer import Optimization, load_optimizer_state, set_learning_
 from training.plan import Plan
 from training.step import EMA
 
+CURVES = "training_curves.png"
 SAVE_EVERY_SECONDS = 60
 AGREE_EVERY_STEPS = 30  # on GPUs, several processes agree on stopping only this often
 
@@ -93,7 +94,8 @@ class Run:
                 raise OSError("--tensorboard needs a package that is missing: pip install tensorboard") from error
             # hides the points of an earlier part of this run that will be written again
             self.writer = SummaryWriter(self.events, purge_step=self.step + 1 if state else None)
-        for name in (self.last.name, self.model.name, self.log.name, checkpoint.SNAPSHOT.format("*")):
+        names = (self.last.name, self.model.name, self.log.name, checkpoint.SNAPSHOT.format("*"), CURVES)
+        for name in names:
             for leftover in self.last.parent.glob(f".{name}.*.tmp"):  # of a process that was killed while writing
                 leftover.unlink()
         with checkpoint.atomic_file(self.log) as file:  # lines after the saved state will be written again
