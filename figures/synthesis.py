@@ -5,7 +5,6 @@ shifts, scalings and rotations, with a penalty on the coefficients, which keeps 
 """
 
 import math
-import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.image_grid import tile_grid, to_array
 from figures.registry import NotDrawn, register
-from figures.style import WIDTH_INCHES, bare_axes_at, styled, text_at, truncate
+from figures.style import WIDTH_INCHES, bare_axes_at, heading, heading_inches, styled, text_at, truncate
 from network import STAGES, ResNet18
 
 STAGE = STAGES[-1]
@@ -29,6 +28,7 @@ CHANNELS, CLASSES, EXAMPLES = 9, 10, 9  # at most
 STEPS = 80
 SHIFT, SCALE, DEGREES = 0.1, 0.1, 15.0  # most: of the image's side, of 1, and by rotation
 CONTRAST_PENALTY = 0.3  # of the mean square of the coefficients
+TITLE = f"Images that channels of {STAGE} and classes ask for"
 CAPTION = (
     "Above: left, an image found from noise that raises the mean of the channel's map; right, the test images with its "
     "strongest units. The numbers are the strongest unit's activation in the found image, and in any of the "
@@ -36,8 +36,8 @@ CAPTION = (
     "certain of an image that does not look like the class: an optimised image shows what suffices for a channel or "
     "class, not what it needs. Real images explain a channel better (Borowski et al. 2020)."
 )
-# inches: a tile, from row to row of the channels and of the classes, and of title and caption
-TILE, CHANNEL_ROW, CLASS_ROW, TOP, CAPTION_HEIGHT = 1.1, 1.34, 1.5, 0.38, 0.72
+# inches: a tile, from row to row of the channels and of the classes, and of a heading of either
+TILE, CHANNEL_ROW, CLASS_ROW, HEADING = 1.1, 1.34, 1.5, 0.28
 
 
 @register(
@@ -120,29 +120,28 @@ def move(inputs: Tensor, generator: torch.Generator) -> Tensor:
 @styled
 def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, content: dict, searched: int) -> Figure:
     """Channels in three columns, each image beside its test images; classes in five."""
-    rows = math.ceil(len(excited) / 3)
-    class_top = TOP + 0.2 + rows * CHANNEL_ROW
-    class_rows = math.ceil(len(certain) / 5)
-    caption_top = class_top + 0.22 + class_rows * CLASS_ROW
-    figure = Figure((WIDTH_INCHES, caption_top + CAPTION_HEIGHT))
-
-    def heading(top: float, text: str) -> None:
-        text_at(figure, 0.06, top, text, fontsize=8, ha="left")
+    caption = CAPTION.format(searched=searched)
+    above, below = heading_inches(TITLE, caption)
+    channel_top = above + HEADING
+    class_top = channel_top + math.ceil(len(excited) / 3) * CHANNEL_ROW + HEADING
+    figure = Figure((WIDTH_INCHES, class_top + math.ceil(len(certain) / 5) * CLASS_ROW + below))
+    heading(figure, TITLE, caption)
 
     def tile(left: float, top: float, image: np.ndarray, size: float, text: str) -> None:
         bare_axes_at(figure, left, top, size, size).imshow(image, interpolation="bilinear")  # as the network resizes
-        text_at(figure, left, top + size + 0.09, text, fontsize=7, ha="left")
+        text_at(figure, left, top + size + 0.09, text, ha="left")
 
-    heading(0.16, f"Channels of {STAGE}: an optimised image beside the test images that excite the channel most")
+    for top, text in (
+        (channel_top, "Channels: an optimised image beside the test images that excite the channel most"),
+        (class_top, "Classes: images optimised for the probability of one class"),
+    ):
+        text_at(figure, 0.06, top - 0.12, text, ha="left", weight="bold")
     for n, (image, entry) in enumerate(zip(to_array(excited), content["channels"], strict=True)):
-        left, top = 0.06 + n % 3 * 2.32, TOP + n // 3 * CHANNEL_ROW
+        left, top = 0.06 + n % 3 * 2.32, channel_top + n // 3 * CHANNEL_ROW
         tile(left, top, image, TILE, f"channel {entry['channel']}: {entry['activation']:.1f}")
         grid = tile_grid(to_array(examples[n]), math.ceil(len(examples[n]) ** 0.5))
         tile(left + TILE + 0.04, top, grid, TILE, f"at most {entry['best_test_activation']:.1f}")
-    heading(class_top, "Classes: images optimised for the probability of one class")
     for n, (image, entry) in enumerate(zip(to_array(certain), content["classes"], strict=True)):
-        left, top = 0.06 + n % 5 * 1.39, class_top + 0.16 + n // 5 * CLASS_ROW
+        left, top = 0.06 + n % 5 * 1.39, class_top + n // 5 * CLASS_ROW
         tile(left, top, image, 1.27, f"{truncate(entry['class'], 14)}: {entry['probability']:.3f}")
-    caption = textwrap.fill(CAPTION.format(searched=searched), 132)
-    text_at(figure, 0.06, caption_top, caption, fontsize=7, ha="left", va="top", color="#666666")
     return figure
