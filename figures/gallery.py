@@ -111,7 +111,7 @@ def sheet_windows(blocks: int, tiles: int) -> list[Window]:
 
 
 def grid_columns(tiles: int) -> int:
-    """Of the smallest square grid that holds so many tiles."""
+    """Of the smallest square grid that holds this number of tiles."""
     return math.ceil(math.sqrt(tiles))
 
 

@@ -15,7 +15,7 @@ LAST_STAGE = STAGES[-1]
 SQUARE_PIXELS, STEP_PIXELS = 48, 8  # for inputs of 224 pixels
 MIN_STEP_PIXELS = 2
 EXAMPLES = 3  # images by default, and other images that excite the map
-CANDIDATES, COARSE_SQUARES = 64, 4  # images tried to find these, with so many squares along each axis
+CANDIDATES, COARSE_SQUARES = 64, 4  # images tried to find these, and the number of squares along each axis
 
 
 def square_side(image_size: int) -> int:
