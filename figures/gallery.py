@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.atlas import STRIP_PERCENTS, profile_stage, strip
 from analysis.channels import ChannelResult, inspect_channels
 from analysis.inspection import Inspection
 from analysis.scores import score
 from analysis.settings import Settings
+from figures.atlas import STRIP_PERCENTS, profile_stage, strip
 from figures.image_grid import image_grid, to_array
 from figures.output import output_file
 from figures.style import describe_count, describe_rule, format_percent, html_template, unpooling_note

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from analysis import atlas
-from analysis.atlas import STRIP_PERCENTS, profile_stage, strip
 from analysis.inspection import inspect
 from analysis.settings import Settings
+from figures import atlas
+from figures.atlas import STRIP_PERCENTS, profile_stage, strip
 from network import CHANNELS, STAGES
 
 

@@ -10,10 +10,10 @@ import torch
 from gallery_page import CHANNELS, NAMES, Page, card, page
 from PIL import Image
 
-from analysis import atlas
 from analysis.channels import ChannelResult, TopImage, inspect_channels
 from analysis.inspection import inspect
 from analysis.settings import Settings
+from figures import atlas
 from figures import gallery as gallery_module
 from figures.style import format_percent, format_short
 from network import STAGES
