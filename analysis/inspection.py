@@ -267,6 +267,12 @@ def median_image(inspection: ImageInspection, settings: Settings) -> tuple[int, 
     return 0, "The image: the first of the test split, because none of those tried is classified right."
 
 
+def pictures_asked_for(inspection: PictureInspection, settings: Settings) -> list[Picture]:
+    """The user's files, or the test image of settings.image; none where the figure may choose."""
+    is_named = settings.image is not None
+    return [picture for picture in inspection.pictures if is_named or isinstance(picture.origin, str)]
+
+
 def picture_of(inspection: ImageInspection, index: int) -> Picture:
     """An image of the test split, to explain."""
     label = inspection.label_names[inspection.labels[index]]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis.channels import robust_limit
-from analysis.inspection import Inspection, Picture, PictureInspection, one_per_class
+from analysis.inspection import Inspection, Picture, PictureInspection, one_per_class, pictures_asked_for
 from analysis.settings import Settings
 from figures.faithfulness import BASELINES, class_content, format_score, importance_batch
 from figures.image_grid import to_array
@@ -40,15 +40,15 @@ NOT_SCORED = "The methods are not scored: that needs the test images."
     section="belief",
 )
 def draw_attributions(inspection: PictureInspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
-    """Three test images of different classes, or each of the user's; then the content of attributions.json."""
-    own = [picture for picture in inspection.pictures if isinstance(picture.origin, str)]
+    """Three test images of different classes, or those asked for, one by one; then the content of attributions.json."""
+    asked_for = pictures_asked_for(inspection, settings)
     scores, caption = {}, NOT_SCORED
     if isinstance(inspection, Inspection):
         content = class_content(inspection, settings)
         scores, caption = content["methods"], SCORED.format(count=len(content["images"]))
     methods = list(scores or settings.methods)
     entries = []
-    for pictures in [[picture] for picture in own] or [one_per_class(inspection, IMAGES)]:
+    for pictures in [[picture] for picture in asked_for] or [one_per_class(inspection, IMAGES)]:
         classes, maps = importance_maps(inspection, pictures, methods, settings.unpool)
         images = to_array(torch.cat([inspection.resized(picture.image[None]) for picture in pictures]))
         note = CAPTION + caption

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.fourier_image import images_like_data, minimise
-from analysis.inspection import Inspection, Picture, one_per_class
+from analysis.inspection import Inspection, Picture, one_per_class, pictures_asked_for
 from analysis.settings import Settings
 from figures.image_grid import to_array
 from figures.registry import register
@@ -40,9 +40,9 @@ CAPTION = (
 )
 def draw_inversion(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
     """Images with the features of four test images, or of each of the user's; then the content of inversion.json."""
-    own = [picture for picture in inspection.pictures if isinstance(picture.origin, str)]
+    asked_for = pictures_asked_for(inspection, settings)
     entries = []
-    for pictures in [[picture] for picture in own] or [one_per_class(inspection, IMAGES)]:
+    for pictures in [[picture] for picture in asked_for] or [one_per_class(inspection, IMAGES)]:
         rows, measured = {}, []
         for stage in tqdm(STAGES, "inversion", unit="stages", leave=False, disable=None):
             rows[stage], errors, psnr = invert(inspection, pictures, stage, settings.seed)

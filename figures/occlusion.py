@@ -15,7 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from analysis.inspection import Inspection, Picture, picture_of
+from analysis.inspection import Inspection, Picture, picture_of, pictures_asked_for
 from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings
 from figures.image_grid import diverging_tiles, image_grid, to_array
@@ -72,8 +72,7 @@ def draw_occlusion(inspection: Inspection, settings: Settings) -> Iterator[tuple
     network, classes = inspection.network, inspection.metadata.classes
     mirrors = mirrors_by_rule(network, [settings.main_rule], settings.unpool)
     note = f"{settings.main_rule}{unpooling_note(settings.unpool)}"
-    is_asked_for = settings.image is not None
-    pictures = [picture for picture in inspection.pictures if is_asked_for or isinstance(picture.origin, str)]
+    pictures = pictures_asked_for(inspection, settings)
     coarse_losses, tried = ({}, 0) if pictures else costly_images(inspection, settings)
     if not pictures and not coarse_losses:
         raise NotDrawn("no searched image is classified correctly")

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis.channel_groups import ChannelGroups, group_channels
-from analysis.inspection import Inspection, Picture, picture_of
+from analysis.inspection import Inspection, Picture, picture_of, pictures_asked_for
 from analysis.scores import score
 from analysis.settings import Settings
 from figures.comparison import AGAINST, FOR, evidence_over_image, show_tile
@@ -188,7 +188,7 @@ def draw_why(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path,
     groups = similar_channels(inspection)
     classes = class_numbers(settings.classes, inspection.metadata.classes) if settings.classes else None
     jobs = [(Path(picture.folder, "why"), picture, "", classes) for picture in inspection.pictures]
-    if settings.image is None and any(isinstance(picture.origin, int) for picture in inspection.pictures):
+    if inspection.pictures and not pictures_asked_for(inspection, settings):
         jobs = [(Path("why"), *close_decision(inspection, classes), classes)]
     try:
         jobs.append((Path("why_mistake"), *most_confident_mistake(inspection)))

@@ -8,7 +8,15 @@ import torch
 from conftest import visualize
 from PIL import Image
 
-from analysis.inspection import read_pictures
+from analysis.inspection import (
+    add_pictures,
+    add_preprocessing,
+    add_test_images,
+    load_inspection,
+    pictures_asked_for,
+    read_pictures,
+)
+from analysis.settings import Settings
 from figures.hierarchy import hierarchy_figure
 from network import ResNet18
 from runtime import checkpoint
@@ -125,3 +133,14 @@ def test_imagenets_thousand_classes(tmp_path, small_run):
     names = {path.name for path in (tmp_path / "plots" / picture.stem).iterdir()}
     assert names == {"input.png", "conv1_reconstructions.png"}
     assert not (tmp_path / "plots" / "training_curves.png").exists()  # it has no history
+
+
+@pytest.mark.parametrize("image, own, expected", [(None, False, 0), (3, False, 1), (None, True, 1)])
+def test_pictures_asked_for(small_run, image, own, expected):
+    """Where the user names none, a figure may choose its own."""
+    settings = Settings(image=image)
+    loaded = add_test_images(add_preprocessing(load_inspection(small_run / "model.pt", "cpu")))
+    files = [str(next((small_run.parent / "pictures" / "test").glob("*/*.png")))] if own else None
+    pictures = pictures_asked_for(inspection := add_pictures(loaded, settings, files), settings)
+    assert pictures == list(inspection.pictures)[:expected] and len(inspection.pictures) == 1
+    assert image is None or pictures[0].origin == image
