@@ -123,10 +123,10 @@ def this_project(args, device: torch.device, form: str, precision: str) -> tuple
     precision = pick_precision(precision, device)
     keep_freed_memory()
     torch.backends.cudnn.benchmark = True  # as in train.py
-    images, labels, classes = sources.load(args.data, "train", args.root, args.image_size)
-    prepare = preprocess.Preprocess(args.image_size, *preprocess.mean_and_std(images), device)
-    batches = Batches(images.to(device), labels.to(device), prepare, args.batch_size, seed=0)
-    network = ResNet18(len(classes)).to(device, memory_format=torch.channels_last).train()
+    data = sources.load_split(args.data, "train", args.root, args.image_size)
+    prepare = preprocess.Preprocess(args.image_size, *preprocess.mean_and_std(data.histogram), device)
+    batches = Batches(data.images.to(device), data.labels.to(device), prepare, args.batch_size, seed=0)
+    network = ResNet18(len(data.classes)).to(device, memory_format=torch.channels_last).train()
     step = TrainStep(network, sgd(network, Optimization()), batches, precision)
     parts, said = OURS[form], []
     epoch = list(batches.iterate(batches.rows(0)))
