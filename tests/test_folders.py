@@ -1,7 +1,5 @@
 """Image folders: PIL and torchvision's ImageFolder are the oracles; what is wrong with a folder is named."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -95,18 +93,15 @@ class TestReadImage:
     "change, split, words",
     [
         (lambda path: path.rename(path.parent / "elsewhere"), "train", "is not a folder.*cifar10, shapes"),
-        (lambda path: (path / "train").rename(path / "other"), "train", "no folder train.*train/<class>/"),
         (lambda path: (path / "test").rename(path / "other"), "test", "no folder test or val"),
         (lambda path: [(path / split / "empty").mkdir() for split in ("train", "test")], "train", "has no images"),
         (lambda path: [(path / "train" / name).rename(path / name) for name in ("disk", "ring")], "train",
          "has 1 class folders, at least two"),
         (lambda path: (path / "test" / "ring").rename(path / "test" / "moon"), "test", "moon, ring in only one"),
-        (lambda path: os.truncate(path / "train" / "ring" / "3.png", 200), "train", "3.png .*replace or remove"),
         (lambda path: (path / "train" / "ring" / "3.png").write_bytes(b"hello"), "train", "3.png cannot be read"),
         (lambda path: (path / "train" / "ring" / "gone.png").symlink_to(path / "nowhere.png"), "train", "gone.png"),
     ],
-    ids=["missing", "no train", "no test", "no images", "one class", "other classes", "cut short", "no image",
-         "link to nothing"],
+    ids=["missing", "no test", "no images", "one class", "other classes", "no image", "link to nothing"],
 )  # fmt: skip
 def test_what_is_wrong_with_a_folder_is_named(folder, change, split, words):
     change(folder)

@@ -1,7 +1,5 @@
 """The store of decoded images: a folder decoded directly is the oracle, and nothing but a complete store is used."""
 
-import errno
-import json
 import os
 import random
 import shutil
@@ -13,10 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dataset import folders, store
 from dataset.folders import DataError
@@ -47,8 +43,7 @@ def forbid(monkeypatch):
 
 
 def stored(root):
-    (folder,) = (root / "decoded").iterdir()
-    return folder
+    return next((root / "decoded").iterdir())
 
 
 class TestContents:
@@ -81,22 +76,17 @@ class TestContents:
         assert len(list((root / "decoded").iterdir())) == 3
 
 
-def rewrite(change, keep_time=False):
-    """Changes the bytes of train.npy."""
-
-    def damage(stored):
-        file, other = stored / "train.npy", stored / "other.npy"
-        other.write_bytes(change(file.read_bytes()))
-        os.utime(other, ns=(0, file.stat().st_mtime_ns + (not keep_time)))
-        other.replace(file)  # it is mapped
-
-    return damage
+def truncate(stored):
+    """Cuts a byte off train.npy, and keeps the modification time; in another file, because it is mapped."""
+    file, other = stored / "train.npy", stored / "other.npy"
+    other.write_bytes(file.read_bytes()[:-1])
+    os.utime(other, ns=(0, file.stat().st_mtime_ns))
+    other.replace(file)
 
 
 def edit_histogram(stored):
-    facts = json.loads((stored / "facts.json").read_text())
-    facts["train"]["histogram"] = [[1] * 256] * 3
-    (stored / "facts.json").write_text(json.dumps(facts))
+    text = (stored / "facts.json").read_text()
+    (stored / "facts.json").write_text(text.replace('"histogram": [[', '"histogram": [[1'))
 
 
 class TestChanges:
@@ -115,38 +105,22 @@ class TestChanges:
         load(folder, root)
         assert not capsys.readouterr().out
 
-    @pytest.mark.parametrize(
-        "change",
-        [
-            lambda train: shutil.copy(train / "disk" / "0.png", train / "ring" / "99.png"),
-            lambda train: (train / "ring" / "3.png").unlink(),
-            lambda train: (train / "ring" / "3.png").rename(train / "ring" / "33.png"),
-            lambda train: (train / "ring" / "3.png").rename(train / "disk" / "33.png"),
-        ],
-        ids=["added", "removed", "renamed", "moved to another class"],
-    )
+    @pytest.mark.parametrize("change", [
+        lambda train: (train / "ring" / "3.png").rename(train / "disk" / "33.png"),
+        lambda train: os.utime(train / "ring" / "3.png", ns=(0, 1)),
+    ], ids=["moved to another class", "written"])  # fmt: skip
     def test_a_file_is(self, folder, root, capsys, monkeypatch, change):
         change(folder / "train")
         self.again(folder, root, capsys)
         forbid(monkeypatch)
         assert len(load(folder, root, "test").images) == 12  # the other split is not
 
-    def test_another_picture_under_the_same_name_and_size(self, folder, root, capsys):
-        file = folder / "train" / "ring" / "3.bmp"
-        (folder / "train" / "ring" / "3.png").unlink()
-        noise = np.random.RandomState(0).randint(0, 256, (2, 32, 32, 3)).astype(np.uint8)
-        Image.fromarray(noise[0]).save(file)
-        load(folder, root)
-        Image.fromarray(noise[1]).save(file)
-        os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # however coarse the file system's clock
-        self.again(folder, root, capsys)
-
     @pytest.mark.parametrize(
         "damage",
         [
-            rewrite(lambda content: content[:-1], keep_time=True),
-            rewrite(lambda content: content[:-1] + bytes([content[-1] ^ 255])),
+            truncate,
             edit_histogram,
+            lambda stored: os.utime(stored / "train.npy", ns=(0, 1)),
             *[lambda stored, text=text: (stored / "facts.json").write_bytes(text)
               for text in (b"[]", b'{"train": 1}', b'{"train": {"sha256"', b"\xff")],
             *[lambda stored, name=name: (stored / name).unlink() for name in ("train.npy", "facts.json")],
@@ -156,29 +130,17 @@ class TestChanges:
         damage(stored(root))
         self.again(folder, root, capsys)
 
-    def test_the_store_is_deleted(self, folder, root, capsys):
+    def test_the_store_is_deleted_and_a_running_process_is_not_disturbed(self, folder, root):
         images = load(folder, root).images
         shutil.rmtree(root)
-        assert torch.equal(images, decoded(folder))  # a running process is not disturbed
-        self.again(folder, root, capsys)
+        assert torch.equal(images, decoded(folder)) and torch.equal(images, load(folder, root).images)
 
 
-class TestNoPlace:
-    def test_too_small_a_disk_is_noticed_before_anything_is_decoded(self, folder, root, monkeypatch):
-        monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
-        monkeypatch.setattr(store, "read_image", lambda *_: pytest.fail("it was decoded"))
-        with pytest.raises(DataError, match=r"cannot be written to .*No space left.* another --root"):
-            load(folder, root)
-
-    def test_a_disk_that_fills_up(self, folder, root, monkeypatch):
-        def fill(stream, *_):
-            stream.write(b"some of it")
-            raise OSError(errno.EDQUOT, "Disk quota exceeded")
-
-        monkeypatch.setattr(store, "_write_images", fill)
-        with pytest.raises(DataError, match="Disk quota exceeded.* another --root"):
-            load(folder, root)
-        assert {file.name for file in stored(root).iterdir()} <= {"lock"}
+def test_a_disk_without_space_is_noticed_before_anything_is_decoded(folder, root, monkeypatch):
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
+    monkeypatch.setattr(store, "read_image", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(DataError, match=r"cannot be written to .*No space left.* another --root"):
+        load(folder, root)
 
 
 class TestSeveralProcesses:
@@ -241,9 +203,8 @@ def test_killed_at_any_moment(folder, root, tmp_path):
     """Before an image is read, or a file flushed or renamed: the store is complete or unused, and made again."""
     expected, listing = decoded(folder), folders.list_split(folder, "train")
     command = [sys.executable, "-c", SERVER, str(ROOT), str(folder)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as server:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as server:
 
         def decode(folder, last=-1):
             """Exit code of a process that is killed at this moment; without a kill, the number of moments."""
