@@ -22,8 +22,6 @@ from train_step import describe, isolated, save_json
 
 from runtime.command_line import ArgumentParser, number, one_line_errors
 
-TRAIN = Path(__file__).parent.parent / "train.py"
-
 
 def parse_args(argv=None):
     """The flags of the command line, and all others, which go to train.py."""
@@ -60,16 +58,14 @@ def training_seconds(history: Path, images: int, warm_up: float) -> list[float]:
 
 
 def images_per_second(count: int, args, settings: list[str]) -> tuple[float, str]:
-    """Mean throughput of a run after its warm-up, and what could not be compiled or captured.
-
-    Raises RuntimeError, with the run's error or last line, if it ends before it is measured.
-    """
+    """Mean throughput of a run after its warm-up, and what could not be compiled or captured. Raises RuntimeError."""
     images = args.steps * count * args.batch_size  # per log line
     with tempfile.TemporaryDirectory() as folder:
         out, log = Path(folder) / "run", Path(folder) / "log"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-        command += [str(TRAIN), "--epochs", "1000000", "--hold-out", "32", *settings, "--device", args.device]
-        command += ["--batch-size", str(count * args.batch_size), "--out", str(out), "--log-every", str(args.steps)]
+        command += [str(Path(__file__).parent.parent / "train.py"), "--epochs=1000000", "--hold-out=32", *settings]
+        command += [f"--device={args.device}", f"--batch-size={count * args.batch_size}", f"--out={out}"]
+        command += [f"--log-every={args.steps}"]
         threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count)), "PYTHONUNBUFFERED": "1"}
         with open(log, "wb") as output:
             process = subprocess.Popen(

@@ -216,10 +216,9 @@ def main(argv=None):
         report = isolated(describe, args.device, ["fp32", "auto", *args.precisions])
     report |= {name: getattr(args, name) for name in ("image_size", "batch_size", "workers")}
     report |= {name: {} for name in ("images_per_second", "peak_bytes", "precision", "failures")}
-    on_gpu = not report["device"].startswith("CPU")
-    forms = dict.fromkeys(args.forms or [*RIVALS, *(OURS if on_gpu else ["eager"])])
-    rows = [(form, precision) for form in forms for precision in dict.fromkeys(args.precisions)]
-    rows = list(dict.fromkeys((form, "auto" if form in RIVALS else precision) for form, precision in rows))
+    forms = args.forms or [*RIVALS, *(["eager"] if report["device"].startswith("CPU") else OURS)]
+    pairs = ((form, "auto" if form in RIVALS else precision) for form in forms for precision in args.precisions)
+    rows = list(dict.fromkeys(pairs))
     for _ in range(args.repetitions):
         for form, precision in list(rows):
             try:

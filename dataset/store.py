@@ -98,11 +98,10 @@ def _decode_once(store: Path, split: str, listing: Listing, image_size: int) -> 
     """Decodes the split, unless another process has done it meanwhile."""
     store.mkdir(parents=True, exist_ok=True)
     path, file = listing.folder.parent, store / f"{split}.npy"
-    waiting = f"waiting for another process that decodes {path}"
-    with lock(store / "lock", lambda: print(waiting, flush=True)) as is_locked:
+    with lock(store / "lock", lambda: print(f"waiting for another process that decodes {path}", flush=True)) as locked:
         if loaded := _open(store, split, listing):
             return loaded
-        if is_locked:  # what is outdated, or left by an interrupted process
+        if locked:  # what is outdated, or left by an interrupted process
             for leftover in (file, *store.glob(".*.tmp")):
                 leftover.unlink(missing_ok=True)
         side = _common_side(listing.paths, image_size, split)

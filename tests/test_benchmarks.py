@@ -43,15 +43,13 @@ class TestTrainStep:
             network(images).sum().backward()
         assert counter.get_total_flops() == pytest.approx(train_step.GFLOP_AT_224 * 1e9, rel=1e-3)
 
-    @pytest.mark.parametrize("form, name", [
-        ("tuned", "(b) tuned script, bf16, channels_last, 0 workers"),
-        ("captured", "(d) this project, fp32, not captured: this needs a CUDA GPU"),
-    ])  # fmt: skip
-    def test_a_row_says_what_was_measured(self, folder, monkeypatch, form, name):
-        monkeypatch.setattr("runtime.device.has_native_bf16", lambda device: form == "tuned")
+    def test_a_row_says_what_was_measured(self, folder, monkeypatch):
+        monkeypatch.setattr("runtime.device.has_native_bf16", lambda device: True)
         flags = {"data": str(folder), "root": str(folder / "root"), "image_size": 32, "batch_size": 4, "workers": 0}
         args = SimpleNamespace(**flags, device="cpu", warm_up_seconds=1e-3, seconds=1e-3)
-        assert train_step.measure(args, form, "fp32").items() >= {"name": name, "peak_bytes": None}.items()
+        names = [train_step.measure(args, form, "fp32")["name"] for form in ("tuned", "captured")]
+        assert names[0] == "(b) tuned script, bf16, channels_last, 0 workers"
+        assert names[1] == "(d) this project, fp32, not captured: this needs a CUDA GPU"
 
     def test_the_table_and_a_row_that_fails(self, tmp_path, monkeypatch, capsys):
         rates = {"usual": iter([3.0, 1.0, 2.0]), "tuned": iter([4.0] * 3), "eager": iter([8.0, 6.0, 7.0])}
@@ -61,8 +59,8 @@ class TestTrainStep:
                 return {"device": "CPU, 2 threads", "torch": "2", "matrix_products": {"fp32": 10 * 10.65e9}}
             if (form := arguments[1]) == "both":
                 raise BrokenProcessPool("killed")
-            row = {"name": f"({train_step.LETTERS[form]}) {form}", "precision": "fp32", "peak_bytes": None}
-            return row | {"images_per_second": next(rates[form])}
+            name, rate = f"({train_step.LETTERS[form]}) {form}", next(rates[form])
+            return {"name": name, "precision": "fp32", "peak_bytes": None, "images_per_second": rate}
 
         monkeypatch.setattr(train_step, "isolated", isolated)
         flags = ["--data", "x", "--forms", *rates, "both", "--repetitions", "3", "--json", str(tmp_path / "table.json")]
@@ -72,8 +70,7 @@ class TestTrainStep:
         assert stop.value.code == 1 and error == "error: (f) both, auto: BrokenProcessPool, killed\n"
         assert "| (c) eager | 7.0 (6.0 to 8.0) | 3.50 x | 1.75 x | 70% |  |" in output
         assert "| (f) both, auto | failed: BrokenProcessPool, killed |" in output
-        saved = json.loads((tmp_path / "table.json").read_text())
-        assert saved["images_per_second"]["(c) eager"] == [8.0, 6.0, 7.0]
+        assert json.loads((tmp_path / "table.json").read_text())["images_per_second"]["(c) eager"] == [8.0, 6.0, 7.0]
 
 
 class TestScaling:
@@ -114,9 +111,8 @@ class TestModelCard:
         labels, logits = torch.tensor([0, 0, 0, 1]), torch.tensor([[2.0, 0], [0, 2], [0, 2], [0, 2]])
         logits = torch.cat([logits, torch.full((4, 2), -9.0)], 1)  # two classes without images
         lines = reproduce.describe_scores(logits, labels, ("cat", "dog", "frog", "ship"))
-        assert [line.split()[1] for line in lines[2:4]] == ["cat", "dog"]
-        assert "| 33.3 % |" in lines[2] and lines[2].endswith("| 100.0 % |")
-        assert "| 100.0 % |" in lines[3] and lines[3].endswith("| 33.3 % |")
+        assert lines[2].startswith("| cat | 33.3 % |") and lines[2].endswith("| 100.0 % |")
+        assert lines[3].startswith("| dog | 100.0 % |") and lines[3].endswith("| 33.3 % |")
         assert "- accuracy 50.00%" in "\n".join(lines) and lines[-1] == "- 2 of cat predicted as dog"
 
     def test_dead_channels_small_filters_and_mirror_images(self, tmp_path):

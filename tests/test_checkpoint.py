@@ -142,7 +142,6 @@ def same_weights(network, expected):
          "two outputs or more"),
         (lambda: {name: value for name, value in own().items() if name != "mean"}, "lacks mean"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )  # fmt: skip
 def test_what_is_refused(tmp_path, state, words):
     with pytest.raises(CheckpointError) as caught:
@@ -182,7 +181,6 @@ class TestLoadNetwork:
             ("model", AveragedModel),
             ("net", lambda network: torch.nn.ModuleDict({"model": torch.nn.DataParallel(torch.compile(network))})),
         ],
-        ids=["half", "module.", "_orig_mod.", "n_averaged and module.", "model.module._orig_mod."],
     )
     def test_the_wrappers_of_other_scripts(self, tmp_path, key, wrapped):
         network = ResNet18(7)

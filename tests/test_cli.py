@@ -85,13 +85,10 @@ class TestRecipes:
 
 @pytest.mark.slow
 def test_train_then_visualize_with_the_defaults_of_both(folder, tmp_path, monkeypatch, capsys):
-    """checkpoints/ and plots/ are in the working directory; the checkpoint holds the paths and settings.
-
-    The training is a process of its own, in which any warning is an error.
-    """
+    """In the working directory; the training is a process of its own, in which any warning is an error."""
     flags = "--data pictures --image-size 32 --epochs 1 --batch-size 16 --log-every 2".split()
-    command, warnings = [sys.executable, str(ROOT / "train.py"), *flags], {"PYTHONWARNINGS": ",".join(WARNINGS)}
-    first = subprocess.run(command, cwd=tmp_path, env=os.environ | warnings, capture_output=True, text=True)
+    command, env = [sys.executable, str(ROOT / "train.py"), *flags], os.environ | {"PYTHONWARNINGS": ",".join(WARNINGS)}
+    first = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
     assert first.returncode == 0 and first.stderr == "", first.stderr
     lines = first.stdout.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == ["decoding once"] * 2
@@ -119,11 +116,9 @@ class TestBadInputOfTrain:
             ("--data nowhere", "nowhere is not a folder"),
             ("--batch-size 49", "--batch-size 49 is more than the 48"),
             ("--hold-out 48", "--hold-out 48 leaves none of 48"),
-            ("--device cuda:99", "pass --device cpu"),
             ("--out file", "pass another"),
             ("--resume", "nothing to resume"),
         ],
-        ids=str,
     )
     def test_it_ends_in_one_line(self, capsys, flags, tmp_path, monkeypatch, wrong, words):
         monkeypatch.chdir(tmp_path)
@@ -181,7 +176,6 @@ def test_before_any_training_the_shipped_network_is_shown(capsys, tmp_path, monk
     assert "checkpoints/model.pt does not exist yet: showing the network" in capsys.readouterr().out
     accuracy = checkpoint.load(checkpoint.SHIPPED)["result"]["test_accuracy"]
     assert f"{100 * accuracy:.2f} %" in (tmp_path / "plots" / "report.html").read_text()
-    ends(capsys, visualizer.main, ["--ckpt", "checkpoints/model.pt"], 1, "no checkpoint at checkpoints/model.pt")
     shutil.copytree(small_run, tmp_path / "checkpoints")
     visualizer.main(flags)  # without --ckpt, the same
     assert "does not exist yet" not in capsys.readouterr().out

@@ -101,7 +101,6 @@ class TestReadImage:
         (lambda path: (path / "train" / "ring" / "3.png").write_bytes(b"hello"), "train", "3.png cannot be read"),
         (lambda path: (path / "train" / "ring" / "gone.png").symlink_to(path / "nowhere.png"), "train", "gone.png"),
     ],
-    ids=["missing", "no test", "no images", "one class", "other classes", "no image", "link to nothing"],
 )  # fmt: skip
 def test_what_is_wrong_with_a_folder_is_named(folder, change, split, words):
     change(folder)

@@ -19,8 +19,6 @@ from dataset.folders import DataError
 from dataset.preprocess import color_histogram
 from runtime import signals
 
-ROOT = Path(__file__).parent.parent
-
 
 @pytest.fixture
 def root(tmp_path):
@@ -108,8 +106,8 @@ class TestChanges:
     @pytest.mark.parametrize("change", [
         lambda train: (train / "ring" / "3.png").rename(train / "disk" / "33.png"),
         lambda train: os.utime(train / "ring" / "3.png", ns=(0, 1)),
-    ], ids=["moved to another class", "written"])  # fmt: skip
-    def test_a_file_is(self, folder, root, capsys, monkeypatch, change):
+    ])  # fmt: skip
+    def test_a_file_is_moved_or_written(self, folder, root, capsys, monkeypatch, change):
         change(folder / "train")
         self.again(folder, root, capsys)
         forbid(monkeypatch)
@@ -202,7 +200,7 @@ for line in sys.stdin:  # each decodes in a process of its own, without another 
 def test_killed_at_any_moment(folder, root, tmp_path):
     """Before an image is read, or a file flushed or renamed: the store is complete or unused, and made again."""
     expected, listing = decoded(folder), folders.list_split(folder, "train")
-    command = [sys.executable, "-c", SERVER, str(ROOT), str(folder)]
+    command = [sys.executable, "-c", SERVER, str(Path(__file__).parent.parent), str(folder)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, text=True, **pipes) as server:
 
