@@ -65,7 +65,7 @@ def load_folder(path: Path, split: str, root: Path, image_size: int) -> Split:
         return _open(store, split, listing) or _decode_once(store, split, listing, image_size)
     except OSError as error:
         advice = "free some space, or pass another --root"
-        raise DataError(f"decoded images cannot be written to {store} ({error.strerror}): {advice}") from error
+        raise DataError(f"decoded images cannot be written to {store} ({error.strerror or error}): {advice}") from error
 
 
 def _open(store: Path, split: str, listing: Listing) -> Split | None:
@@ -122,17 +122,17 @@ def _decode_once(store: Path, split: str, listing: Listing, image_size: int) -> 
 def _common_side(files: list[Path], image_size: int, split: str) -> int:
     """The side of the stored images: that of the files if all are squares of it and it is at most `image_size`."""
 
-    def sizes(block: range) -> set[tuple[int, int]]:
-        found = set()
+    def sizes_of(block: range) -> set[tuple[int, int]]:
+        sizes = set()
         for n in block:
             with open_image(files[n]) as image:  # reads only the header
-                found.add(image.size)
-        return found
+                sizes.add(image.size)
+        return sizes
 
-    ((width, height),) = sizes(range(1))
+    ((width, height),) = sizes_of(range(1))
     if width != height or width > image_size:
         return image_size
-    blocks = _in_blocks(sizes, len(files), BLOCK_IMAGES, f"{split} sizes")
+    blocks = _in_blocks(sizes_of, len(files), BLOCK_IMAGES, f"{split} sizes")
     return width if set().union(*blocks) == {(width, width)} else image_size
 
 

@@ -27,8 +27,8 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
         if device.type == "cuda":
             torch.cuda.set_device(device)
     except Exception as error:  # every backend has its own way to fail
-        found = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
-        message = f"device {name!r} does not work ({first_line(error)}): pass --device cpu (found: {found})"
+        devices = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
+        message = f"device {name!r} does not work ({first_line(error)}): pass --device cpu (found: {devices})"
         raise OSError(message) from error
     return device
 
