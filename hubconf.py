@@ -8,15 +8,12 @@ from network import ResNet18
 
 dependencies = ["torch"]
 
-CHECKPOINT = Path(__file__).parent / "checkpoints" / "resnet18-cifar10.pt"
-
 
 def resnet18_cifar10(pretrained: bool = True) -> ResNet18:
     """ResNet-18 for CIFAR-10 at 224x224, in evaluation mode, in float32 on the CPU.
 
-    pretrained: the weights in checkpoints/resnet18-cifar10.pt (no download); otherwise newly initialised ones
-
-    Attributes that describe the input and output, with either kind of weights:
+    pretrained: the weights in checkpoints/resnet18-cifar10.pt (no download); otherwise newly initialised ones.
+    Attributes of the network:
 
     classes     names of the 10 classes, in the order of the logits
     mean, std   per channel (R, G, B), in 0..1, of the training images: normalise the input with them
@@ -24,7 +21,8 @@ def resnet18_cifar10(pretrained: bool = True) -> ResNet18:
 
     The state dict has torchvision's names, so it loads into torchvision's and timm's `resnet18(num_classes=10)`.
     """
-    checkpoint = torch.load(CHECKPOINT, map_location="cpu", weights_only=True)
+    path = Path(__file__).parent / "checkpoints" / "resnet18-cifar10.pt"
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     network = ResNet18(len(checkpoint["classes"]))
     if pretrained:
         network.load_state_dict(checkpoint["model"])

@@ -14,7 +14,7 @@ from analysis.activations import SearchResult, TopActivations, check_finite, sea
 from analysis.receptive_field import searched_units
 from analysis.settings import Settings
 from dataset import folders, sources
-from dataset.preprocess import Preprocess, mean_and_std_of_histogram, resize
+from dataset.preprocess import Preprocess, mean_and_std, resize
 from network import ResNet18
 from runtime.checkpoint import Metadata, load_network
 from runtime.device import pick_device
@@ -171,7 +171,7 @@ def add_preprocessing(loaded: LoadedNetwork) -> PictureInspection:
             )
         order = "" if loaded.source in sources.DATASETS else ", the folders in alphabetical order"
         print(f"note: {loaded.checkpoint} names no classes: those of {loaded.source} are taken{order}")
-        mean, std = mean_and_std_of_histogram(train.histogram)
+        mean, std = mean_and_std(train.histogram)
         metadata = replace(metadata, classes=tuple(train.classes), mean=tuple(mean), std=tuple(std))
     preprocess = Preprocess(metadata.image_size, metadata.mean, metadata.std, loaded.device)
     return PictureInspection(**vars(loaded) | {"metadata": metadata}, preprocess=preprocess)

@@ -18,8 +18,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from runtime import checkpoint
 
-TRAIN = Path(__file__).parent.parent / "train.py"
-LOCAL = {"out", "resume", "overwrite"}  # flags that do not belong to the trial
 TRIALS = {
     "default": [],
     "learning rate 0.0125": ["--lr", "0.0125"],
@@ -60,11 +58,12 @@ def run(folder: Path, flags: list[str]) -> dict:
     """The result of a run of train.py, which is started, resumed, or only read."""
     if not (folder / "model.pt").exists():
         resume = ["--resume"] if (folder / "last.pt").exists() else ["--overwrite"]
-        command = [sys.executable, str(TRAIN), "--out", str(folder), *flags, *resume]
+        command = [sys.executable, train.__file__, "--out", str(folder), *flags, *resume]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     state = checkpoint.load(folder / "model.pt")
-    wanted = {name: value for name, value in vars(train.parse_args(flags)).items() if name not in LOCAL}
-    if other := [name for name in wanted if state["config"].get(name) != wanted[name]]:
+    wanted = vars(train.parse_args(flags))
+    trial = wanted.keys() - {"out", "resume", "overwrite"}
+    if other := sorted(name for name in trial if state["config"].get(name) != wanted[name]):
         sys.exit(f"{folder} holds a run with another {other[0]}: pass another --out")
     return state["result"]
 

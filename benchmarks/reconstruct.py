@@ -137,12 +137,8 @@ def main(argv=None):
     with one_line_errors(DataError, CheckpointError):
         inspection = inspect(args.ckpt, settings, "cpu", args.data, args.root)
     size = inspection.metadata.image_size
-    report = {
-        "device": f"CPU, {torch.get_num_threads()} threads",
-        "torch": str(torch.__version__),
-        "image_size": size,
-        "per_second": measure(make_tasks(args, inspection, settings), args.repetitions),
-    }
+    report = {"device": f"CPU, {torch.get_num_threads()} threads", "torch": str(torch.__version__), "image_size": size}
+    report["per_second"] = measure(make_tasks(args, inspection, settings), args.repetitions)
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
     print(f"{report['device']}, torch {report['torch']}, {size}x{size}\n")

@@ -27,8 +27,6 @@ from runtime import checkpoint
 from runtime.command_line import ArgumentParser, number, one_line_errors
 from runtime.device import keep_freed_memory, pick_device, pick_precision
 
-BATCH_SIZE = 64
-CONFUSIONS = 4  # pairs of classes that are listed
 SMALL_FILTER = 0.01  # of the largest weight of conv1
 
 
@@ -56,7 +54,7 @@ def compute_logits(network: ResNet18, images: Tensor, preprocess: Preprocess, de
     images: (N, 3, H, W) uint8. A channel is dead if it is zero in all images.
     """
     logits, alive = [], {stage: False for stage in STAGES}
-    for batch in tqdm(images.split(BATCH_SIZE), "images", leave=False, disable=None):
+    for batch in tqdm(images.split(64), "images", leave=False, disable=None):
         inputs = preprocess(batch.to(device))
         with torch.autocast(device.type, torch.bfloat16, precision == "bf16"):
             features = network.trace(inputs).features
@@ -91,10 +89,7 @@ def describe_scores(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) ->
     counts = torch.bincount(labels * len(classes) + predicted, minlength=len(classes) ** 2)
     counts = counts.view(len(classes), -1)  # (true, predicted)
     low, high = wilson_interval(int(counts.diagonal().sum()), len(labels))
-    lines = [
-        "| class | accuracy | 95 % interval (Wilson) | precision |",
-        "|---|---|---|---|",
-    ]
+    lines = ["| class | accuracy | 95 % interval (Wilson) | precision |", "|---|---|---|---|"]
     for name, row, column, correct in zip(classes, counts, counts.T, counts.diagonal().tolist(), strict=True):
         if not row.sum():
             continue
@@ -102,7 +97,7 @@ def describe_scores(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) ->
         accuracy, precision = (100 * correct / max(int(total.sum()), 1) for total in (row, column))
         lines.append(f"| {name} | {accuracy:.1f} % | {bounds[0]:.1f} to {bounds[1]:.1f} % | {precision:.1f} % |")
     wrong = counts - torch.diag(counts.diagonal())
-    values, indices = wrong.flatten().topk(min(CONFUSIONS, wrong.numel()))
+    values, indices = wrong.flatten().topk(min(4, wrong.numel()))
     confusions = [divmod(index, len(classes)) for index in indices[values > 0].tolist()]
     return [
         *lines,

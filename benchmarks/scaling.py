@@ -22,12 +22,6 @@ from train_step import describe, isolated, save_json
 
 from runtime.command_line import ArgumentParser, number, one_line_errors
 
-TRAIN = Path(__file__).parent.parent / "train.py"
-
-
-class RunFailed(RuntimeError):
-    """A run ended before it was measured; the message is its error, or the last line of its output."""
-
 
 def parse_args(argv=None):
     """The flags of the command line, and all others, which go to train.py."""
@@ -48,8 +42,7 @@ def parse_args(argv=None):
 def training_seconds(history: Path, images: int, warm_up: float) -> list[float]:
     """Duration of the log intervals (of `images` each) after the first one and this many seconds of warm-up.
 
-    history: history.jsonl of a run of train.py; a missing file, or one whose last line is being written, counts as
-    empty
+    history: history.jsonl of a run of train.py, which counts as empty while its last line is being written
     """
     try:
         entries = [json.loads(line) for line in history.read_text().splitlines()]
@@ -65,13 +58,14 @@ def training_seconds(history: Path, images: int, warm_up: float) -> list[float]:
 
 
 def images_per_second(count: int, args, settings: list[str]) -> tuple[float, str]:
-    """Mean throughput of a run after its warm-up, and what could not be compiled or captured. Raises RunFailed."""
+    """Mean throughput of a run after its warm-up, and what could not be compiled or captured. Raises RuntimeError."""
     images = args.steps * count * args.batch_size  # per log line
     with tempfile.TemporaryDirectory() as folder:
         out, log = Path(folder) / "run", Path(folder) / "log"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
-        command += [str(TRAIN), "--epochs", "1000000", "--hold-out", "32", *settings, "--device", args.device]
-        command += ["--batch-size", str(count * args.batch_size), "--out", str(out), "--log-every", str(args.steps)]
+        command += [str(Path(__file__).parent.parent / "train.py"), "--epochs=1000000", "--hold-out=32", *settings]
+        command += [f"--device={args.device}", f"--batch-size={count * args.batch_size}", f"--out={out}"]
+        command += [f"--log-every={args.steps}"]
         threads = {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count)), "PYTHONUNBUFFERED": "1"}
         with open(log, "wb") as output:
             process = subprocess.Popen(
@@ -88,7 +82,7 @@ def images_per_second(count: int, args, settings: list[str]) -> tuple[float, str
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     if sum(durations) < args.seconds:
         errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        raise RunFailed((errors or lines[-1:] or [f"exit code {process.returncode}"])[0])
+        raise RuntimeError((errors or lines[-1:] or [f"exit code {process.returncode}"])[0])
     failed = [line for line in lines if line.startswith(("not compiled", "not captured"))]
     return images * len(durations) / sum(durations), ", ".join(dict.fromkeys(failed))
 
@@ -123,7 +117,7 @@ def main(argv=None):
             try:
                 speed, notes[count] = images_per_second(count, args, settings)
                 speeds[count].append(speed)
-            except RunFailed as error:
+            except RuntimeError as error:
                 failures[count] = str(error)
                 print(f"error: {count} processes: {error}", file=sys.stderr, flush=True)
             save_json(report, args.json)

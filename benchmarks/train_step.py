@@ -70,16 +70,8 @@ def parse_args(argv=None):
 
 def usual_transform(image_size: int) -> v2.Compose:
     """The usual augmentation of 32x32 PIL images, and the network's input."""
-    return v2.Compose(
-        [
-            v2.RandomCrop(32, padding=4),
-            v2.RandomHorizontalFlip(),
-            v2.Resize(image_size),
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(MEAN, STD),
-        ]
-    )
+    augmentation = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(), v2.Resize(image_size)]
+    return v2.Compose([*augmentation, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
 
 def usual_script(args, device: torch.device, tuned: bool) -> tuple[str, str, Callable[[], None]]:
@@ -88,15 +80,8 @@ def usual_script(args, device: torch.device, tuned: bool) -> tuple[str, str, Cal
     memory_format = torch.channels_last if tuned else torch.contiguous_format
     torch.backends.cudnn.benchmark = tuned
     dataset = ImageFolder(Path(args.data) / "train", usual_transform(args.image_size))
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        args.batch_size,
-        shuffle=True,
-        num_workers=args.workers,
-        drop_last=True,
-        pin_memory=device.type == "cuda",
-        persistent_workers=args.workers > 0,
-    )
+    options = {"num_workers": args.workers, "persistent_workers": args.workers > 0, "pin_memory": device.type == "cuda"}
+    loader = torch.utils.data.DataLoader(dataset, args.batch_size, shuffle=True, drop_last=True, **options)
     network = resnet18(num_classes=len(dataset.classes)).to(device, memory_format=memory_format).train()
     optimizer = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=5e-4)
     criterion = torch.nn.CrossEntropyLoss()
@@ -123,27 +108,23 @@ def this_project(args, device: torch.device, form: str, precision: str) -> tuple
     precision = pick_precision(precision, device)
     keep_freed_memory()
     torch.backends.cudnn.benchmark = True  # as in train.py
-    images, labels, classes = sources.load(args.data, "train", args.root, args.image_size)
-    prepare = preprocess.Preprocess(args.image_size, *preprocess.mean_and_std(images), device)
-    batches = Batches(images.to(device), labels.to(device), prepare, args.batch_size, seed=0)
-    network = ResNet18(len(classes)).to(device, memory_format=torch.channels_last).train()
+    data = sources.load_split(args.data, "train", args.root, args.image_size)
+    prepare = preprocess.Preprocess(args.image_size, *preprocess.mean_and_std(data.histogram), device)
+    batches = Batches(data.images.to(device), data.labels.to(device), prepare, args.batch_size, seed=0)
+    network = ResNet18(len(data.classes)).to(device, memory_format=torch.channels_last).train()
     step = TrainStep(network, sgd(network, Optimization()), batches, precision)
     parts, said = OURS[form], []
     epoch = list(batches.iterate(batches.rows(0)))
     call = accelerate(step, epoch[0], "compiled" in parts, "captured" in parts, say=said.append)
+    failed = {part: text for part in parts for text in said if text.startswith(f"not {part}")}
+    name = ", ".join(failed.get(part, part) for part in parts) or "eager"
     sums, epoch = torch.zeros(3, device=device), itertools.cycle(epoch)
 
     def iterate():
         set_learning_rate(step.optimizer, 0.025)
         sums.add_(call(*next(epoch)))
 
-    return f"this project, {precision}, {describe_form(parts, said)}", precision, iterate
-
-
-def describe_form(parts: tuple[str, ...], said: list[str]) -> str:
-    """What became of the requested parts of a form, from what `accelerate` said."""
-    failed = {part: text for part in parts for text in said if text.startswith(f"not {part}")}
-    return ", ".join(failed.get(part, part) for part in parts) or "eager"
+    return f"this project, {precision}, {name}", precision, iterate
 
 
 def images_per_second(iterate: Callable[[], None], args, prefetched: int) -> float:
@@ -186,14 +167,10 @@ def describe(device_name: str, precisions: list[str]) -> dict:
     """The device, torch's version, and the rates of matrix products in FLOP/s. Raises OSError without the device."""
     device = pick_device(device_name)
     threads = f"CPU, {torch.get_num_threads()} threads"
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
-        "torch": str(torch.__version__),
-        "matrix_products": {
-            precision: matrix_product_rate(device, DTYPES[precision])
-            for precision in dict.fromkeys(pick_precision(name, device) for name in precisions)
-        },
-    }
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else threads
+    used = dict.fromkeys(pick_precision(name, device) for name in precisions)
+    rates = {precision: matrix_product_rate(device, DTYPES[precision]) for precision in used}
+    return {"device": name, "torch": str(torch.__version__), "matrix_products": rates}
 
 
 def isolated(function: Callable, *arguments):
@@ -239,10 +216,9 @@ def main(argv=None):
         report = isolated(describe, args.device, ["fp32", "auto", *args.precisions])
     report |= {name: getattr(args, name) for name in ("image_size", "batch_size", "workers")}
     report |= {name: {} for name in ("images_per_second", "peak_bytes", "precision", "failures")}
-    on_gpu = not report["device"].startswith("CPU")
-    forms = dict.fromkeys(args.forms or [*RIVALS, *(OURS if on_gpu else ["eager"])])
-    rows = [(form, precision) for form in forms for precision in dict.fromkeys(args.precisions)]
-    rows = list(dict.fromkeys((form, "auto" if form in RIVALS else precision) for form, precision in rows))
+    forms = args.forms or [*RIVALS, *(["eager"] if report["device"].startswith("CPU") else OURS)]
+    pairs = ((form, "auto" if form in RIVALS else precision) for form in forms for precision in args.precisions)
+    rows = list(dict.fromkeys(pairs))
     for _ in range(args.repetitions):
         for form, precision in list(rows):
             try:

@@ -9,16 +9,14 @@ from torch import Tensor
 
 ASPECTS = (3 / 4, 4 / 3)  # width to height
 TRIES = 10
-WORDS = 2 * TRIES + 2  # random words that a box takes
-CUTMIX_WORDS = 4
-COLUMNS = ("top", "left", "height", "width")  # of a box, in pixels
+WORDS, CUTMIX_WORDS = 2 * TRIES + 2, 4  # random words that a box takes
 
 
 def draw_boxes(words: np.ndarray, height: int, width: int, least: float) -> np.ndarray:
-    """Boxes of `least` to 1 of the area of a height x width image, as torchvision draws them: (..., 4) int64.
+    """Boxes of `least` to 1 of the area of a height x width image, as torchvision draws them.
 
-    words: random (..., WORDS) uint64; see COLUMNS for the result. The area is uniform, the aspect ratio uniform in its
-    logarithm; after ten boxes that do not fit, the largest central one with an aspect ratio of ASPECTS.
+    words: random (..., WORDS) uint64. Returns (..., 4) int64: top, left, height and width in pixels. The area is
+    uniform, the aspect ratio uniform in its logarithm; after ten boxes that do not fit, the largest central one.
     """
     uniform = (words[..., : 2 * TRIES] >> np.uint64(11)) * 2.0**-53  # in 0..1
     area = height * width * (least + (1 - least) * uniform[..., :TRIES])
@@ -37,11 +35,11 @@ def draw_boxes(words: np.ndarray, height: int, width: int, least: float) -> np.n
 
 
 def draw_cutmix_boxes(words: np.ndarray, height: int, width: int, probability: float) -> np.ndarray:
-    """The box of each batch of height x width images that CutMix fills from other images: (..., 4) int64.
+    """The box of each batch of height x width images that CutMix fills from other images, as in its authors' code.
 
-    words: random (..., CUTMIX_WORDS) uint64; see COLUMNS for the result. The share of the area left is uniform, as
-    Beta(1, 1) is, and so is the box's centre; the box is clipped at the border (Yun et al. 2019, section 3.2, and its
-    code). It is empty with probability 1 - `probability`.
+    words: random (..., CUTMIX_WORDS) uint64. Returns (..., 4) int64 as `draw_boxes`. The share of the area left is
+    uniform, as Beta(1, 1) is, and so is the centre; the box is clipped at the border (section 3.2). It is empty with
+    probability 1 - `probability`.
     """
     uniform = (words[..., :2] >> np.uint64(11)) * 2.0**-53  # in 0..1
     sides, edges = np.sqrt(1 - uniform[..., 1]), []

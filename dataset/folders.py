@@ -2,8 +2,9 @@
 
 import os
 import re
-import stat
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,8 +12,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-
-from runtime.checkpoint import one_line
 
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # split -> accepted folder names
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
@@ -45,35 +44,35 @@ class Listing:
         return [self.folder / name for name, _, _ in self.files]
 
 
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """The image in a file. Raises DataError, which names the file, if it cannot be opened or used within the block."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Exception as error:  # decoders raise nearly anything on a damaged file
+        raise DataError(f"{path} cannot be read as an image ({error}): replace or remove it") from error
+
+
 def read_image(path: str | Path, size: int) -> Tensor:
     """An image file as (3, size, size) uint8 RGB: the shorter side resized to `size`, then centre-cropped.
 
     The EXIF orientation is applied; transparency is blended with white. 16-bit grey whose values are all below 4096
     is taken for 12-bit. Raises DataError, which names the file, if it cannot be decoded.
     """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode == "F":
-                raise ValueError("floating-point pixels: save it with 8 or 16 bits")
-            if image.mode.startswith("I"):  # 16 bits per pixel: convert() would clip at 255
-                deep = np.asarray(image).astype(np.int64)
-                white = 4095 if deep.max() < 4096 else 65535
-                image = Image.fromarray((deep * 255 // white).clip(0, 255).astype(np.uint8))
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB")
-            if image.size != (size, size):
-                image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-            return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    except Exception as error:  # decoders raise nearly anything on a damaged file
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: str | Path, error: Exception) -> DataError:
-    """The error for a file that is no image."""
-    return DataError(f"{path} cannot be read as an image ({error}): replace or remove it")
+    with open_image(path) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16 bits per pixel: convert() would clip at 255
+            deep = np.asarray(image).astype(np.int64)
+            white = 4095 if deep.max() < 4096 else 65535
+            image = Image.fromarray((deep * 255 // white).clip(0, 255).astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB")
+        if image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def list_split(path: Path, split: str) -> Listing:
@@ -90,21 +89,19 @@ def list_split(path: Path, split: str) -> Listing:
     if len(set(map(tuple, classes.values()))) > 1:
         only = sorted(set(classes["train"]) ^ set(classes["test"]))
         raise DataError(f"{path}: train and test have different classes, {', '.join(only)} in only one of them")
-    names = tuple(map(one_line, classes[split]))
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise DataError(f"{folder} has two folders that read {twice[0]!r}: rename one")
     files, labels = [], []
-    ignored = Counter(_kind(entry) for entry in _visible(folder) if not entry.is_dir())
+    ignored = Counter(map(_kind, (entry for entry in _visible(folder) if not entry.is_dir())))
     for label, name in enumerate(classes[split]):
-        entries = _visible(folder / name)
-        images = [entry for entry in entries if _is_image(entry)]
-        ignored.update(_kind(entry) for entry in set(entries) - set(images))
+        kinds = {entry: _kind(entry) for entry in _visible(folder / name)}
+        images = [entry for entry, kind in kinds.items() if kind in SUFFIXES]
+        ignored.update(kind for kind in kinds.values() if kind not in SUFFIXES)
         if not images:
             raise DataError(f"{folder / name} has no images: add some, or remove the folder; {NEEDS}")
-        for entry in sorted(images, key=lambda entry: _natural_key(entry.name)):
-            files.append((f"{name}/{entry.name}", entry.stat().st_size, entry.stat().st_mtime_ns))
-            labels.append(label)
-    return Listing(folder, names, files, labels, ignored)
+        stats = ((entry.name, entry.stat()) for entry in sorted(images, key=_by_number))
+        files += [(f"{name}/{file}", status.st_size, status.st_mtime_ns) for file, status in stats]
+        labels += [label] * len(images)
+    printable = ("".join(letter if letter.isprintable() else " " for letter in name) for name in classes[split])
+    return Listing(folder, tuple(" ".join(name.split()) for name in printable), files, labels, ignored)
 
 
 def _visible(folder: Path) -> list[os.DirEntry]:
@@ -113,20 +110,14 @@ def _visible(folder: Path) -> list[os.DirEntry]:
         return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
 
 
-def _is_image(entry: os.DirEntry) -> bool:
-    """Whether it is a file with the suffix of an image. Raises DataError for a link to nothing."""
-    try:
-        return _suffix(entry) in SUFFIXES and stat.S_ISREG(entry.stat().st_mode)
-    except OSError as error:
-        raise unreadable(entry.path, error) from error
-
-
-def _suffix(entry: os.DirEntry) -> str:
-    return os.path.splitext(entry.name)[1].lower()
-
-
 def _kind(entry: os.DirEntry) -> str:
-    return "folders" if entry.is_dir() else _suffix(entry) or "other files"
+    return "folders" if entry.is_dir() else os.path.splitext(entry.name)[1].lower() or "other files"
+
+
+def _by_number(entry: os.DirEntry) -> tuple:
+    """Sort key that puts "img2" before "img10"."""
+    parts = re.split(r"(\d+)", entry.name)  # in turn text and digits
+    return [int(part) if n % 2 else part for n, part in enumerate(parts)], entry.name
 
 
 def describe_ignored(listing: Listing) -> str:
@@ -135,9 +126,3 @@ def describe_ignored(listing: Listing) -> str:
         return ""
     counts = ", ".join(f"{kind} ({count})" for kind, count in sorted(listing.ignored.items()))
     return f"note: {listing.folder}: left out {counts}; images are {', '.join(sorted(SUFFIXES))} in a class's folder"
-
-
-def _natural_key(name: str) -> tuple:
-    """Sort key that puts "img2" before "img10"."""
-    parts = re.split(r"(\d+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], name

@@ -7,14 +7,6 @@ from torch import Tensor
 HISTOGRAM_BYTES = 2**26  # of images counted at a time
 
 
-def mean_and_std(images: Tensor) -> tuple[list[float], list[float]]:
-    """Exact mean and standard deviation per channel, in 0..1, over all pixels of (N, 3, H, W) uint8 images.
-
-    The standard deviation is at least 1/255, so that a constant channel can be normalised.
-    """
-    return mean_and_std_of_histogram(color_histogram(images))
-
-
 def color_histogram(images: Tensor) -> Tensor:
     """How many pixels of (N, 3, H, W) uint8 images have each value: (3, 256) int64 on the CPU."""
     counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
@@ -23,8 +15,11 @@ def color_histogram(images: Tensor) -> Tensor:
     return counts
 
 
-def mean_and_std_of_histogram(counts: Tensor) -> tuple[list[float], list[float]]:
-    """`mean_and_std` of the images with this `color_histogram`."""
+def mean_and_std(counts: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel, in 0..1, of all pixels of the images with this `color_histogram`.
+
+    The standard deviation is at least 1/255, so that a constant channel can be normalised.
+    """
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for histogram in counts.double():
@@ -39,11 +34,10 @@ def resize(images: Tensor, image_size: int) -> Tensor:
     return _interpolate(images.float() / 255, image_size)
 
 
-def _interpolate(images: Tensor, image_size: int) -> Tensor:
-    if images.shape[-2:] == (image_size, image_size):
+def _interpolate(images: Tensor, size: int) -> Tensor:
+    if images.shape[-2:] == (size, size):
         return images
-    shrinks = image_size < max(images.shape[-2:])
-    return F.interpolate(images, (image_size, image_size), mode="bilinear", antialias=shrinks)
+    return F.interpolate(images, (size, size), mode="bilinear", antialias=size < max(images.shape[-2:]))
 
 
 class Preprocess:
@@ -55,14 +49,12 @@ class Preprocess:
     """
 
     def __init__(self, image_size: int, mean: list[float], std: list[float], device: torch.device | str = "cpu"):
-        self.image_size = image_size
-        self.mean_color, self.std_color = (
-            255 * torch.tensor(values).to(device)[:, None, None] for values in (mean, std)
-        )  # (3, 1, 1), in grey levels
+        self.image_size = image_size  # below: (3, 1, 1), in 0..255
+        self.mean_255, self.std_255 = (255 * torch.tensor(values).to(device)[:, None, None] for values in (mean, std))
 
     def normalize(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> the same shape in float32, with mean 0 and standard deviation 1."""
-        return (images - self.mean_color) / self.std_color
+        return (images - self.mean_255) / self.std_255
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, 3, image_size, image_size) float32 in channels_last memory format.

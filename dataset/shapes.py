@@ -59,10 +59,6 @@ def _pixel_mean(points: np.ndarray) -> np.ndarray:
     return points.reshape(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING).sum((1, 3)) / OVERSAMPLING**2
 
 
-def _solid(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return inside, inside
-
-
 def _square(x: np.ndarray, y: np.ndarray, half_side: float) -> np.ndarray:
     return np.maximum(np.abs(x), np.abs(y)) < half_side
 
@@ -71,15 +67,15 @@ def _stripe(x: np.ndarray) -> np.ndarray:
     return np.floor(x * 2.5 + 0.5) % 2 == 0
 
 
-# class -> function of (x, y) relative to the centre, in radii -> (inside the shape, inside its pattern)
+# class -> function of (x, y) relative to the centre, in radii -> (inside the shape, inside its pattern if it has one)
 INSIDE = {
-    "disk": lambda x, y: _solid(x * x + y * y < 0.75),
-    "square": lambda x, y: _solid(_square(x, y, 0.72)),
-    "triangle": lambda x, y: _solid((y < 0.6) & (np.abs(x) * 1.75 < y + 0.9)),
-    "ring": lambda x, y: _solid((x * x + y * y < 1) & (x * x + y * y > 0.36)),
-    "cross": lambda x, y: _solid(_square(x, y, 0.95) & (np.minimum(np.abs(x), np.abs(y)) < 0.25)),
-    "star": lambda x, y: _solid(np.sqrt(np.abs(x)) + np.sqrt(np.abs(y)) < 1.08),
-    "moon": lambda x, y: _solid((x * x + y * y < 1) & ((x - 0.5) * (x - 0.5) + y * y > 0.64)),
+    "disk": lambda x, y: (x * x + y * y < 0.75, True),
+    "square": lambda x, y: (_square(x, y, 0.72), True),
+    "triangle": lambda x, y: ((y < 0.6) & (np.abs(x) * 1.75 < y + 0.9), True),
+    "ring": lambda x, y: ((x * x + y * y < 1) & (x * x + y * y > 0.36), True),
+    "cross": lambda x, y: (_square(x, y, 0.95) & (np.minimum(np.abs(x), np.abs(y)) < 0.25), True),
+    "star": lambda x, y: (np.sqrt(np.abs(x)) + np.sqrt(np.abs(y)) < 1.08, True),
+    "moon": lambda x, y: ((x * x + y * y < 1) & ((x - 0.5) * (x - 0.5) + y * y > 0.64), True),
     "stripes": lambda x, y: (_square(x, y, 0.9), _stripe(y)),
     "checks": lambda x, y: (_square(x, y, 0.9), _stripe(x) ^ _stripe(y)),
     "dots": lambda x, y: (x * x + y * y < 1, (np.abs(x * 2 % 1 - 0.5) ** 2 + np.abs(y * 2 % 1 - 0.5) ** 2) < 0.1),

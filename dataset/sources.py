@@ -12,14 +12,13 @@ from torch import Tensor
 from dataset import folders, store
 from dataset.folders import SPLITS, DataError
 from dataset.preprocess import color_histogram
-from dataset.shapes import CLASSES as SHAPES
-from dataset.shapes import draw_shapes
+from dataset.shapes import CLASSES, draw_shapes
 from dataset.store import Split
 
+Arrays = tuple[Tensor, Tensor, tuple[str, ...]]  # images (N, 3, H, W) uint8, labels (N,) int64, class names
 
-def load(
-    source: str, split: str, root: str | Path = "data", image_size: int = 224
-) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+
+def load(source: str, split: str, root: str | Path = "data", image_size: int = 224) -> Arrays:
     """Images (N, 3, H, W) uint8, labels (N,) int64 and class names.
 
     source      name in DATASETS, or folder with train/<class>/* and test/<class>/* (or val/<class>/*)
@@ -44,31 +43,27 @@ def load_split(source: str, split: str, root: str | Path = "data", image_size: i
         images, labels, classes = DATASETS[source](split, Path(root))
         return Split(images, labels, classes, color_histogram(images))
     if not Path(source).is_dir():
-        names = ", ".join(DATASETS)
-        raise DataError(f"--data {source} is not a folder: {folders.NEEDS}; or choose one of {names}")
+        raise DataError(f"--data {source} is not a folder: {folders.NEEDS}; or choose one of {', '.join(DATASETS)}")
     return store.load_folder(Path(source), split, Path(root), image_size)
 
 
-def load_cifar10(split: str, root: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def load_cifar10(split: str, root: Path) -> Arrays:
     """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 images of 32x32, downloaded once by torchvision, md5 checked."""
     from torchvision.datasets import CIFAR10  # slow to import
 
     try:
         dataset = CIFAR10(root, train=split == "train", download=True)
     except (OSError, RuntimeError, EOFError) as error:
-        archive, md5 = CIFAR10.filename, CIFAR10.tgz_md5
-        raise DataError(
-            f"CIFAR-10 could not be downloaded to {root} ({error}): put {archive} (md5 {md5}) there yourself, pass "
-            "--data FOLDER with its images in train/<class>/ and test/<class>/, or try --data shapes"
-        ) from error
+        advice = f"put {CIFAR10.filename} there yourself, pass --data FOLDER with its images, or try --data shapes"
+        raise DataError(f"CIFAR-10 could not be downloaded to {root} ({error}): {advice}") from error
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor(dataset.targets), tuple(dataset.classes)
 
 
-def load_shapes(split: str, root: Path) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def load_shapes(split: str, root: Path) -> Arrays:
     """The embedded synthetic shapes: 5,000 + 1,000 images of 32x32; `root` is not used."""
     images, labels, _ = draw_shapes(split)
-    return torch.from_numpy(images), torch.from_numpy(labels), SHAPES
+    return torch.from_numpy(images), torch.from_numpy(labels), CLASSES
 
 
 DATASETS = {"cifar10": load_cifar10, "shapes": load_shapes}
@@ -80,10 +75,7 @@ def list_files(source: str | Path, split: str) -> list[Path] | None:
 
 
 def hold_out(images: int, count: int) -> tuple[Tensor, Tensor]:
-    """Indices of the remaining training images and of the `count` held out: int64, ascending, always the same.
-
-    images: how many there are
-    """
+    """Of this many images, the indices of those that remain and of the `count` held out: int64, ascending, fixed."""
     held = np.zeros(images, bool)
     held[np.random.default_rng(0).permutation(images)[:count]] = True
     return torch.from_numpy(np.flatnonzero(~held)), torch.from_numpy(np.flatnonzero(held))

@@ -181,7 +181,7 @@ def draw_invariance(inspection: Inspection, settings: Settings) -> Iterator[tupl
             "many": {measure: statistics(rows) for measure, rows in summary.items()},
         }
         changed = torch.stack([transformation.apply(inputs, value) for value in transformation.tiles], 1)
-        colors = (changed * inspection.preprocess.std_color + inspection.preprocess.mean_color) / 255
+        colors = (changed * inspection.preprocess.std_255 + inspection.preprocess.mean_255) / 255
         tiles[name] = to_array(colors.clamp(0, 1).cpu())
     yield Path("invariance"), invariance_figure(content, tiles)
     yield Path("invariance"), content

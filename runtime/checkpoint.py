@@ -3,14 +3,12 @@
 Every file is read with `torch.load(weights_only=True)`, so a file from elsewhere cannot execute code.
 """
 
-import errno
 import os
 import pickle
 import textwrap
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,14 +20,8 @@ from network import ResNet18
 TRAINED = Path("checkpoints/model.pt")  # in the working directory
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
 SNAPSHOT = "snapshot_{}.pt"  # {}: epoch
-HISTORY_KEYS = {"kind", "step", "loss", "accuracy"}
-REPLACE_SECONDS = 5
-IS_WINDOWS = os.name == "nt"
-UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
-# around the state dict, in the files of other training scripts
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-# around the network, in its names: DataParallel and AveragedModel, torch.compile, Lightning and the like
-WRAPPING_MODULES = {"module", "_orig_mod", "model", "net"}
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys of the state dict in other scripts' files
+WRAPPING_MODULES = {"module", "_orig_mod", "model", "net"}  # of DataParallel, torch.compile, Lightning, in names
 
 
 class CheckpointError(ValueError):
@@ -48,42 +40,19 @@ def atomic_file(path: str | Path, keep_previous: bool = False) -> Iterator[Binar
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            with _where_supported():
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         if keep_previous and path.exists():
-            _replace(path, previous(path))
-        _replace(temporary, path)
+            os.replace(path, previous(path))
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # not on Windows: the rename survives a power failure
-        with _where_supported():
-            descriptor = os.open(path.parent, os.O_DIRECTORY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def _replace(source: Path, target: Path) -> None:
-    """os.replace; on Windows it fails while another process reads the target, so it is tried for a few seconds."""
-    deadline = time.monotonic() + REPLACE_SECONDS
-    while True:
+    # the new name shall survive a power failure; Windows and some network file systems cannot flush a folder
+    with suppress(OSError, AttributeError):
+        descriptor = os.open(path.parent, os.O_DIRECTORY)
         try:
-            return os.replace(source, target)
-        except PermissionError:
-            if not IS_WINDOWS or time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-
-
-@contextmanager
-def _where_supported() -> Iterator[None]:
-    """Tolerates a file system that cannot synchronise a file or a folder, as some network file systems."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in UNSUPPORTED:
-            raise
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def save(state: dict[str, Any], path: str | Path, keep_previous: bool = False) -> None:
@@ -92,9 +61,8 @@ def save(state: dict[str, Any], path: str | Path, keep_previous: bool = False) -
         with atomic_file(path, keep_previous) as file:
             torch.save(state, file)
     except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} could not be written ({first_line(error)}): make its folder writable, or free space on the disk"
-        ) from error
+        advice = "make its folder writable, or free some space"
+        raise CheckpointError(f"{path} could not be written ({first_line(error)}): {advice}") from error
 
 
 def previous(path: Path) -> Path:
@@ -118,10 +86,8 @@ def load(path: str | Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint of tensors and plain types (its contents were not executed): "
-            "pass a model.pt of train.py, or a state dict"
-        ) from error
+        what = "not a checkpoint of tensors and plain types (its contents were not executed)"
+        raise CheckpointError(f"{path} is {what}: pass a model.pt of train.py, or a state dict") from error
     except Exception as error:  # a damaged file can fail anywhere in the reader
         raise CheckpointError(f"{path} is damaged or not a checkpoint: pass another, or train again") from error
     if not isinstance(state, dict):
@@ -172,24 +138,21 @@ def load_network(path: str | Path) -> tuple[ResNet18, Metadata]:
     is_own = {"model", "image_size", "history"} <= state.keys()
     weights = _plain_weights({"model": state.get("ema", state["model"])} if is_own else state)
     last = weights.get("fc.weight")
-    if not isinstance(last, Tensor) or last.ndim != 2:
-        raise CheckpointError(f"{path} is not a ResNet-18 (no fc.weight): its names must be torchvision's")
-    if (outputs := len(last)) < 2:
-        raise CheckpointError(
-            f"{path} has {outputs} output, which is not supported: give it two (a first row of zeros in fc.weight and "
-            "fc.bias makes the probability of the second class the sigmoid of this output)"
-        )
-    network = ResNet18(outputs)
+    if not isinstance(last, Tensor) or last.ndim != 2 or len(last) < 2:
+        raise CheckpointError(f"{path} is not torchvision's ResNet-18 with two outputs or more (see fc.weight)")
+    network = ResNet18(len(last))
     try:
         network.load_state_dict(weights)  # batch counters, which files from before 2018 lack, are added
     except RuntimeError as error:
-        difference = f"{_difference(weights, error)}; only torchvision's ResNet-18 is supported"
-        raise CheckpointError(f"{path} is not a ResNet-18: {difference}") from error
+        difference = textwrap.shorten(" ".join(str(error).splitlines()[1:2]), 200, placeholder=" ...")
+        raise CheckpointError(f"{path} is not torchvision's ResNet-18: {difference}") from error
     check_finite(network.state_dict(), path)
-    metadata = _metadata(state, path) if is_own else _metadata_of_weights(outputs)
-    if metadata.classes is not None and len(metadata.classes) != outputs:
-        raise CheckpointError(f"{path} names {len(metadata.classes)} classes for {outputs} outputs")
-    return network.eval(), metadata
+    if not is_own:
+        return network.eval(), _metadata_of_weights(len(last))
+    metadata = {entry.name: state.get(entry.name) for entry in fields(Metadata)}
+    if missing := [name for name, value in metadata.items() if value is None]:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}: pass a model.pt of train.py")
+    return network.eval(), Metadata(**metadata | {name: tuple(metadata[name]) for name in ("classes", "mean", "std")})
 
 
 def _plain_weights(state: dict[str, Any]) -> dict[str, Any]:
@@ -201,21 +164,6 @@ def _plain_weights(state: dict[str, Any]) -> dict[str, Any]:
     return dict(zip(names, weights.values(), strict=True)) if len(set(names)) == len(names) else weights
 
 
-def _difference(weights: dict[str, Any], error: RuntimeError) -> str:
-    """In one line, why these weights cannot be loaded. error: of load_state_dict."""
-    shape = tuple(getattr(weights.get("conv1.weight"), "shape", ()))
-    if "layer1.0.conv3.weight" in weights:
-        return "it has blocks of three convolutions, as ResNet-50"
-    if "layer1.2.conv1.weight" in weights:
-        return "it has more blocks, as ResNet-34"
-    if shape[2:] == (7, 7) and shape[1] != 3:
-        return f"conv1 takes {shape[1]} channels, not the three of RGB images"
-    if shape[2:] == (3, 3):
-        return "conv1 is 3x3, as in ResNets for small images, not 7x7"
-    first = " ".join(str(error).splitlines()[1:2])
-    return textwrap.shorten(first.replace("torch.Size([", "(").replace("])", ")"), 200, placeholder=" ...")
-
-
 def _metadata_of_weights(outputs: int) -> Metadata:
     if outputs != 1000:
         return Metadata()
@@ -224,33 +172,6 @@ def _metadata_of_weights(outputs: int) -> Metadata:
     weights = ResNet18_Weights.IMAGENET1K_V1
     transforms = weights.transforms()
     return Metadata(tuple(weights.meta["categories"]), tuple(transforms.mean), tuple(transforms.std))
-
-
-def _metadata(state: dict[str, Any], path: str | Path) -> Metadata:
-    names = [entry.name for entry in fields(Metadata)]
-    if missing := sorted(set(names) - state.keys()):
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}: pass a model.pt of train.py")
-    metadata = Metadata(**{name: state[name] for name in names})
-    if metadata.classes is None:
-        return metadata
-    if not _is_valid(metadata):
-        raise CheckpointError(f"{path} has been changed since train.py wrote it: pass an unchanged one")
-    classes, mean, std = tuple(map(one_line, metadata.classes)), tuple(metadata.mean), tuple(metadata.std)
-    return replace(metadata, classes=classes, mean=mean, std=std)
-
-
-def _is_valid(metadata: Metadata) -> bool:
-    """Whether everything has the type and range that train.py writes."""
-    types = {"image_size": int, "config": dict, "result": dict, "history": list}
-    return (
-        all(isinstance(getattr(metadata, name), kind) for name, kind in types.items())
-        and all(isinstance(name, str) for name in metadata.classes)
-        and [type(value) for value in (*metadata.mean, *metadata.std)] == [float] * 6
-        and min(metadata.std) > 0
-        and 8 <= metadata.image_size <= 4096
-        and all(isinstance(line, dict) and line.keys() >= HISTORY_KEYS for line in metadata.history)
-        and all("learning_rate" in line for line in metadata.history if line["kind"] == "train")
-    )
 
 
 def load_pretrained(path: str | Path, network: ResNet18) -> None:
@@ -269,12 +190,6 @@ def check_finite(weights: dict[str, Tensor], path: str | Path) -> None:
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values: pass an earlier checkpoint")
 
 
-def one_line(name: str) -> str:
-    """A name for labels: without line breaks and other characters that cannot be printed."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
-
-
 def first_line(error: BaseException) -> str:
     """The first line of an error message, or the name of its class."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

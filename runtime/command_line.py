@@ -6,7 +6,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +35,12 @@ def format_duration(seconds: float) -> str:
 class ArgumentParser(argparse.ArgumentParser):
     """argparse that shows defaults, rejects abbreviations, and reports a usage error in one line with exit code 2.
 
-    reads_files: `@FILE` reads flags from a file, which may have comments (`# ...`) and quotes, as in a shell; so paths
-    have "/" on Windows, too.
+    reads_files: `@FILE` reads flags from a file, which may have comments (`# ...`) and quotes, as in a shell.
     """
 
     def __init__(self, description: str, reads_files: bool = False):
-        super().__init__(
-            description=description,
-            formatter_class=HelpFormatter,
-            allow_abbrev=False,
-            fromfile_prefix_chars="@" if reads_files else None,
-        )
-
-    def parse_known_args(self, args=None, namespace=None):
-        """Before anything is printed: what the terminal's encoding lacks is printed as an escape, not an error."""
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for stderr
-        return super().parse_known_args(args, namespace)
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+        self.fromfile_prefix_chars = "@" if reads_files else None
 
     def convert_arg_line_to_args(self, line: str) -> list[str]:
         try:
@@ -63,22 +52,19 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (see --help)\n")
 
 
-def number(
-    kind: type, least: float = -math.inf, above: float = -math.inf, most: float = math.inf, below: float = math.inf
-) -> Callable[[str], float]:
+def number(kind: type, least: float = -math.inf, above: float = -math.inf, most: float = math.inf,
+           below: float = math.inf) -> Callable[[str], float]:  # fmt: skip
     """A `type=` for argparse: finite, least <= value <= most, above < value < below."""
     limits = {"at least": least, "above": above, "at most": most, "below": below}
     wanted = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))
-    noun = "a whole number" if kind is int else "a number"
+    noun = "whole number" if kind is int else "number"
 
     def parse(text: str) -> float:
-        try:
+        with suppress(ValueError, OverflowError):
             value = kind(text)
             if math.isfinite(value) and least <= value <= most and above < value < below:
                 return value
-        except (ValueError, OverflowError):
-            pass
-        raise argparse.ArgumentTypeError(f"{text!r} is not {noun} {wanted}".rstrip())
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} {wanted}".rstrip())
 
     return parse
 
@@ -98,10 +84,9 @@ def recipe(config: dict[str, Any]) -> list[str]:
         flag = name.replace("_", "-")
         if value is True or (value is False and name in NEGATABLE):
             lines.append(f"--{flag}" if value else f"--no-{flag}")
-        elif name == "sizes" and value:
-            lines.append("--sizes " + " ".join(f"{size}:{epochs}" for size, epochs in value))
         elif isinstance(value, (list, tuple)):
-            lines += [f"--{flag} {' '.join(map(str, value))}"] if value else []
+            words = [":".join(map(str, part)) if name == "sizes" else str(part) for part in value]
+            lines += [f"--{flag} {' '.join(words)}"] if value else []
         elif value is not None and value is not False:
             lines.append(f"--{flag} {shlex.quote(str(value))}")
     return lines
@@ -112,18 +97,16 @@ def one_line_errors(*expected: type[Exception]) -> Iterator[None]:
     """Reports errors that a user can fix as `error: ...` with exit code 1; all others keep their traceback."""
     try:
         yield
+        return
     except (*expected, OSError) as error:
         message = " ".join(str(error).split())
     except (RuntimeError, MemoryError) as error:
-        full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-        if not full:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
         message = "out of memory: pass a smaller --batch-size"
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    else:
-        return
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
 
@@ -134,8 +117,6 @@ def output_folder(path: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
-            pass
+            return folder
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OSError(f"--out {path} is not a writable folder ({reason}): pass another") from error
-    return folder
+        raise OSError(f"--out {path} is not a writable folder ({error.strerror or error}): pass another") from error

@@ -2,15 +2,14 @@
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 import torch
 
 from runtime.checkpoint import first_line
 
-CUDA_INDEX = "https://download.pytorch.org/whl/cu128"  # PyPI's torch for Windows is CPU-only
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as in malloc.h; bytes
-# Below, a map of one pixel goes through a 3x3 convolution of stride 2, whose weight gradient in bf16 is uninitialised
-# memory on CPUs (torch 2.14)
+# Below, the weight gradient of a strided convolution of one pixel is uninitialised memory in bf16 (CPU, torch 2.14)
 SMALLEST_BF16_SIZE = 17
 
 
@@ -21,28 +20,23 @@ def pick_device(name: str, gpu: int = 0) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-        if sys.platform == "win32" and torch.version.cuda is None:
-            print(f"note: this torch has no CUDA; for a GPU: pip install torch torchvision --index-url {CUDA_INDEX}")
-    if name == "cuda":
-        name = f"cuda:{gpu}"
+    name = f"cuda:{gpu}" if name == "cuda" else name
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
         if device.type == "cuda":
             torch.cuda.set_device(device)
     except Exception as error:  # every backend has its own way to fail
-        found = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
-        raise OSError(
-            f"device {name!r} does not work ({first_line(error)}): pass --device cpu (found: {found})"
-        ) from error
+        devices = ", ".join(["cpu", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))])
+        message = f"device {name!r} does not work ({first_line(error)}): pass --device cpu (found: {devices})"
+        raise OSError(message) from error
     return device
 
 
 def pick_precision(name: str, device: torch.device, image_size: int = 224) -> str:
     """The precision "auto" stands for: bf16 on devices that multiply it natively, fp32 elsewhere.
 
-    image_size: the smallest of the training, in pixels. On a CPU, bf16 gradients are wrong below SMALLEST_BF16_SIZE; it
-    is fp32 there, and a line says so.
+    On a CPU, it is fp32 below an image size of SMALLEST_BF16_SIZE, in pixels, and a line says so.
     """
     if name == "auto":
         name = "bf16" if has_native_bf16(device) else "fp32"
@@ -71,15 +65,18 @@ def keep_freed_memory() -> None:
     By default glibc returns blocks above 32 MB to the system, which clears their pages at the next allocation: a tenth
     of an iteration at 224x224 on a CPU. Does nothing on other systems.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
     # Every successful call ends glibc's own adaptation of both thresholds, so the trim threshold is set only after a
     # large mmap threshold was accepted; glibc before about 2.34 rejects 2**30.
-    if mallopt and any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25)):
+    if (mallopt := _glibc("mallopt")) and any(mallopt(M_MMAP_THRESHOLD, size) for size in (2**30, 2**25)):
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def release_freed_memory() -> None:
     """Returns the memory of freed tensors to the system, wherever it lies between others. Only with glibc."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim:
+    if trim := _glibc("malloc_trim"):
         trim(0)
+
+
+def _glibc(name: str) -> Callable | None:
+    """A function of glibc; None on other systems, and with musl, which has none of them."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -16,17 +16,12 @@ except ImportError:  # Windows
 
 @contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder. Raises CheckpointError if another process holds the lock.
-
-    Where there are no locks, a note says so; on Windows nothing does.
-    """
+    """Keeps a second run out of the folder. Raises CheckpointError if another process holds the lock."""
 
     def refuse():
         raise CheckpointError(f"another run is writing to {folder}: wait, or pass another --out")
 
-    with lock(folder, refuse) as is_locked:
-        if not is_locked and fcntl is not None:
-            print(f"note: {folder} cannot be locked: let no second run write to it")
+    with lock(folder, refuse):
         yield
 
 
@@ -43,15 +38,15 @@ def lock(path: Path, when_held: Callable[[], None]) -> Iterator[bool]:
     flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT  # NFS locks only files that may be written
     descriptor = os.open(path, flags, 0o666)
     try:
-        is_locked = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             when_held()
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError:
-            is_locked = False
-        yield is_locked
+            yield False
+            return
+        yield True
     finally:
         os.close(descriptor)
 
@@ -67,22 +62,21 @@ def graceful_shutdown(second_ends: bool = True, verbose: bool = True) -> Iterato
     received = []
 
     def receive(number, frame):
-        if received and second_ends:
-            raise KeyboardInterrupt
         if received:
+            if second_ends:
+                raise KeyboardInterrupt
             return
         received.append(number)
         if number == getattr(signal, "SIGHUP", None):  # the terminal is gone; writing to it would be an error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 1)
-            os.dup2(nowhere, 2)
+            for terminal in (1, 2):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), terminal)
         if verbose:
             second = "; a second signal stops at once, without saving" if second_ends else ""
             os.write(2, f"\nstopping after this iteration or evaluation{second}\n".encode())
 
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    signals = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
-    before = {number: signal.signal(number, receive) for number in signals}
+    signals = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)}
+    ignored = {number for number in signals if signal.getsignal(number) == signal.SIG_IGN}  # SIGHUP, by nohup
+    before = {number: signal.signal(number, receive) for number in signals - ignored}
     try:
         yield received
     finally:

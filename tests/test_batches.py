@@ -1,13 +1,10 @@
 """Batches against numpy's reflect padding, and randomness as a function of seed, epoch and step alone."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
 
 from dataset.batches import COLUMNS, Augmentation, Batches, random_words
-from dataset.boxes import draw_cutmix_boxes
 from dataset.placement import HostImages
 from dataset.preprocess import Preprocess
 
@@ -36,22 +33,21 @@ class TestRandomness:
 
     @pytest.mark.parametrize("augmentation, columns", [({}, slice(1, 6)), ({"cutmix": 0.5}, slice(12, 16)),
                                                        ({"scale_crop": 0.2}, slice(1, 10))], ids=str)  # fmt: skip
-    def test_augmentation_depends_on_the_seed_and_the_step_not_the_epoch(self, monkeypatch, augmentation, columns):
-        """With half as many iterations per epoch, the same step has the same crops and boxes."""
+    def test_augmentation_depends_on_the_seed_and_the_step_not_the_epoch(self, augmentation, columns):
+        """With half as many iterations per epoch, the same step has the same crops and boxes.
+
+        Boxes affect neither order nor crops.
+        """
 
         def rows(count, *epochs, seed=0):
             made = batches(noise(count), seed, 10, **augmentation)
             return torch.cat([made.rows(epoch) for epoch in epochs])[..., columns]
 
         expected = rows(40, 0)
-        monkeypatch.setattr("dataset.batches.BOXES_AT_A_TIME", 10)
-        assert torch.equal(expected, rows(20, 0, 1)) and torch.equal(expected, rows(40, 0))
+        assert torch.equal(expected, rows(20, 0, 1))
         assert not torch.equal(expected, rows(40, 0, seed=1))
-
-    @pytest.mark.parametrize("more", [{"cutmix": 0.5}, {"scale_crop": 0.2}], ids=str)
-    def test_boxes_do_not_affect_order_and_crops(self, more):
-        plain = batches(noise(40), batch_size=10).rows(1)
-        assert torch.equal(batches(noise(40), batch_size=10, **more).rows(1)[..., : len(COLUMNS)], plain)
+        plain, more = batches(noise(40), batch_size=10), batches(noise(40), batch_size=10, **augmentation)
+        assert torch.equal(more.rows(1)[..., : len(COLUMNS)], plain.rows(1))
 
 
 def flips(count=1000, seed=0, batch_size=50, epoch=0, **augmentation):
@@ -63,41 +59,29 @@ def flips(count=1000, seed=0, batch_size=50, epoch=0, **augmentation):
     return flip
 
 
-class TestFlip:
-    def test_alternate_flips_every_image_exactly_every_other_epoch(self):
-        first, second, third = (flips(flip="alternate", epoch=epoch) for epoch in (0, 1, 2))
-        assert torch.equal(second, 1 - first) and torch.equal(third, first)
-        assert abs(int(first.sum()) - 500) < 5 * (1000 / 4) ** 0.5  # about half, within five standard deviations
-        assert torch.equal(first, flips(flip="alternate", batch_size=8, shift=0, cutout=1))
-        assert not torch.equal(first, flips(flip="alternate", seed=1))
-
-    def test_random_flips_are_drawn_anew_in_each_epoch(self):
-        first, second = flips(), flips(epoch=1)
-        assert 0.4 < (first == second).float().mean() < 0.6  # more than six standard deviations around 1/2
-
-    def test_none_flips_nothing(self):
-        assert not flips(flip="none").any() and not flips(flip="none", epoch=1).any()
+def test_the_three_flips():
+    first, second, third = (flips(flip="alternate", epoch=epoch) for epoch in (0, 1, 2))
+    assert torch.equal(second, 1 - first) and torch.equal(third, first)
+    assert abs(int(first.sum()) - 500) < 5 * (1000 / 4) ** 0.5  # about half, within five standard deviations
+    assert torch.equal(first, flips(flip="alternate", batch_size=8, shift=0, cutout=1))
+    assert not torch.equal(first, flips(flip="alternate", seed=1))
+    assert 0.4 < (flips() == flips(epoch=1)).float().mean() < 0.6  # drawn anew: six standard deviations around 1/2
+    assert not flips(flip="none").any() and not flips(flip="none", epoch=1).any()
 
 
 class TestCrop:
     @pytest.mark.parametrize("size", [(32, 32), (9, 14), (3, 3)])
     def test_result_is_a_crop_of_the_reflect_padded_image(self, size):
-        """Every result is one of all possible crops of numpy's reflect padding, flipped where its row says so."""
-        images = noise(size=size)
-        shift = min(4, *(side - 1 for side in size))
+        images, shift = noise(size=size), min(4, *(side - 1 for side in size))
         made = batches(images, seed=1, shift=shift)
-        results, labels = made.crop(made.rows(2)[0])
-        assert results.shape == images.shape and results.dtype == torch.uint8
-        crops, flipped = set(), made.rows(2)[0, :, COLUMNS.index("flip")].bool().tolist()
-        for image, result, is_flipped in zip(images[labels].numpy(), results.numpy(), flipped, strict=True):
-            padded = np.pad(image, ((0, 0), (shift, shift), (shift, shift)), mode="reflect")
-            wanted = result[..., ::-1] if is_flipped else result
-            offsets = itertools.product(range(2 * shift + 1), repeat=2)
-            matches = [(top, left) for top, left in offsets
-                       if np.array_equal(padded[:, top : top + size[0], left : left + size[1]], wanted)]  # fmt: skip
-            assert matches, "the result is not a crop of its image"
-            crops.add((*matches[0], is_flipped))
-        assert len(set(flipped)) == 2 and len(crops) > 10
+        rows = made.rows(2)[0]
+        results, labels = made.crop(rows)
+        assert results.dtype == torch.uint8 and torch.equal(labels, rows[:, 0])
+        for (n, down, right, flip), result in zip(rows[:, :4].tolist(), results.numpy(), strict=True):
+            padded = np.pad(images[n].numpy(), ((0, 0), (shift, shift), (shift, shift)), mode="reflect")
+            crop = padded[:, shift + down :, shift + right :][:, : size[0], : size[1]]
+            assert np.array_equal(result, crop[..., ::-1] if flip else crop)
+        assert len(rows[:, 1:4].unique(dim=0)) > 10
 
     def test_shifts_and_flips_are_uniform(self):
         ramp = torch.arange(32, dtype=torch.uint8).expand(4000, 3, 32, 32)  # a pixel's value is its column
@@ -109,25 +93,14 @@ class TestCrop:
 
     @pytest.mark.parametrize("side", [1, 4, 7])
     def test_cutout_is_a_square_of_mean_color(self, side):
-        images = torch.full((2000, 3, 16, 16), 255, dtype=torch.uint8)
-        made = batches(images, shift=0, flip="none", cutout=side)
+        made = batches(torch.full((2000, 3, 16, 16), 255, dtype=torch.uint8), cutout=side)
         rows = made.rows(0)[0]
-        results, _ = made.crop(rows)
-        hidden = (results != 255).all(1)
-        assert torch.equal(results[:, :, 8, 8][hidden[:, 8, 8]][0], torch.tensor([51, 102, 153], dtype=torch.uint8))
-        middle = hidden[(rows[:, 4] == 8) & (rows[:, 5] == 8)][0]  # centred, so the whole square is inside
-        assert middle.sum() == side**2 and middle[8 - side // 2 : 8 - side // 2 + side].any(1).all()
-        assert torch.equal(middle, middle.T)
-        # a pixel far from the border is hidden in side^2 of 16^2 images
-        share = side**2 / 16**2
-        assert abs(hidden[:, 8, 8].float().mean() - share) < 5 * (share / 2000) ** 0.5
-        assert hidden[:, 0, 0].any() and hidden.flatten(1).sum(1).min() < side**2 or side == 1
-
-    def test_inputs_are_preprocessed_and_labels_match_their_images(self):
-        images = noise(20)
-        made = batches(images, batch_size=5, shift=0, flip="none")
-        inputs, labels = made(made.rows(0)[1])
-        assert torch.equal(inputs, made.preprocess(images[labels])) and len(labels) == 5
+        expected = torch.full((2000, 3, 16, 16), 255, dtype=torch.uint8)
+        for image, (row, column) in zip(expected, (rows[:, 4:6] - side // 2).tolist(), strict=True):
+            square = image[:, max(0, row) : row + side, max(0, column) : column + side]
+            square[:] = torch.tensor([51, 102, 153])[:, None, None]
+        assert torch.equal(made.crop(rows)[0], expected)
+        assert all(set(centers.tolist()) == set(range(16)) for centers in rows[:, 4:6].T)
 
 
 def papers_box(height, width, share, row, column):
@@ -176,15 +149,3 @@ class TestCutMix:
             for n in range(3):
                 assert torch.equal(expected[n], torch.cat([part[n] for part in parts]))
             assert parts[0][3] == parts[1][3] == expected[3] < 1
-
-    def test_shares_are_uniform_and_centres_anywhere(self):
-        words = random_words(0, 0, 10_000, 4, stream=4)
-        top, left, height, width = draw_cutmix_boxes(words, 100, 100, 0.5).T
-        mixed = (words[:, 0] / 2.0**64) < 0.5
-        assert not height[~mixed].any() and abs(mixed.mean() - 0.5) < 0.02
-        inside = mixed & (top > 0) & (left > 0) & (top + height < 100) & (left + width < 100)  # not clipped
-        area = (height * width)[inside] / 100**2
-        assert area.min() < 0.01 and area.max() > 0.8
-        covered = (top <= 50) & (50 < top + height) & (left <= 50) & (50 < left + width)
-        # the mean over u of P(|x - 50| < 50 sqrt(u)) squared is 1/2, as the centre pixel is covered with probability u
-        assert abs(covered[mixed].mean() - 0.5) < 0.03

@@ -63,8 +63,6 @@ def test_a_folder_needs_a_name_for_others(small_run, tmp_path, capsys):
     "change, words",
     [
         ({"result": {}}, "not a finished run"),
-        ({"result": None}, "has been changed"),
-        ({"history": [{"kind": "train", "step": 1, "loss": 1.0, "accuracy": 0.5}]}, "has been changed"),
         ({"config": {"hold_out": 5}}, "--hold-out"),
         ({"config": {"recipe": []}}, "not a finished run"),
         ({"model": "too large"}, "fc.weight holds NaN or infinite"),

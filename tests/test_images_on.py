@@ -66,7 +66,7 @@ def test_held_out_images_are_those_of_sources(folder, tmp_path):
     kept, held = sources.hold_out(48, 7)
     for where in ("host", "device"):
         data = load_data(str(folder), tmp_path, 32, 7, CPU, where)
-        assert (data.mean, data.std) == tuple(map(tuple, mean_and_std(images[kept])))
+        assert (data.mean, data.std) == tuple(map(tuple, mean_and_std(color_histogram(images[kept]))))
         for (stored, classes), index in ((data.train, kept), (data.test, held)):
             (batch,) = batches_of(stored, [torch.arange(len(index))], CPU)
             assert torch.equal(batch, images[index]) and torch.equal(classes, labels[index])
@@ -100,9 +100,9 @@ class Observed(HostImages):
         super().__init__(images)
         self.gathered = [threading.Event() for _ in range(5)]
 
-    def take(self, index, out=None):
+    def take(self, index, **options):
         self.gathered[int(index[0]) // 10].set()
-        return super().take(index, out)
+        return super().take(index, **options)
 
 
 class TestAhead:
@@ -119,7 +119,7 @@ class TestAhead:
         assert list(batches_of(images, [], CPU)) == []
 
     def test_an_error_in_the_thread_arrives(self, monkeypatch):
-        def fail(*_):
+        def fail(*_, **options):
             raise OSError("the disk is gone")
 
         monkeypatch.setattr(HostImages, "take", fail)

@@ -19,7 +19,7 @@ import train
 from dataset import sources
 from dataset.batches import Augmentation, Batches
 from dataset.folders import DataError
-from dataset.preprocess import Preprocess, mean_and_std
+from dataset.preprocess import Preprocess, color_histogram, mean_and_std
 from runtime import checkpoint
 from training.distributed import World, join_world
 from training.evaluation import evaluate
@@ -87,7 +87,7 @@ def test_two_processes_train_as_ddp_says(folder_template, tmp_path):
     assert text.count("compiled in ") == 1, text
     images, labels, classes = sources.load(str(folder_template), "train", image_size=32)
     kept, _ = sources.hold_out(48, 6)
-    preprocess = Preprocess(32, *mean_and_std(images[kept]))
+    preprocess = Preprocess(32, *mean_and_std(color_histogram(images[kept])))
     batches = Batches(images[kept], labels[kept], preprocess, 14, 0, Augmentation(cutmix=1.0))
     rows = batches.rows(0)[0]
     torch.manual_seed(0)

@@ -30,7 +30,7 @@ def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_dec
     labels = torch.arange(len(images), device=device) % 4
     preprocess = Preprocess(image_size, [0.5] * 3, [0.25] * 3, device)
     if dtype == torch.float64:
-        preprocess.mean_color, preprocess.std_color = preprocess.mean_color.double(), preprocess.std_color.double()
+        preprocess.mean_255, preprocess.std_255 = preprocess.mean_255.double(), preprocess.std_255.double()
     batches = Batches(images, labels, preprocess, 8, 0, Augmentation(cutmix=cutmix))
     network = network(4).to(device, dtype, memory_format=torch.channels_last)
     ema = EMA(network, average) if average else None

@@ -1,18 +1,23 @@
 """The store of decoded images: a folder decoded directly is the oracle, and nothing but a complete store is used."""
 
-import json
 import os
+import random
 import shutil
+import signal
+import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dataset import folders, store
+from dataset.folders import DataError
 from dataset.preprocess import color_histogram
+from runtime import signals
 
 
 @pytest.fixture
@@ -31,13 +36,12 @@ def decoded(folder, split="train", side=32):
 
 def forbid(monkeypatch):
     """No image file is read from now on."""
-    monkeypatch.setattr(store, "read_image", lambda *_: pytest.fail("it was decoded again"))
-    monkeypatch.setattr(store, "_size_of", lambda *_: pytest.fail("it was decoded again"))
+    for name in ("read_image", "open_image"):
+        monkeypatch.setattr(store, name, lambda *_: pytest.fail("it was decoded again"))
 
 
 def stored(root):
-    (folder,) = (root / "decoded").iterdir()
-    return folder
+    return next((root / "decoded").iterdir())
 
 
 class TestContents:
@@ -51,20 +55,16 @@ class TestContents:
         said, _ = capsys.readouterr().out.splitlines()
         assert "48 train images" in said and "at 32x32, 0.1 MB" in said and str(stored(root) / "train.npy") in said
 
-    def test_a_second_start_reads_no_image(self, folder, root, monkeypatch, capsys):
+    def test_a_second_start_reads_no_image_and_maps_the_array(self, folder, root, monkeypatch, capsys):
         first = load(folder, root)
         capsys.readouterr()
         forbid(monkeypatch)
-        second = load(folder, root)
-        assert torch.equal(first.images, second.images) and first.labels.equal(second.labels)
-        assert torch.equal(second.histogram, color_histogram(decoded(folder))) and not capsys.readouterr().out
         monkeypatch.chdir(folder.parent)
-        load(Path(folder.name), root)
-
-    @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-    def test_the_array_is_mapped_not_read(self, folder, root):
-        images = load(folder, root).images
-        assert len(images) and str(stored(root) / "train.npy") in Path("/proc/self/maps").read_text()
+        second = load(Path(folder.name), root)
+        assert torch.equal(first.images, second.images) and first.labels.equal(second.labels)
+        assert torch.equal(first.histogram, second.histogram) and not capsys.readouterr().out
+        if sys.platform.startswith("linux"):
+            assert str(stored(root) / "train.npy") in Path("/proc/self/maps").read_text()
 
     def test_each_folder_and_size_has_its_own(self, folder, root):
         other = Path(shutil.copytree(folder, folder.parent / "other"))
@@ -73,34 +73,18 @@ class TestContents:
         load(other, root)
         assert len(list((root / "decoded").iterdir())) == 3
 
-    def test_unequal_pictures_are_not_all_opened_for_their_size(self, folder, root, monkeypatch):
-        Image.new("RGB", (40, 30)).save(folder / "train" / "disk" / "0.png")
-        opened, size_of = [], store._size_of
-        monkeypatch.setattr(store, "_size_of", lambda file: opened.append(file) or size_of(file))
-        assert load(folder, root, image_size=16).images.shape == (48, 3, 16, 16) and len(opened) == 1
+
+def truncate(stored):
+    """Cuts a byte off train.npy, and keeps the modification time; in another file, because it is mapped."""
+    file, other = stored / "train.npy", stored / "other.npy"
+    other.write_bytes(file.read_bytes()[:-1])
+    os.utime(other, ns=(0, file.stat().st_mtime_ns))
+    other.replace(file)
 
 
-def rewrite(change, keep_time=False):
-    """Changes the bytes of train.npy."""
-
-    def damage(stored):
-        file, other = stored / "train.npy", stored / "other.npy"
-        other.write_bytes(change(file.read_bytes()))
-        os.utime(other, ns=(0, file.stat().st_mtime_ns + (not keep_time)))
-        other.replace(file)  # it is mapped
-
-    return damage
-
-
-def edit(key, value):
-    """Changes an entry of facts.json."""
-
-    def damage(stored):
-        facts = json.loads((stored / "facts.json").read_text())
-        facts["train"][key] = value
-        (stored / "facts.json").write_text(json.dumps(facts))
-
-    return damage
+def edit_histogram(stored):
+    text = (stored / "facts.json").read_text()
+    (stored / "facts.json").write_text(text.replace('"histogram": [[', '"histogram": [[1'))
 
 
 class TestChanges:
@@ -119,43 +103,24 @@ class TestChanges:
         load(folder, root)
         assert not capsys.readouterr().out
 
-    @pytest.mark.parametrize(
-        "change",
-        [
-            lambda train: shutil.copy(train / "disk" / "0.png", train / "ring" / "99.png"),
-            lambda train: (train / "ring" / "3.png").unlink(),
-            lambda train: (train / "ring" / "3.png").rename(train / "ring" / "33.png"),
-            lambda train: (train / "ring" / "3.png").rename(train / "disk" / "33.png"),
-        ],
-        ids=["added", "removed", "renamed", "moved to another class"],
-    )
-    def test_a_file_is(self, folder, root, capsys, monkeypatch, change):
+    @pytest.mark.parametrize("change", [
+        lambda train: (train / "ring" / "3.png").rename(train / "disk" / "33.png"),
+        lambda train: os.utime(train / "ring" / "3.png", ns=(0, 1)),
+    ])  # fmt: skip
+    def test_a_file_is_moved_or_written(self, folder, root, capsys, monkeypatch, change):
         change(folder / "train")
         self.again(folder, root, capsys)
         forbid(monkeypatch)
         assert len(load(folder, root, "test").images) == 12  # the other split is not
 
-    def test_another_picture_under_the_same_name_and_size(self, folder, root, capsys):
-        file = folder / "train" / "ring" / "3.bmp"
-        (folder / "train" / "ring" / "3.png").unlink()
-        noise = np.random.RandomState(0).randint(0, 256, (2, 32, 32, 3)).astype(np.uint8)
-        Image.fromarray(noise[0]).save(file)
-        load(folder, root)
-        size = file.stat().st_size
-        Image.fromarray(noise[1]).save(file)
-        os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))  # however coarse the file system's clock
-        assert file.stat().st_size == size
-        self.again(folder, root, capsys)
-
     @pytest.mark.parametrize(
         "damage",
         [
-            *[rewrite(lambda content: content[:-1], keep_time) for keep_time in (False, True)],
-            rewrite(lambda content: content[:-1] + bytes([content[-1] ^ 255])),
-            edit("histogram", [[1] * 256] * 3),
-            edit("shape", [48, 3, 16, 64]),
+            truncate,
+            edit_histogram,
+            lambda stored: os.utime(stored / "train.npy", ns=(0, 1)),
             *[lambda stored, text=text: (stored / "facts.json").write_bytes(text)
-              for text in (b"", b"[]", b'{"train": 1}', b'{"train": {"sha256"', b"\xff")],
+              for text in (b"[]", b'{"train": 1}', b'{"train": {"sha256"', b"\xff")],
             *[lambda stored, name=name: (stored / name).unlink() for name in ("train.npy", "facts.json")],
         ],
     )  # fmt: skip
@@ -163,8 +128,96 @@ class TestChanges:
         damage(stored(root))
         self.again(folder, root, capsys)
 
-    def test_the_store_is_deleted(self, folder, root, capsys):
+    def test_the_store_is_deleted_and_a_running_process_is_not_disturbed(self, folder, root):
         images = load(folder, root).images
         shutil.rmtree(root)
-        assert torch.equal(images, decoded(folder))  # a running process is not disturbed
-        self.again(folder, root, capsys)
+        assert torch.equal(images, decoded(folder)) and torch.equal(images, load(folder, root).images)
+
+
+def test_a_disk_without_space_is_noticed_before_anything_is_decoded(folder, root, monkeypatch):
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**5))
+    monkeypatch.setattr(store, "read_image", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(DataError, match=r"cannot be written to .*No space left.* another --root"):
+        load(folder, root)
+
+
+class TestSeveralProcesses:
+    @pytest.mark.skipif(signals.fcntl is None, reason="files cannot be locked")
+    def test_one_decodes_while_the_other_waits(self, folder, root, monkeypatch):
+        """Two threads, each with a lock of its own, as two processes have."""
+        read, read_image, printed, waits = [], folders.read_image, [], threading.Event()
+
+        def read_later(file, size):
+            read.append(file)
+            assert waits.wait(timeout=60)
+            return read_image(file, size)
+
+        def note(text, **options):
+            printed.append(text)
+            if text.startswith("waiting for another process"):
+                waits.set()
+
+        monkeypatch.setattr(store, "read_image", read_later)
+        monkeypatch.setattr(store, "print", note, raising=False)
+        with ThreadPoolExecutor(2) as pool:
+            loaded = list(pool.map(lambda _: load(folder, root).images, range(2)))
+        assert len(read) == 48 and sorted(line.split()[0] for line in printed) == ["decoding", "waiting"]
+        assert all(torch.equal(images, decoded(folder)) for images in loaded)
+
+    def test_where_files_cannot_be_locked(self, folder, root, monkeypatch):
+        monkeypatch.setattr(signals, "fcntl", None)
+        load(folder, root)
+        (folder / "train" / "ring" / "3.png").unlink()
+        assert torch.equal(load(folder, root).images, decoded(folder))
+
+
+SERVER = """
+import itertools, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from dataset import store
+
+def mortal(function):
+    def call(*args):
+        if next(moments) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args)
+    return call
+
+store.read_image, os.replace, os.fsync = map(mortal, (store.read_image, os.replace, lambda descriptor: None))
+for line in sys.stdin:  # each decodes in a process of its own, without another start of Python
+    (last, root), moments = line.split(maxsplit=1), itertools.count()
+    last, child = int(last), os.fork()
+    if not child:
+        os.dup2(2, 1)
+        store.load_folder(Path(sys.argv[2]), "train", Path(root.strip()), 224)
+        os._exit(next(moments))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and signals")
+def test_killed_at_any_moment(folder, root, tmp_path):
+    """Before an image is read, or a file flushed or renamed: the store is complete or unused, and made again."""
+    expected, listing = decoded(folder), folders.list_split(folder, "train")
+    command = [sys.executable, "-c", SERVER, str(Path(__file__).parent.parent), str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as server:
+
+        def decode(folder, last=-1):
+            """Exit code of a process that is killed at this moment; without a kill, the number of moments."""
+            server.stdin.write(f"{last} {folder}\n")
+            server.stdin.flush()
+            return int(server.stdout.readline())
+
+        count = decode(tmp_path / "other")
+        assert count >= 48 + 2 * 2  # images, and two files that are flushed and renamed
+        for last in (0, 1, *random.Random(0).sample(range(2, 48), 2), *range(48, count)):
+            assert decode(root, last) == -signal.SIGKILL
+            if split := store._open(stored(root), "train", listing):
+                assert torch.equal(split.images, expected)
+                shutil.rmtree(root)
+        assert decode(root) == count
+        server.stdin.close()
+    assert {file.name for file in stored(root).iterdir()} == {"train.npy", "facts.json", "lock"}
+    assert torch.equal(load(folder, root).images, expected)

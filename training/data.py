@@ -10,7 +10,7 @@ from torch import Tensor
 from dataset import sources
 from dataset.folders import DataError
 from dataset.placement import HostImages, place
-from dataset.preprocess import color_histogram, mean_and_std_of_histogram
+from dataset.preprocess import color_histogram, mean_and_std
 from dataset.store import Split
 from training.distributed import ALONE, World
 
@@ -45,7 +45,7 @@ def load_data(source: str, root: str | Path, image_size: int, hold_out: int, dev
     if hold_out:
         kept, held = sources.hold_out(len(train.images), hold_out)
         histogram = histogram - sum(color_histogram(train.images[part]) for part in held.split(256))
-    mean, std = map(tuple, mean_and_std_of_histogram(histogram))
+    mean, std = map(tuple, mean_and_std(histogram))
     facts = tuple(train.classes), mean, std, fingerprint(source, {"train": train, "test": test})
     if not world.all_equal(facts):
         raise DataError("the processes found different images: give every machine the same data")
