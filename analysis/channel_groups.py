@@ -5,28 +5,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from analysis.crops import standardize
+
 SIMILAR = 0.5  # correlation of peaks above which two channels count as similar
 FAINT = 0.01  # share of the strongest channel's highest activation up to which a channel is not shown for itself
 
 
 @dataclass(frozen=True)
 class ChannelGroups:
-    """A partition of the channels of a stage.
+    """A partition of the channels of a stage by their representatives, in descending order of peak activation."""
 
-    representatives  channels without correlations above SIMILAR among them, in descending order of peak activation
-    members          the channels of each one's group, in ascending order
-    """
-
-    representatives: tuple[int, ...]
-    members: tuple[tuple[int, ...], ...]
+    representatives: tuple[int, ...]  # no two of them have a correlation above SIMILAR
+    members: tuple[tuple[int, ...], ...]  # the channels of each one's group, in ascending order
 
 
 def peak_correlations(peaks: Tensor) -> Tensor:
     """Pearson correlation of channels over images: peaks (N, C) -> (C, C) float64; 0 for constant channels."""
-    centered = peaks.double() - peaks.double().mean(0)
-    norms = centered.norm(dim=0)
-    scaled = torch.where(norms > 0, centered / norms, 0.0)
-    return scaled.T @ scaled
+    rows = standardize(peaks.T)
+    return rows @ rows.T
 
 
 def dissimilar_channels(peaks: Tensor, count: int | None = None, correlations: Tensor | None = None) -> list[int]:
@@ -40,15 +36,14 @@ def dissimilar_channels(peaks: Tensor, count: int | None = None, correlations: T
     """
     correlations = peak_correlations(peaks) if correlations is None else correlations
     highest = peaks.amax(0)
-    order = highest.sort(descending=True, stable=True).indices
-    least = FAINT * highest.max()
-    order = [channel for channel in order.tolist() if highest[channel] > least]
+    order = highest.sort(descending=True, stable=True).indices.tolist()
+    order = [channel for channel in order if highest[channel] > FAINT * highest.max()]
     taken: list[int] = []
     for channel in order:
         if not taken or correlations[channel, taken].max() <= SIMILAR:
             taken.append(channel)
     if count is not None:
-        taken = [*taken, *(channel for channel in order if channel not in set(taken))][:count]
+        taken = [*taken, *(channel for channel in order if channel not in taken)][:count]
     return taken
 
 
