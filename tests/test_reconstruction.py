@@ -7,7 +7,7 @@ import torch
 
 from analysis.receptive_field import receptive_field
 from analysis.reconstruction import mirrors_by_rule, reconstruct
-from network import STAGES, ResNet18
+from network import ResNet18
 from reverse_network import RULES, ReverseResNet18, isolate
 from runtime.checkpoint import CheckpointError
 
@@ -34,42 +34,27 @@ def test_all_energy_lies_inside_the_units_receptive_field(random_network, images
         assert not energy.any(), rule
 
 
-@pytest.mark.parametrize("units", ["map", "peak", "positions"])
-@pytest.mark.parametrize("stage", ["conv1", STAGES[-1]])
-def test_batches_give_what_one_pass_gives(random_network, images, stage, units):
-    inputs = torch.cat([images, images.flip(2)])[:, :, :64, :64]
-    channels = [5, 7, 60, 0, 1, 2]
-    if units == "positions":
-        units = torch.tensor([3, 0, 1, 2, 3, 1])
-    mirrors = mirrors_by_rule(random_network, ("guided", "gradient"))
-    pictures = reconstruct(random_network, mirrors, inputs, stage, channels, units, batch_size=4)
-    assert list(pictures) == ["guided", "gradient"]
-    with torch.inference_mode():
-        trace = random_network.trace(inputs, stage)
-        signal = isolate(trace.features[stage], channels, units)
-        for rule, picture in pictures.items():
-            expected = ReverseResNet18(random_network, rule)(signal, stage, trace)
-            assert expected.norm() > 0 and (picture - expected).norm() < 1e-12 * expected.norm()
-
-
-@pytest.mark.parametrize("stage, units", [("conv1", "positions"), ("conv5_x", "map")])
-def test_an_image_is_traced_once_for_all_its_pictures(random_network, images, monkeypatch, stage, units):
+@pytest.mark.parametrize("units", ["map", "peak", torch.tensor([3, 0, 1, 2, 3, 1, 0])], ids=["map", "peak", "units"])
+@pytest.mark.parametrize("stage", ["conv1", "conv5_x"])
+def test_batches_give_what_one_pass_gives_and_an_image_is_traced_once(
+    random_network, images, monkeypatch, stage, units
+):
     inputs, chosen = images[:, :, :64, :64], torch.tensor([2, 0, 2, 1, 2, 0, 2])
-    channels = [5, 7, 60, 0, 1, 2, 60]
-    if units == "positions":
-        units = torch.tensor([3, 0, 1, 2, 3, 1, 0])
-    mirrors = mirrors_by_rule(random_network, ("deconvnet", "guided"))
-    expected = reconstruct(random_network, mirrors, inputs[chosen], stage, channels, units)
-    traced = []
-    trace = ResNet18.trace
+    channels, mirrors = [5, 7, 60, 0, 1, 2, 60], mirrors_by_rule(random_network, ("guided", "gradient"))
+    with torch.inference_mode():
+        passed = random_network.trace(inputs[chosen], stage)
+        signal = isolate(passed.features[stage], channels, units)
+        expected = {rule: ReverseResNet18(random_network, rule)(signal, stage, passed) for rule in mirrors}
+    traced, trace = [], ResNet18.trace
     monkeypatch.setattr(
         ResNet18, "trace", lambda self, batch, until: traced.append(len(batch)) or trace(self, batch, until)
     )
-    pictures = reconstruct(random_network, mirrors, inputs, stage, channels, units, batch_size=2, images=chosen)
-    assert traced == [2, 1]
-    for rule, picture in pictures.items():
-        assert (expected[rule].flatten(1).norm(dim=1) > 0).any()
-        assert (picture - expected[rule]).norm() < 1e-12 * expected[rule].norm()
+    shared = reconstruct(random_network, mirrors, inputs, stage, channels, units, batch_size=2, images=chosen)
+    assert traced == [2, 1] and list(shared) == ["guided", "gradient"]
+    by_input = reconstruct(random_network, mirrors, inputs[chosen], stage, channels, units, batch_size=4)
+    for rule, pictures in expected.items():
+        for found in (shared[rule], by_input[rule]):
+            assert pictures.norm() > 0 and (found - pictures).norm() < 1e-12 * pictures.norm()
 
 
 def test_pictures_that_are_not_finite_are_refused(random_network, images):
