@@ -81,12 +81,3 @@ def test_tiles_are_the_mirrors_under_its_name(inspection, name, rows):
     if name == "branches":  # the last column is the same picture, enlarged
         tiles = crop(drawn["shortcut"], *crop_boxes([drawn["shortcut"]]))
         assert_shown(figure.get_axes()[4 :: len(names)], tiles)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("settings", [Settings(channels="all", limit=3, top=25), Settings(limit=1, top=1)], ids=str)
-def test_odd_but_legal(small_run, settings):
-    settings = replace(settings, stages=("conv5_x",))
-    inspection = inspect(small_run / "model.pt", settings, "cpu")
-    for name in ("rules", "mirrors", "sanity", "confusion_matrix"):
-        next(FIGURES[name].draw(inspection, settings))[1].draw_without_rendering()

@@ -1,6 +1,7 @@
 """reverse_network.py: autograd and Captum are the oracles; adjoints and linearity are properties."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -90,31 +91,18 @@ def test_overwrite_is_max_unpool2d_and_differs_from_the_sum(random_network, monk
     assert torch.equal(overwritten, picture("sum"))
 
 
-def test_four_by_four_by_hand():
-    """5 is the maximum of all four windows, so all four values are added at its position."""
-    x = torch.tensor([[1.0, 2, 0, 0], [3, 5, 4, 0], [0, 0, 1, 0], [0, 0, 0, 0]])[None, None]
-    pooled, switches = F.max_pool2d(x, 3, 2, 1, return_indices=True)
-    assert pooled.flatten().tolist() == [5, 5, 5, 5]
-    signal = torch.tensor([[1.0, 10], [100, 1000]])[None, None]
-    expected = torch.zeros(4, 4)
-    expected[1, 1] = 1111
-    assert torch.equal(unpool_sum(signal, switches, (4, 4))[0, 0], expected)
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_a_unit_of_conv1_is_its_filter_pasted_in_place(random_network, rule):
-    images = images_of((64, 64), count=1)
-    trace = random_network.trace(images, "conv1")
-    channel, row, column = 5, 10, 20
+    trace = random_network.trace(images_of((64, 64), count=1), "conv1")
+    channel, row, column, bn = 5, 10, 20, random_network.bn1
     signal = torch.zeros_like(trace.features["conv1"])
     for tensor in (signal, trace.features["conv1"]):  # its ReLU was on
         tensor[0, channel, row, column] = 2.0
-    reconstruction = ReverseResNet18(random_network, rule)(signal, "conv1", trace)
-    bn = random_network.bn1
-    scale = 2.0 * bn.weight[channel] / (bn.running_var[channel] + bn.eps).sqrt()
-    expected = torch.zeros_like(images)
+    expected = torch.zeros(1, 3, 64, 64, dtype=torch.float64)
     window = expected[0, :, 2 * row - 3 : 2 * row + 4, 2 * column - 3 : 2 * column + 4]
+    scale = 2.0 * bn.weight[channel] / (bn.running_var[channel] + bn.eps).sqrt()
     window.copy_(scale * random_network.conv1.weight[channel])
+    reconstruction = ReverseResNet18(random_network, rule)(signal, "conv1", trace)
     assert torch.allclose(reconstruction, expected, rtol=1e-12)
 
 
@@ -140,44 +128,33 @@ def test_weights_are_shared_not_copied():
 
 def test_mismatched_arguments_are_refused(random_network):
     trace = random_network.trace(images_of((32, 32)), "conv2_x")
-    reverse = ReverseResNet18(random_network)
-    with pytest.raises(ValueError, match="no stage 'conv3_x' in this trace: it has conv1, conv2_x"):
-        reverse(trace.features["conv2_x"], "conv3_x", trace)
-    with pytest.raises(ValueError, match=r"\(2, 64, 16, 16\), got \(2, 64, 8, 8\)"):
-        reverse(trace.features["conv2_x"], "conv1", trace)
-    for name, value in {"rule": "relu", "unpool": "mean", "branches": "left"}.items():
-        with pytest.raises(ValueError, match=f"unknown {name}.* '{value}'"):
-            ReverseResNet18(random_network, **{name: value})
+    for stage, message in {"conv3_x": "no stage 'conv3_x' in this trace: it has conv1, conv2_x",
+                           "conv1": r"\(2, 64, 16, 16\), got \(2, 64, 8, 8\)"}.items():  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            ReverseResNet18(random_network)(trace.features["conv2_x"], stage, trace)
+    for name in ("rule", "unpool", "branches"):
+        with pytest.raises(ValueError, match=f"unknown {name} 'mean'"):
+            ReverseResNet18(random_network, **{name: "mean"})
 
 
 def test_training_mode_is_refused():
     """At the reconstruction, or when the trace was made; batch norms frozen in a network that trains are in order."""
     network, images = ResNet18(), torch.randn(2, 3, 32, 32)
     trained, mirror = network.trace(images, "conv1"), ReverseResNet18(network)
-    network.eval()
-    trace = network.trace(images, "conv1")
+    trace = network.eval().trace(images, "conv1")
     network.training = True
     assert mirror(trace.features["conv1"], "conv1", trace).any()
-    for wrong in (trained, trained.select(torch.tensor([1, 0]))):
+    for of, wrong in ((mirror, trained), (mirror, trained.select(torch.tensor([1, 0]))),
+                          (ReverseResNet18(ResNet18()), trace)):  # fmt: skip
         with pytest.raises(RuntimeError, match="evaluation mode"):
-            mirror(trace.features["conv1"], "conv1", wrong)
-    network.train()
-    with pytest.raises(RuntimeError, match="evaluation mode"):
-        mirror(trace.features["conv1"], "conv1", trace)
+            of(trace.features["conv1"], "conv1", wrong)
 
 
-class OneBranch(torch.nn.Module):
-    """A residual block whose other branch is detached: no gradient flows through it."""
-
-    def __init__(self, block, branches):
-        super().__init__()
-        self.block, self.branches = block, branches
-
-    def trace(self, x):
-        block = self.block
-        through = {"residual": (x, x.detach()), "shortcut": (x.detach(), x)}[self.branches]
-        inner = block.relu1(block.bn1(block.conv1(through[0])))
-        return inner, block.relu2(block.bn2(block.conv2(inner)) + block.downsample(through[1]))
+def trace_one_branch(block, branches, x):
+    """`BasicBlock.trace` with the other branch detached: no gradient flows through it."""
+    through = {"residual": (x, x.detach()), "shortcut": (x.detach(), x)}[branches]
+    inner = block.relu1(block.bn1(block.conv1(through[0])))
+    return inner, block.relu2(block.bn2(block.conv2(inner)) + block.downsample(through[1]))
 
 
 @ignore_captums_warning
@@ -190,8 +167,8 @@ def test_one_branch_equals_the_gradient_with_the_other_detached(random_network, 
     with torch.inference_mode():
         reconstruction = ReverseResNet18(random_network, rule, branches=branches)(signal, "conv5_x", trace)
     cut = copy.deepcopy(random_network)
-    for name in ("layer1", "layer2", "layer3", "layer4"):
-        setattr(cut, name, torch.nn.Sequential(*(OneBranch(block, branches) for block in getattr(cut, name))))
+    for block in (block for layer in cut.layers for block in layer):
+        block.trace = partial(trace_one_branch, block, branches)
     assert relative_error(reconstruction, oracle(cut, rule, "conv5_x", signal, images)) < 1e-12
 
 
@@ -200,9 +177,8 @@ def test_one_branch_equals_the_gradient_with_the_other_detached(random_network, 
 @pytest.mark.parametrize("rule", RULES)
 def test_the_gpu_gives_the_same_reconstruction(random_network, rule):
     pictures = []
-    for network, images in ((random_network, images_of((71, 53))),
-                            (copy.deepcopy(random_network).cuda(), images_of((71, 53)).cuda())):  # fmt: skip
-        trace = network.trace(images)
+    for network in (random_network, copy.deepcopy(random_network).cuda()):
+        trace = network.trace(images_of((71, 53)).to(network.fc.weight.device))
         signal = strongest_signal(trace, "conv5_x", "peak")
         pictures.append(ReverseResNet18(network, rule)(signal, "conv5_x", trace).cpu())
     assert relative_error(*pictures) < 1e-10

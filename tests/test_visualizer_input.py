@@ -23,17 +23,21 @@ def state(small_run):
     return checkpoint.load(small_run / "model.pt")
 
 
-def write_pictures(folder, *names, size=(9, 9)):
+def write_pictures(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(np.random.RandomState(0).randint(0, 256, (*size, 3)).astype(np.uint8)).save(folder / name)
+        Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 90, 3)).astype(np.uint8)).save(folder / name)
     return [str(folder / name) for name in names]
 
 
-def test_filters_of_a_plain_state_dict_need_no_data(state, tmp_path):
+def test_a_plain_state_dict_needs_data_for_its_names_and_statistics_but_not_for_filters(small_run, state, tmp_path):
     torch.save(state["model"], tmp_path / "model.pt")
     visualize(tmp_path, tmp_path / "plots", "--figures", "filters", "--root", str(tmp_path / "nothing"))
     assert len(list((tmp_path / "plots").glob("conv1_filters*.png"))) == 4
+    loaded = load_inspection(tmp_path / "model.pt", "cpu", source=str(small_run.parent / "pictures"))
+    metadata = add_preprocessing(loaded).metadata
+    assert metadata.classes == tuple(state["classes"])
+    assert (*metadata.mean, *metadata.std) == pytest.approx((*state["mean"], *state["std"]))
 
 
 def test_reconstructions_that_are_not_finite(state, tmp_path, capsys):
@@ -46,8 +50,7 @@ def test_reconstructions_that_are_not_finite(state, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_ones_own_pictures(small_run, tmp_path, capsys):
-    files = write_pictures(tmp_path, "cat-2.png", "a/cat.png", "b/cat.png")
-    files += write_pictures(tmp_path, "dog.v2.jpg", size=(300, 200))
+    files = write_pictures(tmp_path, "cat-2.png", "a/cat.png", "b/cat.png", "dog.v2.jpg")
     out, folders = tmp_path / "plots", {"cat-2", "cat", "cat-3", "dog.v2"}
     visualize(small_run, out, "--data", str(tmp_path / "no_data_needed"), "--stages", "conv1", "--images", *files)
     assert {path.name for path in out.iterdir() if path.is_dir()} == folders
@@ -70,8 +73,7 @@ def test_what_needs_no_images_is_drawn_without_them(state, tmp_path, capsys):
     assert drawn == {"training_curves", "report", "summary"} | filters
     assert "the test images are missing; --data" in (tmp_path / "plots" / "report.html").read_text()
     printed = capsys.readouterr().out
-    assert "left out, they need the test images: input, feature_maps" in printed
-    assert "gone is not a folder" in printed
+    assert "need the test images: input, feature_maps" in printed and "gone is not a folder" in printed
 
 
 def test_files_of_odd_names_and_of_almost_one_name_have_folders_of_their_own(small_run, tmp_path):
@@ -88,28 +90,28 @@ def test_files_of_odd_names_and_of_almost_one_name_have_folders_of_their_own(sma
     assert [picture.folder for picture in read_pictures(files, 32)] == folders
 
 
-def test_dead_channels_are_named_and_not_drawn(state, tmp_path, capsys):
-    for channel, value in ((5, 0), (9, 3.0)):
+def test_dead_channels_are_named_and_not_drawn_and_many_have_several_pages(state, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("figures.top9.CHANNELS_PER_PAGE", 1)
+    for channel, value in ((5, 0), (9, 3.0), (11, 2.0)):
         state["model"]["bn1.weight"][channel], state["model"]["bn1.bias"][channel] = 0, value
     torch.save(state, tmp_path / "model.pt")
-    visualize(tmp_path, tmp_path / "plots", *"--figures top9 --stages conv1 --channels 5 9".split())
+    visualize(tmp_path, tmp_path, *"--figures top9 --stages conv1 --channels 5 9 11 --rules guided --top 1".split())
     assert "conv1: these channels are zero at all units searched: 5" in capsys.readouterr().out
-    names = {path.stem for path in (tmp_path / "plots").glob("*.png")}
-    assert names == {"conv1_top9", "conv1_top9_deconvnet", "conv1_top9_channel_9"}
-    dead = json.loads((tmp_path / "plots" / "summary.json").read_text())["dead_channels"]["conv1"]
+    names = {path.stem.removeprefix("conv1_top9_") for path in tmp_path.glob("*.png")}
+    assert names == {"page_1", "page_2", "channel_9", "channel_11"}
+    dead = json.loads((tmp_path / "summary.json").read_text())["dead_channels"]["conv1"]
     assert 5 in dead and 9 not in dead
 
 
 def test_a_stage_without_any_living_channel(state, tmp_path, capsys):
     state["model"]["layer4.1.bn2.weight"][:], state["model"]["layer4.1.bn2.bias"][:] = 0, -1e4
     torch.save(state, tmp_path / "model.pt")
-    figures = "--figures top9 rules why feature_maps --stages conv5_x".split()
-    visualize(tmp_path, tmp_path / "plots", *figures)
+    visualize(tmp_path, tmp_path, *"--figures top9 rules why feature_maps --stages conv5_x".split())
     printed = capsys.readouterr().out
-    assert "conv5_x: all channels are zero at all units searched" in printed
-    assert all(f"{name}: left out, " in printed for name in ("top9", "rules", "why"))
-    assert [path.stem for path in (tmp_path / "plots").glob("*.png")] == ["conv5_x_feature_maps"]
-    assert "conv5_x 512 of 512" in (tmp_path / "plots" / "report.html").read_text()
+    for line in ("conv5_x: all channels are zero at all units", "top9: left out", "rules: left out", "why: left out"):
+        assert line in printed
+    assert [path.stem for path in tmp_path.glob("*.png")] == ["conv5_x_feature_maps"]
+    assert "conv5_x 512 of 512" in (tmp_path / "report.html").read_text()
     (axes, *_) = hierarchy_figure({"conv5_x": {}}, "a title").get_axes()
     assert "all channels are zero\nat all units searched" in [text.get_text() for text in axes.texts]
 
