@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.activations import SearchResult, TopActivations, split_dead_channels, strongest_channels
-from analysis.channel_groups import dissimilar_channels
+from analysis import activations
+from analysis.activations import SearchResult, TopActivations
 from analysis.crops import crop, crop_boxes, mean_correlation
 from analysis.importance import saliency
 from analysis.inspection import Inspection
@@ -77,10 +77,10 @@ def chosen_channels(settings: Settings, search: SearchResult, stage: str, count:
     if numbers := [number for number in settings.channel_numbers or () if number < CHANNELS[stage]]:
         return numbers
     if settings.channels == "strongest":
-        return strongest_channels(peaks.amax(0), count)
+        return activations.strongest_channels(peaks.amax(0), count)
     if settings.channels == "random":
         return random_channels(peaks, settings.seed, count)
-    return dissimilar_channels(peaks, count)
+    return activations.dissimilar_channels(peaks, count)
 
 
 def random_channels(peaks: Tensor, seed: int, count: int) -> list[int]:
@@ -92,7 +92,7 @@ def random_channels(peaks: Tensor, seed: int, count: int) -> list[int]:
 def channels_to_draw(settings: Settings, search: SearchResult, stage: str) -> tuple[list[int], list[int]]:
     """The living and the dead channels of a stage that have figures of their own."""
     channels = range(CHANNELS[stage]) if settings.channels == "all" else chosen_channels(settings, search, stage)
-    return split_dead_channels(search.top[stage], channels)
+    return activations.split_dead_channels(search.top[stage], channels)
 
 
 def strongest_units(inspection: Inspection, stage: str, channels: list[int], top: TopActivations) -> StrongestUnits:

@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 def energy_quantile(pictures: Tensor, share: float) -> Tensor:
-    """(N, 2) int64: the first row and the first column up to which this share of each picture's energy lies.
+    """(N, 2) int64: first row and column up to which this share of the energy of each of (N, 3, H, W) pictures lies.
 
-    pictures: (N, 3, H, W). The middle of an all-zero picture.
+    The middle of an all-zero picture.
     """
     energy = pictures.double().square().sum(1)
     quantiles = []
@@ -56,7 +56,7 @@ def corner_inside(center: tuple[int, int], side: int, size: tuple[int, int]) -> 
 
 def energy_centers(pictures: Tensor) -> list[tuple[int, int]]:
     """The median row and column of each picture's energy, (N, 3, H, W); the middle of an all-zero picture."""
-    return [(row, column) for row, column in energy_quantile(pictures, 0.5).tolist()]
+    return list(map(tuple, energy_quantile(pictures, 0.5).tolist()))
 
 
 def crop(pictures: Tensor, side: int, corners: list[tuple[int, int]]) -> Tensor:

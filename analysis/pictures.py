@@ -25,10 +25,7 @@ class Picture:
 
 
 def read_pictures(files: Sequence[str], image_size: int) -> list[Picture]:
-    """The user's files, resized and centre-cropped, each with a folder name of its own on any system.
-
-    Raises DataError for a file that is no image.
-    """
+    """The user's files, resized and centre-cropped; no two folder names are equal. Raises DataError for no image."""
     pictures, used = [], set()
     for file in map(Path, files):
         stem = file.stem.strip(".") or "image"

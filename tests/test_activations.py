@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.activations import RowBuffer, search
-from analysis.channel_groups import SIMILAR, dissimilar_channels, group_channels, peak_correlations
+from analysis.activations import SIMILAR, RowBuffer, dissimilar_channels, group_channels, peak_correlations, search
 from network import CHANNELS, ResNet18
 
 
