@@ -51,18 +51,20 @@ def test_pictures_are_the_mirrors_and_an_image_is_traced_once(random_network, mo
 
 
 def test_the_reconstructions_shown_are_the_mirrors(inspection):
-    result = inspect_channel(inspection, SETTINGS, "conv5_x", 7)
-    one_scale = inspect_channel(inspection, replace(SETTINGS, scale="channel"), "conv5_x", 7)
+    channel = chosen_channels(SETTINGS, inspection.search, "conv5_x")[0]
+    result = inspect_channel(inspection, SETTINGS, "conv5_x", channel)
+    one_scale = inspect_channel(inspection, replace(SETTINGS, scale="channel"), "conv5_x", channel)
     images = inspection.images[[image.index for image in result.images]]
     boxes = [image.crop for image in result.images]
     with torch.inference_mode():
         trace = inspection.network.trace(inspection.preprocess(images))
-        signal = isolate(trace.features["conv5_x"], 7, "peak")
+        signal = isolate(trace.features["conv5_x"], channel, "peak")
     for rule, shown in result.reconstructions.items():
         with torch.inference_mode():
             pictures = ReverseResNet18(inspection.network, rule)(signal, "conv5_x", trace)
         for n, (top, left, bottom, right) in enumerate(boxes):
             cropped = pictures[n, :, top:bottom, left:right]
+            assert cropped.any() and result.images[n].activation > 0
             assert_same_pictures(shown[n], cropped)
             limit = np.quantile(cropped.abs().amax(0).numpy(), 0.99)
             assert result.images[n].scale[rule] == pytest.approx(limit, rel=0.02)
@@ -72,17 +74,18 @@ def test_the_reconstructions_shown_are_the_mirrors(inspection):
 
 
 def test_channels_in_groups_are_what_each_is_alone(inspection, monkeypatch):
+    channels = chosen_channels(SETTINGS, inspection.search, "conv5_x")[:3]
     picture = 3 * inspection.metadata.image_size**2 * 4
     monkeypatch.setattr("analysis.channels.GROUP_BYTES", 2 * 9 * 2 * picture)  # two channels, nine images, two rules
     traced, trace = [], ResNet18.trace
     monkeypatch.setattr(
         ResNet18, "trace", lambda self, images, until: traced.append(len(images)) or trace(self, images, until)
     )
-    remaining = inspect_channels(inspection, SETTINGS, "conv5_x", [7, 3, 12])
+    remaining = inspect_channels(inspection, SETTINGS, "conv5_x", channels)
     results = [next(remaining)]
-    assert traced == [len(inspection.search.top["conv5_x"].indices[[7, 3]].unique())]  # once, and the next group waits
+    assert traced == [len(inspection.search.top["conv5_x"].indices[channels[:2]].unique())]  # once
     results += remaining
-    assert [result.channel for result in results] == [7, 3, 12]
+    assert [result.channel for result in results] == channels
     for result in results:
         alone = inspect_channel(inspection, SETTINGS, "conv5_x", result.channel)
         places = [[(image.index, image.crop) for image in of.images] for of in (result, alone)]
