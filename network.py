@@ -45,21 +45,13 @@ class BasicBlock(nn.Module):
 
 @dataclass(frozen=True)
 class Trace:
-    """Intermediate results of one forward pass; the reverse network needs them. No tensor is a copy.
+    """Intermediate results of one forward pass; the reverse network needs them. No tensor is a copy."""
 
-    image_size  (H, W) of the images
-    features    stage -> its output after the last ReLU, (N, C, h, w), for each stage computed
-    switches    position of each pooling maximum, (N, 64, h, w) int64: the flat index into its conv1 map;
-                None if the trace ends at conv1
-    blocks      outputs of relu1 and relu2 of each residual block computed, in order
-    training    whether batch norm used the statistics of the batch, as in training mode
-    """
-
-    image_size: tuple[int, int]
-    features: dict[str, Tensor]
-    switches: Tensor | None
-    blocks: list[tuple[Tensor, Tensor]]
-    training: bool = False
+    image_size: tuple[int, int]  # (H, W) of the images
+    features: dict[str, Tensor]  # stage -> its output after the last ReLU, (N, C, h, w), for each stage computed
+    switches: Tensor | None  # (N, 64, h, w) int64: flat index of each pooling maximum in its conv1 map
+    blocks: list[tuple[Tensor, Tensor]]  # outputs of relu1 and relu2 of each residual block computed, in order
+    training: bool = False  # whether batch norm used the statistics of the batch, as in training mode
 
     def select(self, images: Tensor) -> "Trace":
         """The trace of some of the images, a copy. images: (n,) int64, in any order, repeated or not."""
@@ -76,10 +68,7 @@ def uses_batch_statistics(module: nn.Module) -> bool:
 
 
 class ResNet18(nn.Module):
-    """The 18-layer network. Images may have any size; at 224x224 the five stages are 112, 56, 28, 14 and 7 px wide.
-
-    num_classes: number of logits
-    """
+    """The 18-layer network. Images may have any size; at 224x224 the five stages are 112, 56, 28, 14 and 7 px wide."""
 
     def __init__(self, num_classes: int = 10):
         super().__init__()
@@ -116,12 +105,9 @@ class ResNet18(nn.Module):
         return self.fc(self.avgpool(features).flatten(1))
 
     def trace(self, images: Tensor, until: str = "conv5_x") -> Trace:
-        """The forward pass up to a stage, with its intermediate results.
+        """The forward pass of normalised images (N, 3, H, W) up to a stage, with its intermediate results.
 
-        images  normalised, (N, 3, H, W)
-        until   last stage to compute, one of STAGES
-
-        Raises ValueError for an unknown stage.
+        Raises ValueError for a stage that is none of STAGES.
         """
         if until not in STAGES:
             raise ValueError(f"unknown stage {until!r}: choose from {', '.join(STAGES)}")

@@ -23,7 +23,6 @@ RULES = ("deconvnet", "guided", "gradient")
 UNPOOLINGS = ("sum", "overwrite")
 UNITS = ("peak", "map")
 BRANCHES = ("both", "residual", "shortcut")
-FEW_CHANNELS = 8  # of an output that is computed by phases
 
 
 def rectify(signal: Tensor, output: Tensor, rule: str) -> Tensor:
@@ -39,11 +38,7 @@ def rectify(signal: Tensor, output: Tensor, rule: str) -> Tensor:
 def unpool_sum(signal: Tensor, switches: Tensor, size: tuple[int, int]) -> Tensor:
     """The adjoint of max pooling: each value goes to its switch; values that share a switch are added.
 
-    signal    (N, C, h, w)
-    switches  (N, C, h, w) int64, flat indices into the pooling's input
-    size      (H, W) of the pooling's input
-
-    Returns (N, C, H, W), in channels-last memory format.
+    Signal and switches (N, C, h, w), int64 flat indices into the pooling's input -> (N, C, *size), channels last.
     """
     signal, switches = (values.permute(0, 2, 3, 1).flatten(1, 2) for values in (signal, switches))  # (N, h * w, C)
     flat = signal.new_zeros(len(signal), size[0] * size[1], signal.shape[2])
@@ -58,11 +53,7 @@ def conv_transpose_by_phases(
     Twice as fast on a CPU for the three colors: convolutions are slow with so few channels. Here 16 are computed: 2 x 2
     phases of the three colors and an empty fourth one.
 
-    signal  (N, C, h, w)
-    weight  (C, channels, k, k)
-    size    (H, W) of the output
-
-    Returns (N, channels, H, W).
+    Signal (N, C, h, w) and weight (C, channels, k, k) -> (N, channels, *size).
     """
     channels, kernel = weight.shape[1:3]
     missing = -kernel % stride
@@ -82,18 +73,15 @@ class ReverseConv2d(nn.Module):
     def forward(self, signal: Tensor, size: tuple[int, int]) -> Tensor:
         """(N, out_channels, h, w) -> (N, in_channels, *size); size is (height, width) of the convolution's input."""
         conv, bn = self.conv, self.bn
+        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], conv.padding[0]
         scale = bn.weight / torch.sqrt(bn.running_var + bn.eps)
         weight = conv.weight * scale[:, None, None, None]
-        if conv.in_channels < FEW_CHANNELS:
-            return conv_transpose_by_phases(signal, weight, conv.stride[0], conv.padding[0], size)
+        if conv.in_channels == 3:
+            return conv_transpose_by_phases(signal, weight, stride, padding, size)
         # With a stride, several input sizes give the same output size; output_padding selects the right one.
-        output_padding = [
-            target - ((length - 1) * stride - 2 * padding + kernel)
-            for target, length, stride, padding, kernel in zip(
-                size, signal.shape[-2:], conv.stride, conv.padding, conv.kernel_size, strict=True
-            )
-        ]
-        return F.conv_transpose2d(signal, weight, None, conv.stride, conv.padding, output_padding)
+        smallest = [(length - 1) * stride - 2 * padding + kernel for length in signal.shape[-2:]]
+        output_padding = [size[0] - smallest[0], size[1] - smallest[1]]
+        return F.conv_transpose2d(signal, weight, None, stride, padding, output_padding)
 
 
 class ReverseBlock(nn.Module):
@@ -135,12 +123,10 @@ class ReverseResNet18(nn.Module):
 
     def __init__(self, network: ResNet18, rule: str = "deconvnet", unpool: str = "sum", branches: str = "both"):
         super().__init__()
-        if rule not in RULES:
-            raise ValueError(f"unknown rule {rule!r}: choose from {', '.join(RULES)}")
-        if unpool not in UNPOOLINGS:
-            raise ValueError(f"unknown unpooling {unpool!r}: choose from {', '.join(UNPOOLINGS)}")
-        if branches not in BRANCHES:
-            raise ValueError(f"unknown branches {branches!r}: choose from {', '.join(BRANCHES)}")
+        choices = {"rule": (rule, RULES), "unpool": (unpool, UNPOOLINGS), "branches": (branches, BRANCHES)}
+        for name, (value, known) in choices.items():
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}: choose from {', '.join(known)}")
         self.rule, self.unpool = rule, unpool
         self.maxpool = network.maxpool
         self.conv1 = ReverseConv2d(network.conv1, network.bn1)
@@ -151,36 +137,27 @@ class ReverseResNet18(nn.Module):
 
         trace: of the same N images, up to `stage` or further; a signal does not tell its image size, the trace does
 
-        Raises ValueError if the trace lacks the stage, the signal has another shape than its features, or these do not
-        belong to its image size; RuntimeError if the network is in training mode, or was when the trace was made.
+        Raises ValueError if the trace lacks the stage or the signal has another shape than its features; RuntimeError
+        if the network is in training mode, or was when the trace was made.
         """
         if trace.training or uses_batch_statistics(self):
             raise RuntimeError("the mirror needs the network in evaluation mode: call network.eval() before trace()")
         if stage not in trace.features:
             raise ValueError(f"no stage {stage!r} in this trace: it has {', '.join(trace.features)}")
-        if signal.shape != trace.features[stage].shape:
-            expected = tuple(trace.features[stage].shape)
-            raise ValueError(f"signal at {stage} must have shape {expected}, got {tuple(signal.shape)}")
-        conv1 = trace.features["conv1"]
-        if tuple(conv1.shape[-2:]) != tuple((side + 1) // 2 for side in trace.image_size):
-            size = tuple(conv1.shape[-2:])
-            raise ValueError(f"this trace is not of images of size {trace.image_size}: its conv1 maps are {size}")
-
-        depth = STAGES.index(stage)
+        if signal.shape != (expected := trace.features[stage].shape):
+            raise ValueError(f"signal at {stage} must have shape {tuple(expected)}, got {tuple(signal.shape)}")
+        conv1, depth = trace.features["conv1"], STAGES.index(stage)
         for index in reversed(range(depth * BLOCKS_PER_STAGE)):
             inner, output = trace.blocks[index]
             # The switches have the size of the pooled map, the first block's input.
             block_input = trace.blocks[index - 1][1] if index > 0 else trace.switches
             signal = self.blocks[index](signal, inner, output, block_input.shape[-2:])
-        if depth > 0:
-            signal = self._unpool(signal, trace.switches, conv1.shape[-2:])
+        size, pool = conv1.shape[-2:], self.maxpool
+        if depth > 0 and self.unpool == "sum":
+            signal = unpool_sum(signal, trace.switches, size)
+        elif depth > 0:
+            signal = F.max_unpool2d(signal, trace.switches, pool.kernel_size, pool.stride, pool.padding, size)
         return self.conv1(rectify(signal, conv1, self.rule), trace.image_size)
-
-    def _unpool(self, signal: Tensor, switches: Tensor, size: tuple[int, int]) -> Tensor:
-        if self.unpool == "sum":
-            return unpool_sum(signal, switches, size)
-        pool = self.maxpool
-        return F.max_unpool2d(signal, switches, pool.kernel_size, pool.stride, pool.padding, output_size=size)
 
 
 def isolate(
@@ -216,13 +193,15 @@ def _indices(name: str, values: int | Sequence[int] | Tensor, limit: int, featur
     count, device = len(features), features.device
     try:
         if isinstance(values, Tensor) and values.device.type != "cpu":
-            if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
-                raise TypeError
-            known, indices = [], values.long().to(device)
+            torch.iinfo(values.dtype)  # raises TypeError
+            known, indices = [], values.long()
         else:
             known = values.tolist() if hasattr(values, "tolist") else values  # of a tensor, or NumPy's
             is_single = not isinstance(known, Iterable)
-            known = [_integer(known)] if is_single else [_integer(value) for value in known]
+            known = [known] if is_single else list(known)
+            if any(isinstance(value, bool) for value in known):
+                raise TypeError
+            known = [operator.index(value) for value in known]
             indices = torch.full((), known[0], device=device) if is_single else torch.tensor(known).long().to(device)
     except TypeError:
         indices = None
@@ -231,13 +210,6 @@ def _indices(name: str, values: int | Sequence[int] | Tensor, limit: int, featur
     if known and not (0 <= min(known) and max(known) < limit):
         raise ValueError(f"{name} must be 0 to {limit - 1}, got {known}")
     return indices.expand(count)
-
-
-def _integer(value) -> int:
-    """Raises TypeError for anything else than an integer of any type, bool included."""
-    if isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool:
-        raise TypeError
-    return operator.index(value)
 
 
 def class_signal(
@@ -249,8 +221,7 @@ def class_signal(
     image; `weighted` multiplies it by the features, so that the entries of channel k sum to the exact contribution of
     channel k to the logit, and all entries and the bias to the logit itself.
 
-    features  (N, 512, h, w) of conv5_x
-    classes   an integer for all images, or one per image; raises ValueError as `isolate`
+    classes: an integer for all images, or one per image; raises ValueError as `isolate`
     """
     classes = _indices("classes", classes, network.fc.out_features, features)
     height, width = features.shape[2:]

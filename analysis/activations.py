@@ -1,51 +1,41 @@
-"""Top-k search: the images that excite each channel most."""
+"""The search: the images that excite each channel most, and which channels respond alike."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from analysis.crops import standardize
 from network import STAGES, ResNet18
 from runtime.checkpoint import CheckpointError
+
+SIMILAR = 0.5  # correlation of peaks above which two channels count as similar
+FAINT = 0.01  # share of the strongest channel's highest activation up to which a channel is not shown for itself
 
 
 @dataclass(frozen=True)
 class TopActivations:
-    """The k images that excite each of the C channels of a stage most.
+    """The k images that excite each of the C channels of a stage most; fewer if fewer were searched. On the CPU."""
 
-    scores     (C, k)  the channel's highest activation in the image, in descending order; on ties the earlier image
-    indices    (C, k)  int64, the image, in the order of the search
-    positions  (C, k)  int64, the strongest unit: row * w + column
-    map_size   (h, w) of the stage's maps
-
-    A search of fewer than k images gives fewer columns.
-    """
-
-    scores: Tensor
-    indices: Tensor
-    positions: Tensor
-    map_size: tuple[int, int]
+    scores: Tensor  # (C, k): highest activation in the image, in descending order; on ties the earlier image first
+    indices: Tensor  # (C, k) int64: the image, in the order of the search
+    positions: Tensor  # (C, k) int64: the strongest unit, row * w + column
+    map_size: tuple[int, int]  # (h, w) of the stage's maps
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The outcome of one pass over N images.
-
-    top        stage -> TopActivations
-    peaks      stage -> (N, C) on the CPU: each channel's highest activation in each image
-    logits     (N, num_classes) on the CPU; None unless they were asked for
-    positions  stage -> (N, C) int32 on the CPU: the unit of each peak, row * w + column
-    """
+    """The outcome of one pass over N images, by stage, on the CPU."""
 
     top: dict[str, TopActivations]
-    peaks: dict[str, Tensor]
-    logits: Tensor | None
-    positions: dict[str, Tensor] = field(default_factory=dict)
+    peaks: dict[str, Tensor]  # (N, C): each channel's highest activation in each image
+    logits: Tensor | None  # (N, num_classes); None unless they were asked for
+    positions: dict[str, Tensor] = field(default_factory=dict)  # (N, C) int32: the unit of each peak, row * w + column
 
 
 class RowBuffer:
-    """Rows appended to one tensor that doubles when it is full.
+    """Rows (n, ...) of equal shape, dtype and device, appended to one tensor that doubles when it is full.
 
     A list of small tensors, each allocated among large ones that are freed, would fragment the heap by gigabytes.
     """
@@ -54,25 +44,24 @@ class RowBuffer:
         self.buffer, self.count = torch.empty(0), 0
 
     def append(self, rows: Tensor) -> None:
-        """Adds rows (n, ...) of equal shape, dtype and device."""
-        needed = self.count + len(rows)
-        if needed > len(self.buffer):
-            larger = rows.new_empty(max(2 * len(self.buffer), needed, 1024), *rows.shape[1:])
+        end = self.count + len(rows)
+        if end > len(self.buffer):
+            larger = rows.new_empty(max(2 * len(self.buffer), end, 1024), *rows.shape[1:])
             larger[: self.count] = self.buffer[: self.count] if self.count else 0
             self.buffer = larger
-        self.buffer[self.count : needed] = rows
-        self.count = needed
+        self.buffer[self.count : end] = rows
+        self.count = end
 
     def rows(self) -> Tensor:
-        """All rows so far, as a tensor of its own."""
-        return self.buffer[: self.count].clone()
+        """All rows so far, on the CPU, as a tensor of its own."""
+        return self.buffer[: self.count].clone().cpu()
 
 
 @torch.inference_mode()
 def search(
     network: ResNet18,
     batches: Iterable[Tensor],
-    stages: Iterable[str],
+    stages: Collection[str],
     k: int = 9,
     with_logits: bool = False,
     inside: Mapping[str, slice | None] | None = None,
@@ -85,23 +74,34 @@ def search(
     """
     if network.training:
         raise RuntimeError("the search needs the network in evaluation mode: call network.eval() first")
-    stages = list(stages)
     until = STAGES[-1] if with_logits else max(stages, key=STAGES.index)
-    top: dict[str, TopActivations] = {}
     peaks, positions = ({stage: RowBuffer() for stage in stages} for _ in range(2))
-    logits, seen = RowBuffer(), 0
+    logits, map_sizes = RowBuffer(), {}
     for batch in batches:
         features = network.trace(batch, until).features
         for stage in stages:
-            strongest = _peaks(features[stage], seen, (inside or {}).get(stage))
-            peaks[stage].append(strongest.scores.T)
-            positions[stage].append(strongest.positions.T.int())
-            top[stage] = _best(_concatenate(top[stage], strongest) if stage in top else strongest, k)
+            scores, units = _peaks(features[stage], (inside or {}).get(stage))
+            peaks[stage].append(scores)
+            positions[stage].append(units.int())
+            map_sizes[stage] = tuple(features[stage].shape[2:])
         if with_logits:
             logits.append(network.classify(features[until]))
-        seen += len(batch)
-    all_peaks, units = ({stage: buffer.rows().cpu() for stage, buffer in kept.items()} for kept in (peaks, positions))
-    return SearchResult(top, all_peaks, logits.rows().cpu() if with_logits else None, units)
+    all_peaks, units = ({stage: buffer.rows() for stage, buffer in kept.items()} for kept in (peaks, positions))
+    top = {}
+    for stage in stages:
+        best = all_peaks[stage].T.sort(dim=1, descending=True, stable=True)
+        scores, indices = best.values[:, :k].clone(), best.indices[:, :k].clone()  # so that the rest is freed
+        top[stage] = TopActivations(scores, indices, units[stage].T.gather(1, indices).long(), map_sizes[stage])
+    return SearchResult(top, all_peaks, logits.rows() if with_logits else None, units)
+
+
+def _peaks(features: Tensor, inside: slice | None) -> tuple[Tensor, Tensor]:
+    """(N, C, h, w) -> each map's highest activation and its position: (N, C), (N, C) int64."""
+    first = 0 if inside is None else inside.start
+    searched = features if inside is None else features[:, :, inside, inside]
+    scores, positions = searched.flatten(2).max(2)
+    row, column = positions // searched.shape[3] + first, positions % searched.shape[3] + first
+    return scores, row * features.shape[3] + column
 
 
 def strongest_channels(peaks: Tensor, count: int = 9) -> list[int]:
@@ -117,9 +117,8 @@ def split_dead_channels(top: TopActivations, channels: Iterable[int]) -> tuple[l
 
 
 @torch.inference_mode()
-def feature_maps(network: ResNet18, inputs: Tensor, stages: Iterable[str]) -> dict[str, Tensor]:
+def feature_maps(network: ResNet18, inputs: Tensor, stages: Collection[str]) -> dict[str, Tensor]:
     """stage -> features (N, C, h, w) on the CPU, of normalised images (N, 3, H, W)."""
-    stages = list(stages)
     features = network.trace(inputs, max(stages, key=STAGES.index)).features
     return {stage: check_finite(features[stage].cpu(), f"activations of {stage}") for stage in stages}
 
@@ -131,24 +130,50 @@ def check_finite(values: Tensor, what: str) -> Tensor:
     return values
 
 
-def _peaks(features: Tensor, first_index: int, inside: slice | None) -> TopActivations:
-    """Each image's strongest unit per channel: N columns, not sorted. features: (N, C, h, w)."""
-    searched = features if inside is None else features[:, :, inside, inside]
-    scores, positions = searched.flatten(2).max(2)  # (N, C)
-    if inside is not None:  # positions in the whole map
-        row, column = positions // searched.shape[3], positions % searched.shape[3]
-        positions = (row + inside.start) * features.shape[3] + column + inside.start
-    indices = torch.arange(first_index, first_index + len(features), device=features.device)
-    return TopActivations(scores.T, indices.expand(scores.T.shape), positions.T, tuple(features.shape[2:]))
+@dataclass(frozen=True)
+class ChannelGroups:
+    """A partition of the channels of a stage by their representatives, in descending order of peak activation."""
+
+    representatives: tuple[int, ...]  # no two of them have a correlation above SIMILAR
+    members: tuple[tuple[int, ...], ...]  # the channels of each one's group, in ascending order
 
 
-def _concatenate(a: TopActivations, b: TopActivations) -> TopActivations:
-    pairs = (a.scores, b.scores), (a.indices, b.indices), (a.positions, b.positions)
-    return TopActivations(*(torch.cat(pair, 1) for pair in pairs), a.map_size)
+def peak_correlations(peaks: Tensor) -> Tensor:
+    """Pearson correlation of channels over images: peaks (N, C) -> (C, C) float64; 0 for constant channels."""
+    rows = standardize(peaks.T)
+    return rows @ rows.T
 
 
-def _best(candidates: TopActivations, k: int) -> TopActivations:
-    """The k columns with the highest scores, channel by channel; the sort is stable, so earlier images win ties."""
-    best = candidates.scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    columns = (values.gather(1, best) for values in (candidates.scores, candidates.indices, candidates.positions))
-    return TopActivations(*columns, candidates.map_size)
+def dissimilar_channels(peaks: Tensor, count: int | None = None, correlations: Tensor | None = None) -> list[int]:
+    """The strongest channels that are not similar to a stronger one, in descending order of peak activation.
+
+    peaks: (N, C), each channel's highest activation in each image; correlations: their `peak_correlations`, if known;
+    count: stop after this many channels; if there are fewer, the strongest similar ones follow.
+
+    Channels without any activation, and those up to FAINT of the strongest one's, are left out.
+    """
+    correlations = peak_correlations(peaks) if correlations is None else correlations
+    highest = peaks.amax(0)
+    order = highest.sort(descending=True, stable=True).indices.tolist()
+    order = [channel for channel in order if highest[channel] > FAINT * highest.max()]
+    taken: list[int] = []
+    for channel in order:
+        if not taken or correlations[channel, taken].max() <= SIMILAR:
+            taken.append(channel)
+    if count is not None:
+        taken = [*taken, *(channel for channel in order if channel not in taken)][:count]
+    return taken
+
+
+def group_channels(peaks: Tensor) -> ChannelGroups:
+    """Each channel in the group of the representative that it correlates with most; peaks: (N, C).
+
+    Channels without any activation correlate with none and join the first group. Raises ValueError if all are such.
+    """
+    correlations = peak_correlations(peaks)
+    representatives = dissimilar_channels(peaks, None, correlations)
+    if not representatives:
+        raise ValueError("no channel has any activation")
+    groups = correlations[:, representatives].argmax(1)
+    members = (torch.where(groups == n)[0].tolist() for n in range(len(representatives)))
+    return ChannelGroups(tuple(representatives), tuple(map(tuple, members)))

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.activations import SearchResult, TopActivations, split_dead_channels, strongest_channels
-from analysis.channel_groups import dissimilar_channels
+from analysis import activations
+from analysis.activations import SearchResult, TopActivations
 from analysis.crops import crop, crop_boxes, mean_correlation
 from analysis.importance import saliency
 from analysis.inspection import Inspection
@@ -18,58 +18,38 @@ from analysis.settings import Settings
 from network import CHANNELS
 from reverse_network import ReverseResNet18
 
-SCALE_QUANTILE = 0.99
-ROUNDING = 1e-6  # share of a tile's maximum up to which its values count as zero
 GROUP_BYTES = 2**27  # of uncropped reconstructions at a time: at 224x224, 12 channels with 9 images and 2 rules
 
 
 @dataclass(frozen=True)
 class TopImage:
-    """One of the images that excite a channel most.
+    """One of the images that excite a channel most."""
 
-    rank         from 1
-    index        in the test split
-    activation   of the channel's strongest unit, which is at (row, column) of the map
-    label        name of the image's class; `predicted`: of the class the network predicts
-    correct      whether they agree; None if the network does not know the label
-    file         where the image comes from; None for named data sets
-    border       whether the unit sees the padding
-    crop         (top, left, bottom, right) of the tile, in pixels of the network's input
-    scale        rule -> half-width of the tile's color scale
-    """
-
-    rank: int
-    index: int
-    activation: float
-    row: int
+    rank: int  # from 1
+    index: int  # in the test split
+    activation: float  # of the channel's strongest unit
+    row: int  # of this unit in the map
     column: int
-    label: str
-    predicted: str
-    correct: bool | None
-    file: str | None
-    border: bool
-    crop: tuple[int, int, int, int]
-    scale: dict[str, float]
+    label: str  # name of the image's class
+    predicted: str  # name of the class that the network predicts
+    correct: bool | None  # whether they agree; None if the network does not know the label
+    file: str | None  # where the image comes from; None for named data sets
+    border: bool  # whether the unit sees the padding
+    crop: tuple[int, int, int, int]  # (top, left, bottom, right) of the tile, in pixels of the network's input
+    scale: dict[str, float]  # rule -> half-width of the tile's color scale
 
 
 @dataclass(frozen=True)
 class ChannelResult:
-    """A channel's top images and what it saw in them.
-
-    images           in descending order of activation
-    patches          (n, 3, s, s) in 0..1: the images, cropped to the reconstructions' energy
-    reconstructions  rule -> (n, 3, s, s), cropped alike
-    correlation      rule -> mean correlation of the reconstructions over all pairs; None if undefined
-    saliency         rule -> (n, S, S): `saliency` of the reconstructions, not cropped
-    """
+    """A channel's top images and what it saw in them."""
 
     stage: str
     channel: int
-    images: tuple[TopImage, ...]
-    patches: Tensor
-    reconstructions: dict[str, Tensor]
-    correlation: dict[str, float | None]
-    saliency: dict[str, Tensor] = field(default_factory=dict)
+    images: tuple[TopImage, ...]  # in descending order of activation
+    patches: Tensor  # (n, 3, s, s) in 0..1: the images, cropped to the reconstructions' energy
+    reconstructions: dict[str, Tensor]  # rule -> (n, 3, s, s), cropped alike
+    correlation: dict[str, float | None]  # rule -> mean over all pairs of reconstructions; None if undefined
+    saliency: dict[str, Tensor] = field(default_factory=dict)  # rule -> (n, S, S), of the whole reconstructions
 
     def entries(self) -> list[dict]:
         """The lines of top9.json, one per image."""
@@ -79,18 +59,13 @@ class ChannelResult:
 
 @dataclass(frozen=True)
 class StrongestUnits:
-    """The strongest unit of each of some channels, over all searched images.
-
-    images      (n,) int64: the images they are in, indices in the test split
-    positions   (n,) int64: row * w + column in the map
-    scores      (n,) activations
-    """
+    """The strongest unit of each of n channels, over all searched images."""
 
     stage: str
     channels: list[int]
-    images: Tensor
-    positions: Tensor
-    scores: Tensor
+    images: Tensor  # (n,) int64: the images they are in, indices in the test split
+    positions: Tensor  # (n,) int64: row * w + column in the map
+    scores: Tensor  # (n,) activations
 
 
 def chosen_channels(settings: Settings, search: SearchResult, stage: str, count: int = 9) -> list[int]:
@@ -102,10 +77,10 @@ def chosen_channels(settings: Settings, search: SearchResult, stage: str, count:
     if numbers := [number for number in settings.channel_numbers or () if number < CHANNELS[stage]]:
         return numbers
     if settings.channels == "strongest":
-        return strongest_channels(peaks.amax(0), count)
+        return activations.strongest_channels(peaks.amax(0), count)
     if settings.channels == "random":
         return random_channels(peaks, settings.seed, count)
-    return dissimilar_channels(peaks, count)
+    return activations.dissimilar_channels(peaks, count)
 
 
 def random_channels(peaks: Tensor, seed: int, count: int) -> list[int]:
@@ -117,13 +92,13 @@ def random_channels(peaks: Tensor, seed: int, count: int) -> list[int]:
 def channels_to_draw(settings: Settings, search: SearchResult, stage: str) -> tuple[list[int], list[int]]:
     """The living and the dead channels of a stage that have figures of their own."""
     channels = range(CHANNELS[stage]) if settings.channels == "all" else chosen_channels(settings, search, stage)
-    return split_dead_channels(search.top[stage], channels)
+    return activations.split_dead_channels(search.top[stage], channels)
 
 
 def strongest_units(inspection: Inspection, stage: str, channels: list[int], top: TopActivations) -> StrongestUnits:
     """The units at the head of a search of the inspection's images, by its network or by another."""
-    images = inspection.searched[top.indices[channels, 0].cpu()]
-    return StrongestUnits(stage, channels, images, top.positions[channels, 0].cpu(), top.scores[channels, 0].cpu())
+    images = inspection.searched[top.indices[channels, 0]]
+    return StrongestUnits(stage, channels, images, top.positions[channels, 0], top.scores[channels, 0])
 
 
 def reconstruct_units(
@@ -142,18 +117,13 @@ def reconstruct_top_images(
     An image that several channels need is traced once.
     """
     top = inspection.search.top[stage]
-    chosen = torch.stack([inspection.top_images(top, channel) for channel in channels])  # (n, k)
+    chosen = inspection.top_images(top, channels)  # (n, k)
     distinct, images = chosen.flatten().unique(return_inverse=True)
-    pictures = reconstruct(
-        inspection.network,
-        mirrors_by_rule(inspection.network, settings.rules, settings.unpool),
-        inspection.inputs(inspection.images[distinct]),
-        stage,
-        torch.as_tensor(channels).repeat_interleave(chosen.shape[1]),
-        top.positions[channels].flatten().cpu() if settings.units == "peak" else "map",
-        settings.batch_size,
-        images,
-    )
+    mirrors = mirrors_by_rule(inspection.network, settings.rules, settings.unpool)
+    inputs = inspection.inputs(inspection.images[distinct])
+    repeated = torch.as_tensor(channels).repeat_interleave(chosen.shape[1])
+    units = top.positions[channels].flatten() if settings.units == "peak" else "map"
+    pictures = reconstruct(inspection.network, mirrors, inputs, stage, repeated, units, settings.batch_size, images)
     return {rule: by_image.unflatten(0, chosen.shape) for rule, by_image in pictures.items()}
 
 
@@ -162,8 +132,7 @@ def inspect_channels(
 ) -> Iterator[ChannelResult]:
     """Each channel's top images and their reconstructions by every chosen rule.
 
-    Channels are reconstructed in groups, which share the traces of their images. A group is as large as GROUP_BYTES
-    allows for its reconstructions.
+    Channels are reconstructed in groups, as large as GROUP_BYTES allows, which share the traces of their images.
     """
     channel_bytes = settings.top * len(settings.rules) * 3 * inspection.metadata.image_size**2 * 4
     size = max(1, GROUP_BYTES // channel_bytes)
@@ -171,8 +140,7 @@ def inspect_channels(
         group = channels[first : first + size]
         whole = reconstruct_top_images(inspection, settings, stage, group)
         for n, channel in enumerate(group):
-            pictures = {rule: by_channel[n] for rule, by_channel in whole.items()}
-            yield crop_channel(inspection, settings, stage, channel, pictures)
+            yield crop_channel(inspection, settings, stage, channel, {rule: whole[rule][n] for rule in whole})
 
 
 def crop_channel(
@@ -184,59 +152,42 @@ def crop_channel(
     settings.scale says. Each rule's correlation is measured in crops around its own energy.
     """
     side, corners = crop_boxes(list(whole.values()))
-    indices = inspection.top_images(inspection.search.top[stage], channel)
     tiles = {rule: crop(pictures, side, corners) for rule, pictures in whole.items()}
+    scales = {rule: robust_limit(cropped) for rule, cropped in tiles.items()}
     if settings.scale == "channel":
         scales = {rule: [cropped.abs().max().item()] * len(cropped) for rule, cropped in tiles.items()}
-    else:
-        scales = {rule: robust_limit(cropped) for rule, cropped in tiles.items()}
-    return ChannelResult(
-        stage,
-        channel,
-        _top_images(inspection, stage, channel, side, corners, scales),
-        patches=crop(inspection.resized(inspection.images[indices]), side, corners),
-        reconstructions=tiles,
-        correlation={rule: mean_correlation(crop(own, *crop_boxes([own]))) for rule, own in whole.items()},
-        saliency={rule: saliency(pictures) for rule, pictures in whole.items()},
-    )
+    images = top_images(inspection, stage, channel, side, corners, scales)
+    patches = crop(inspection.resized(inspection.images[[image.index for image in images]]), side, corners)
+    correlation = {rule: mean_correlation(crop(own, *crop_boxes([own]))) for rule, own in whole.items()}
+    maps = {rule: saliency(pictures) for rule, pictures in whole.items()}
+    return ChannelResult(stage, channel, images, patches, tiles, correlation, maps)
+
+
+def top_images(
+    inspection: Inspection, stage: str, channel: int, side: int, corners: list[tuple[int, int]], scales: dict
+) -> tuple[TopImage, ...]:
+    """What is known of a channel's top images, whose tiles of this side have these (top, left) corners."""
+    top = inspection.search.top[stage]
+    predictions = inspection.search.logits[top.indices[channel]].argmax(1)
+    inside = units_inside(inspection.network, stage, inspection.metadata.image_size, least=0.0)
+    images = []
+    for n, index in enumerate(inspection.top_images(top, channel).tolist()):
+        row, column = divmod(top.positions[channel, n].item(), top.map_size[1])
+        unit = top.scores[channel, n].item(), row, column
+        verdict = inspection.verdict(index, predictions[n])
+        file = str(inspection.files[index]) if inspection.files else None
+        sees_padding = not all(inside.start <= at < inside.stop for at in (row, column))
+        box = (*corners[n], corners[n][0] + side, corners[n][1] + side)
+        scale = {rule: limits[n] for rule, limits in scales.items()}
+        images.append(TopImage(n + 1, index, *unit, *verdict, file, sees_padding, box, scale))
+    return tuple(images)
 
 
 def robust_limit(tiles: Tensor) -> list[float]:
     """The 99 % quantile, over the pixels of each tile (n, 3, s, s), of the largest absolute value of the three colors.
 
-    A single pixel cannot make the rest of a tile invisible. The maximum where the quantile is 0 or, as some GPU
-    convolutions leave it, a rounding error of it.
+    The maximum where the quantile is 0 or, as some GPU convolutions leave it, a rounding error of it.
     """
     strongest = tiles.abs().amax(1).flatten(1)
-    limits = strongest.quantile(SCALE_QUANTILE, dim=1)
-    maxima = strongest.amax(1)
-    return torch.where(limits > ROUNDING * maxima, limits, maxima).tolist()
-
-
-def _top_images(
-    inspection: Inspection, stage: str, channel: int, side: int, corners: list[tuple[int, int]], scales: dict
-) -> tuple[TopImage, ...]:
-    top = inspection.search.top[stage]
-    predictions = inspection.search.logits[top.indices[channel].cpu()].argmax(1)
-    inside = units_inside(inspection.network, stage, inspection.metadata.image_size, least=0.0)
-    images = []
-    for rank, index in enumerate(inspection.top_images(top, channel).tolist()):
-        row, column = divmod(top.positions[channel, rank].item(), top.map_size[1])
-        label, predicted, correct = inspection.verdict(index, predictions[rank])
-        first_row, first_column = corners[rank]
-        image = TopImage(
-            rank=rank + 1,
-            index=index,
-            activation=top.scores[channel, rank].item(),
-            row=row,
-            column=column,
-            label=label,
-            predicted=predicted,
-            correct=correct,
-            file=str(inspection.files[index]) if inspection.files else None,
-            border=not (inside.start <= row < inside.stop and inside.start <= column < inside.stop),
-            crop=(first_row, first_column, first_row + side, first_column + side),
-            scale={rule: limits[rank] for rule, limits in scales.items()},
-        )
-        images.append(image)
-    return tuple(images)
+    limits, maxima = strongest.quantile(0.99, dim=1), strongest.amax(1)
+    return torch.where(limits > 1e-6 * maxima, limits, maxima).tolist()

@@ -4,29 +4,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ENERGY_SHARE = 0.95  # of a reconstruction's squared values, inside its bounding box
-MIN_CROP_PIXELS = 11  # a unit of conv1 sees 7
+
+def energy_quantile(pictures: Tensor, share: float) -> Tensor:
+    """(N, 2) int64: first row and column up to which this share of the energy of each of (N, 3, H, W) pictures lies.
+
+    The middle of an all-zero picture.
+    """
+    energy = pictures.double().square().sum(1)
+    quantiles = []
+    for axis in (2, 1):
+        up_to = energy.sum(axis).cumsum(1)  # (N, H), then (N, W)
+        total = up_to[:, -1:]
+        first = (up_to >= share * total).int().argmax(1)
+        quantiles.append(torch.where(total[:, 0] > 0, first, up_to.shape[1] // 2))
+    return torch.stack(quantiles, 1)
 
 
 def bounding_boxes(pictures: Tensor) -> list[tuple[int, int, int, int] | None]:
-    """(top, left, bottom, right) around ENERGY_SHARE of each picture's energy; None for an all-zero picture.
+    """(top, left, bottom, right) around 95 % of each picture's energy; None for an all-zero picture.
 
     pictures: (N, 3, H, W). At most a quarter of the remaining energy lies beyond each side.
     """
-    energy = pictures.square().sum(1)  # (N, H, W)
-    beyond = (1 - ENERGY_SHARE) / 4
-    ends = []
-    for axis in (2, 1):
-        share = energy.sum(axis, dtype=torch.float64).cumsum(1)
-        share = share / share[:, -1:]
-        ends += [(share > beyond).int().argmax(1), (share >= 1 - beyond).int().argmax(1) + 1]
-    top, bottom, left, right = (values.tolist() for values in ends)
-    is_empty = (energy.flatten(1).amax(1) == 0).tolist()
-    boxes = zip(top, left, bottom, right, strict=True)
-    return [None if empty else box for empty, box in zip(is_empty, boxes, strict=True)]
+    beyond = 0.05 / 4
+    boxes = torch.cat([energy_quantile(pictures, beyond), energy_quantile(pictures, 1 - beyond) + 1], 1).tolist()
+    return [tuple(box) if picture.any() else None for box, picture in zip(boxes, pictures, strict=True)]
 
 
-def crop_boxes(pictures: list[Tensor], least: int = MIN_CROP_PIXELS) -> tuple[int, list[tuple[int, int]]]:
+def crop_boxes(pictures: list[Tensor], least: int = 11) -> tuple[int, list[tuple[int, int]]]:
     """One square per image around the energy of all its reconstructions: (side, [(top, left) per image]).
 
     pictures: one (N, 3, H, W) per rule. The side is shared: that of the largest bounding box, at least
@@ -52,21 +56,13 @@ def corner_inside(center: tuple[int, int], side: int, size: tuple[int, int]) -> 
 
 def energy_centers(pictures: Tensor) -> list[tuple[int, int]]:
     """The median row and column of each picture's energy, (N, 3, H, W); the middle of an all-zero picture."""
-    energy = pictures.double().square().sum(1)
-    centers = []
-    for axis in (2, 1):
-        share = energy.sum(axis).cumsum(1)
-        total = share[:, -1:]
-        middle = torch.full_like(total[:, 0], share.shape[1] // 2).long()
-        centers.append(torch.where(total[:, 0] > 0, (share >= total / 2).int().argmax(1), middle).tolist())
-    return list(zip(*centers, strict=True))
+    return list(map(tuple, energy_quantile(pictures, 0.5).tolist()))
 
 
 def crop(pictures: Tensor, side: int, corners: list[tuple[int, int]]) -> Tensor:
     """(N, 3, H, W) -> (N, 3, side, side), cut at each (top, left), inside the image."""
-    return torch.stack([
-        picture[:, top : top + side, left : left + side] for picture, (top, left) in zip(pictures, corners, strict=True)
-    ])  # fmt: skip
+    pairs = zip(pictures, corners, strict=True)
+    return torch.stack([picture[:, top : top + side, left : left + side] for picture, (top, left) in pairs])
 
 
 def crop_together(images: Tensor, pictures: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -75,29 +71,27 @@ def crop_together(images: Tensor, pictures: dict[str, Tensor]) -> tuple[Tensor, 
     return crop(images, side, corners), {rule: crop(whole, side, corners) for rule, whole in pictures.items()}
 
 
-def mean_correlation(pictures: np.ndarray | Tensor) -> float | None:
-    """The mean Pearson correlation over all pairs of pictures (n, ...).
+def standardize(rows: Tensor) -> Tensor:
+    """(n, ...) -> (n, m) float64 of mean 0 and norm 1, whose products are Pearson correlations; constant rows: zero."""
+    rows = rows.double().flatten(1)
+    is_constant = rows.amax(1, keepdim=True) == rows.amin(1, keepdim=True)
+    centered = rows - rows.mean(1, keepdim=True)
+    return torch.where(is_constant, 0.0, centered / centered.norm(dim=1, keepdim=True))
 
-    Constant pictures are skipped; None if fewer than two remain.
-    """
-    flat = np.asarray(pictures, np.float64).reshape(len(pictures), -1)
-    flat = flat - flat.mean(1, keepdims=True)
-    norms = np.linalg.norm(flat, axis=1)
-    flat = flat[norms > 0] / norms[norms > 0, None]
-    if len(flat) < 2:
-        return None
-    return float((flat @ flat.T)[np.triu_indices(len(flat), 1)].mean())
+
+def mean_correlation(pictures: np.ndarray | Tensor) -> float | None:
+    """The mean Pearson correlation over all pairs of pictures (n, ...) that are not constant; None without a pair."""
+    rows = standardize(torch.as_tensor(pictures))
+    rows = rows[rows.any(1)]
+    first, second = torch.triu_indices(len(rows), len(rows), 1)
+    return (rows @ rows.T)[first, second].mean().item() if len(rows) > 1 else None
 
 
 def correlations(first: Tensor, second: Tensor) -> list[float | None]:
     """Pearson's correlation of first[n] and second[n], over all values of (n, ...); None where one is constant."""
-    centered = []
-    for pictures in (first, second):
-        flat = pictures.double().flatten(1)
-        is_constant = flat.amax(1, keepdim=True) == flat.amin(1, keepdim=True)
-        centered.append(torch.where(is_constant, 0, flat - flat.mean(1, keepdim=True)))
-    norms = centered[0].norm(dim=1) * centered[1].norm(dim=1)
-    return ratios((centered[0] * centered[1]).sum(1), norms)
+    first, second = standardize(first), standardize(second)
+    pairs = zip((first * second).sum(1).tolist(), (first.any(1) & second.any(1)).tolist(), strict=True)
+    return [value if is_known else None for value, is_known in pairs]
 
 
 def ratios(values: Tensor, divisors: Tensor) -> list[float | None]:

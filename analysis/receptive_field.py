@@ -4,12 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from analysis.blocks import block_side
 from network import STAGES, ResNet18
-
-LEAST_INSIDE = 0.25  # share of a stage's units that must see no padding for the others to be left out
 
 
 @dataclass(frozen=True)
@@ -23,8 +21,11 @@ class ReceptiveField:
 
 def receptive_field(network: ResNet18, stage: str) -> ReceptiveField:
     """The receptive field at a stage, by the recursion over kernel, stride and padding on the longest path."""
+    depth = STAGES.index(stage)
+    blocks = [block for layer in network.layers[:depth] for block in layer]
+    convolutions = [conv for block in blocks for conv in (block.conv1, block.conv2)]
     size, stride, offset = 1, 1, 0
-    for module in _modules(network, stage):
+    for module in (network.conv1, *[network.maxpool][:depth], *convolutions):
         kernel, step, padding = (value if isinstance(value, int) else value[0]
                                  for value in (module.kernel_size, module.stride, module.padding))  # fmt: skip
         size += (kernel - 1) * stride
@@ -33,14 +34,7 @@ def receptive_field(network: ResNet18, stage: str) -> ReceptiveField:
     return ReceptiveField(size, stride, offset)
 
 
-def _modules(network: ResNet18, stage: str) -> list[nn.Module]:
-    depth = STAGES.index(stage)
-    blocks = [block for layer in network.layers[:depth] for block in layer]
-    pooling = [network.maxpool] if depth else []
-    return [network.conv1, *pooling, *(conv for block in blocks for conv in (block.conv1, block.conv2))]
-
-
-def units_inside(network: ResNet18, stage: str, image_size: int, least: float = LEAST_INSIDE) -> slice | None:
+def units_inside(network: ResNet18, stage: str, image_size: int, least: float = 0.25) -> slice | None:
     """The rows, and likewise the columns, of the units that see no padding, for square images of `image_size` pixels.
 
     None if these units are less than `least` of the stage's (0..1); with 0, a slice that may be empty.
@@ -60,23 +54,15 @@ def searched_units(network: ResNet18, stages: Iterable[str], image_size: int, bo
 
 @dataclass(frozen=True)
 class Units:
-    """One unit of `stage` in each of N images.
-
-    inputs    (N, 3, H, W) normalised images
-    channels  (N,) int64
-    cells     (N, 2) int64: row and column in the feature map
-    corners   (N, 2) int64: top and left of the receptive field in pixels; may lie outside the image
-    size      of the receptive field in pixels
-    block     side of a block in pixels: about 28x28 blocks in the part of the receptive field that is in the image
-    """
+    """One unit of `stage` in each of N images."""
 
     stage: str
-    inputs: Tensor
-    channels: Tensor
-    cells: Tensor
-    corners: Tensor
-    size: int
-    block: int
+    inputs: Tensor  # (N, 3, H, W) normalised images
+    channels: Tensor  # (N,) int64
+    cells: Tensor  # (N, 2) int64: row and column in the feature map
+    corners: Tensor  # (N, 2) int64: top and left of the receptive field in pixels; may lie outside the image
+    size: int  # of the receptive field in pixels
+    block: int  # side in pixels of a block: about 28x28 in the part of the receptive field that is in the image
 
     @property
     def centers(self) -> Tensor:
@@ -108,22 +94,14 @@ def crop_to_receptive_field(
     lengths = (units.corners + units.size).minimum(torch.tensor(size, device=first.device)) - first
     for height, width in lengths.unique(dim=0).tolist():
         members = ((lengths[:, 0] == height) & (lengths[:, 1] == width)).nonzero().flatten()
-        rows, columns = (
-            first[members, axis, None] + torch.arange(length, device=first.device)
-            for axis, length in enumerate((height, width))
-        )
+        corner = first[members]
+        rows = corner[:, 0, None] + torch.arange(height, device=corner.device)
+        columns = corner[:, 1, None] + torch.arange(width, device=corner.device)
         pixels = members[:, None, None], rows[:, :, None], columns[:, None, :]
-        yield (
-            members,
-            replace(
-                units,
-                inputs=units.inputs.movedim(1, -1)[pixels].movedim(-1, 1),
-                channels=units.channels[members],
-                cells=units.cells[members] - first[members] // stride,
-                corners=units.corners[members] - first[members],
-            ),
-            {name: whole[pixels] for name, whole in maps.items()},
-        )
+        inputs = units.inputs.movedim(1, -1)[pixels].movedim(-1, 1)
+        cells, corners = units.cells[members] - corner // stride, units.corners[members] - corner
+        cropped = replace(units, inputs=inputs, channels=units.channels[members], cells=cells, corners=corners)
+        yield members, cropped, {name: whole[pixels] for name, whole in maps.items()}
 
 
 def blocks_seen(units: Units) -> Tensor:

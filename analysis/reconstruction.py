@@ -36,8 +36,7 @@ def reconstruct(
 ) -> dict[str, Tensor]:
     """name of the mirror -> pictures (n, 3, H, W) on the CPU, in units of the normalised image.
 
-    network     in evaluation mode
-    mirrors     of this network, by any name
+    mirrors     of the network, which is in evaluation mode, by any name
     inputs      (N, 3, H, W) normalised images, on the network's device; each is traced once
     channels    one per picture, or one for all
     units       "map": the whole channel; "peak": its strongest unit; a tensor (n,): the units at these flat positions
@@ -54,7 +53,8 @@ def reconstruct(
         batch = inputs[first : first + batch_size]
         trace = network.trace(batch, stage)
         for part in ((first <= images) & (images < first + len(batch))).nonzero().flatten().split(batch_size):
-            shared = select(trace, images[part] - first, len(batch))
+            rows = images[part] - first
+            shared = trace if torch.equal(rows, torch.arange(len(batch))) else trace.select(rows)  # a copy
             signal = isolate(shared.features[stage], channels[part], units if isinstance(units, str) else units[part])
             for name, mirror in mirrors.items():
                 pictures[name][part] = mirror(signal, stage, shared).cpu()
@@ -71,8 +71,3 @@ def project(mirror: ReverseResNet18, signals: Tensor, stage: str, trace: Trace) 
     """
     pictures = torch.cat([mirror(signal[None], stage, trace).cpu() for signal in signals])
     return check_finite(pictures, f"reconstructions by {mirror.rule}")
-
-
-def select(trace: Trace, images: Tensor, count: int) -> Trace:
-    """The trace of these of its `count` images; itself, not a copy, if these are all images in order."""
-    return trace if torch.equal(images, torch.arange(count)) else trace.select(images)

@@ -12,42 +12,24 @@ SCALES = ("tile", "channel")
 
 @dataclass(frozen=True)
 class Settings:
-    """The choices a figure depends on.
+    """The choices a figure depends on."""
 
-    stages        names of network.STAGES
-    channels      numbers, the same for every stage, or one of CHANNEL_CHOICES
-    seed          of what is drawn at random: "random" channels, those of hierarchy, squares of correspondence
-    top           images per channel
-    rules         names of reverse_network.RULES
-    unpool        one of reverse_network.UNPOOLINGS
-    units         one of reverse_network.UNITS: what the top images are reconstructed from
-    border        also search units that see the padding, at stages where enough units see none
-    scale         one of SCALES: every tile of a reconstruction has its own color scale, or a channel's tiles share one
-    limit         how many test images to search; None for all
-    methods       names of analysis.importance.METHODS, to score and to draw
-    score_images  how many test images to score importance maps on; None for the default of `spread_images`
-    batch_size    images per forward pass
-    classes       two classes to compare, by name or number; None for the two most probable
-    image         the test image to explain, by its index; None for one with the median confidence of its class
-    occluder      side of the square that hides part of an image, in pixels; None for 48 at 224, in proportion
-    """
-
-    stages: tuple[str, ...] = ("conv1", "conv5_x")
-    channels: tuple[int, ...] | str = "different"
-    seed: int = 0
-    top: int = 9
-    rules: tuple[str, ...] = ("deconvnet", "guided")
-    unpool: str = "sum"
-    units: str = "peak"
-    border: bool = False
-    scale: str = "tile"
-    limit: int | None = None
-    methods: tuple[str, ...] = tuple(METHODS)
-    score_images: int | None = None
-    batch_size: int = 16
-    classes: tuple[str, str] | None = None
-    image: int | None = None
-    occluder: int | None = None
+    stages: tuple[str, ...] = ("conv1", "conv5_x")  # of network.STAGES
+    channels: tuple[int, ...] | str = "different"  # numbers, the same for every stage, or one of CHANNEL_CHOICES
+    seed: int = 0  # of what is drawn at random: "random" channels, those of hierarchy, squares of correspondence
+    top: int = 9  # images per channel
+    rules: tuple[str, ...] = ("deconvnet", "guided")  # of reverse_network.RULES
+    unpool: str = "sum"  # one of reverse_network.UNPOOLINGS
+    units: str = "peak"  # one of reverse_network.UNITS: what the top images are reconstructed from
+    border: bool = False  # also search units that see the padding, at stages where enough units see none
+    scale: str = "tile"  # every tile of a reconstruction has its own color scale, or a "channel"'s tiles share one
+    limit: int | None = None  # number of test images to search; None for all
+    methods: tuple[str, ...] = tuple(METHODS)  # of analysis.importance, to score and to draw
+    score_images: int | None = None  # number of images to score importance maps on; None for that of `spread_images`
+    batch_size: int = 16  # images per forward pass
+    classes: tuple[str, str] | None = None  # to compare, by name or number; None for the two most probable
+    image: int | None = None  # index of the test image to explain; None for that of `median_image`
+    occluder: int | None = None  # side in pixels of the square that hides a part; None for 48 at 224, in proportion
 
     @property
     def deepest_stage(self) -> str:

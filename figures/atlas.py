@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.activations import split_dead_channels
-from analysis.channel_groups import group_channels, peak_correlations
+from analysis.activations import group_channels, peak_correlations, split_dead_channels
 from analysis.crops import corner_inside, crop
 from analysis.inspection import Inspection
 from analysis.receptive_field import receptive_field

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from analysis.activations import check_finite
-from analysis.channel_groups import dissimilar_channels
+from analysis.activations import check_finite, dissimilar_channels
 from analysis.crops import bounding_boxes, corner_inside
 from analysis.inspection import Inspection
 from analysis.reconstruction import mirrors_by_rule, reconstruct

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analysis.channel_groups import ChannelGroups, group_channels
+from analysis.activations import ChannelGroups, group_channels
 from analysis.inspection import Inspection, Picture, picture_of, pictures_asked_for
 from analysis.scores import score
 from analysis.settings import Settings

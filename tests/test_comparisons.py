@@ -1,4 +1,4 @@
-"""The pictures and numbers of the figures that compare, against the mirrors, autograd, and definitions."""
+"""The pictures and numbers of the figures that compare, against the mirrors and definitions."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from figures import FIGURES, comparison
 from figures.image_grid import diverging_rgb, to_array
 from figures.registry import NotDrawn
 from figures.style import format_percent
-from reverse_network import ReverseResNet18, isolate
+from reverse_network import BRANCHES, RULES, ReverseResNet18, isolate
 
 SETTINGS = Settings()
 
@@ -25,19 +25,6 @@ def inspection(small_run):
     return inspect(small_run / "model.pt", SETTINGS, "cpu")
 
 
-@pytest.fixture(scope="module")
-def units(inspection):
-    """What the comparisons show by default."""
-    return comparison.select_units(inspection, SETTINGS)
-
-
-def draw(name, inspection, settings=SETTINGS):
-    """The figure of this name."""
-    path, figure = next(FIGURES[name].draw(inspection, settings))
-    assert path.name == name
-    return figure
-
-
 def test_rows_are_the_strongest_units_of_living_channels(inspection):
     scores = torch.zeros(512, 1)
     scores[[3, 70, 500, 8, 100, 9, 40], 0] = torch.tensor([7.0, 6, 5, 4, 3, 2, 1])
@@ -45,66 +32,52 @@ def test_rows_are_the_strongest_units_of_living_channels(inspection):
     top = TopActivations(scores, images, torch.zeros_like(images), (1, 1))
     peaks = torch.diag(scores[:, 0])  # no two channels respond to the same image, so none are similar
     crafted = replace(inspection, search=SearchResult({"conv5_x": top}, {"conv5_x": peaks}, None))
-    selected = comparison.select_units(crafted, Settings(stages=("conv5_x",)))
+    settings = Settings(stages=("conv5_x",))
+    selected = comparison.select_units(crafted, settings)
     assert selected.channels == [3, 70, 500, 8, 100, 9]  # six rows, the highest activation first
     assert selected.images.tolist() == [channel % 12 for channel in selected.channels]
     assert comparison.row_captions(selected)[1] == "channel 70\nimage 10\nactivation 6.00"
-    asked = Settings(stages=("conv5_x",), channels=(5, 40, 6, 70))
-    assert comparison.select_units(crafted, asked).channels == [40, 70]
+    assert comparison.select_units(crafted, replace(settings, channels=(5, 40, 6, 70))).channels == [40, 70]
     with pytest.raises(NotDrawn, match="zero at all units searched"):
-        comparison.select_units(crafted, Settings(stages=("conv5_x",), channels=(5, 6)))
+        comparison.select_units(crafted, replace(settings, channels=(5, 6)))
 
 
-@pytest.mark.parametrize(
-    "name, mirrors",
-    [
-        ("rules", {rule: {"rule": rule} for rule in ("gradient", "guided", "deconvnet")}),
-        ("branches", {branches: {"branches": branches} for branches in ("both", "residual", "shortcut")}),
-    ],
-)
-def test_tiles_are_the_mirrors_under_its_name(inspection, units, name, mirrors):
+def test_comparisons_need_a_stage_above_the_pooling(inspection):
+    for name in ("rules", "branches", "mirrors", "sanity"):
+        with pytest.raises(NotDrawn, match="one of the --stages conv2_x"):
+            next(FIGURES[name].draw(inspection, Settings(stages=("conv1",))))
+
+
+def assert_shown(axes, tiles):
+    """These Axes show these tiles, each on its own scale."""
+    for ax, tile, limit in zip(axes, to_array(tiles), robust_limit(tiles), strict=True):
+        assert_same_pictures(ax.get_images()[0].get_array() - 0.5, diverging_rgb(tile, limit) - 0.5)
+
+
+@pytest.mark.parametrize("name, rows", [("rules", 6), ("branches", 3)])
+def test_tiles_are_the_mirrors_under_its_name(inspection, name, rows):
     """Each tile on its own scale, all of a row cropped alike."""
-    figure = draw(name, inspection)
+    _, figure = next(FIGURES[name].draw(inspection, SETTINGS))
     names = [axes.get_title() for axes in figure.get_axes() if axes.get_title()]
-    drawn_names = names[1 : 1 + len(mirrors)]
-    assert names[0] == "image" and set(drawn_names) == set(mirrors)
-    if name == "branches":
-        units = comparison.select_units(inspection, SETTINGS, 3)
+    units, drawn = comparison.select_units(inspection, SETTINGS, rows), {}
     with torch.inference_mode():
         trace = inspection.network.trace(inspection.preprocess(inspection.images[units.images]))
         signal = isolate(trace.features[units.stage], units.channels, units.positions)
-        rule = {} if name == "rules" else {"rule": "guided"}
-        drawn = {
-            key: ReverseResNet18(inspection.network, **how, **rule)(signal, units.stage, trace)
-            for key, how in mirrors.items()
-        }
+        for shown in names[1:4]:
+            how = {"rule": shown} if name == "rules" else {"rule": "guided", "branches": shown}
+            drawn[shown] = ReverseResNet18(inspection.network, **how)(signal, units.stage, trace)
+    assert names[0] == "image" and drawn.keys() == set(RULES if name == "rules" else BRANCHES)
     box = crop_boxes(list(drawn.values()))
-    for column, key in enumerate(drawn_names, 1):
-        tiles = crop(drawn[key], *box)
-        shown = figure.get_axes()[column :: len(names)]
-        labels = [axes.get_xlabel() for axes in shown]
-        for axes, label, tile, limit in zip(shown, labels, to_array(tiles), robust_limit(tiles), strict=True):
-            assert_same_pictures(axes.get_images()[0].get_array() - 0.5, diverging_rgb(tile, limit) - 0.5)
-            assert float(label.split("\n")[0].removeprefix("±")) == pytest.approx(limit, rel=0.06)  # two digits
-        if name == "branches" and key != "both":
-            shares = drawn[key].flatten(1).norm(dim=1) / drawn["both"].flatten(1).norm(dim=1)
-            texts = [label.split("\n")[1].removesuffix(" of the norm") for label in labels]
-            assert texts == [format_percent(share, 1 if share else 0) for share in shares.tolist()]
+    for column, (shown, pictures) in enumerate(drawn.items(), 1):
+        tiles, axes = crop(pictures, *box), figure.get_axes()[column :: len(names)]
+        assert_shown(axes, tiles)
+        labels = [ax.get_xlabel().split("\n") for ax in axes]
+        limits = [float(label[0].removeprefix("±")) for label in labels]
+        assert limits == pytest.approx(robust_limit(tiles), rel=0.06)  # two digits
+        if name == "branches" and shown != "both":
+            shares = (pictures.flatten(1).norm(dim=1) / drawn["both"].flatten(1).norm(dim=1)).tolist()
+            texts = [label[1].removesuffix(" of the norm") for label in labels]
+            assert texts == [format_percent(share, 1 if share else 0) for share in shares]
     if name == "branches":  # the last column is the same picture, enlarged
         tiles = crop(drawn["shortcut"], *crop_boxes([drawn["shortcut"]]))
-        shown = figure.get_axes()[4 :: len(names)]
-        for axes, tile, limit in zip(shown, to_array(tiles), robust_limit(tiles), strict=True):
-            assert_same_pictures(axes.get_images()[0].get_array() - 0.5, diverging_rgb(tile, limit) - 0.5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings",
-    [Settings(channels="all", limit=3, top=25), Settings(limit=1, top=1)],
-    ids=["all channels, fewer images than top", "one image"],
-)
-def test_odd_but_legal(small_run, settings):
-    settings = replace(settings, stages=("conv5_x",))
-    inspection = inspect(small_run / "model.pt", settings, "cpu")
-    for name in ("rules", "mirrors", "sanity", "confusion_matrix"):
-        draw(name, inspection, settings).draw_without_rendering()
+        assert_shown(figure.get_axes()[4 :: len(names)], tiles)

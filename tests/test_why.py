@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from torch.overrides import TorchFunctionMode
 
 import visualizer
-from analysis.channel_groups import ChannelGroups
+from analysis.activations import ChannelGroups
 from analysis.inspection import Picture, inspect
 from analysis.settings import Settings
 from figures import FIGURES
