@@ -134,8 +134,7 @@ def gallery(small_run, tmp_path_factory) -> Path:
     """The gallery's folder, with pages of some channels of all stages, one channel dead; files may be added."""
     out = tmp_path_factory.mktemp("gallery")
     state = checkpoint.load(small_run / "model.pt")
-    for name in ("weight", "bias"):
-        state["model"][f"bn1.{name}"][5] = 0
+    state["model"]["bn1.weight"][5] = state["model"]["bn1.bias"][5] = 0
     state["classes"] = NAMES
     torch.save(state, out / "model.pt")
     data = write_folder(out / "pictures", names=NAMES)
@@ -163,23 +162,20 @@ def narrow(monkeypatch):
 @pytest.fixture
 def fake_cifar10(tmp_path, monkeypatch):
     """20 + 10 images in CIFAR-10's file format, their md5 sums patched into torchvision: (root, arrays)."""
-    folder, arrays = tmp_path / "root" / "cifar-10-batches-py", {}
+    folder, random = tmp_path / "root" / "cifar-10-batches-py", np.random.RandomState(0)
     folder.mkdir(parents=True)
 
     def write(name, value):
         (folder / name).write_bytes(pickle.dumps(value))
         return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
 
-    def write_batch(name, count):
-        arrays[name] = np.random.RandomState(len(arrays)).randint(0, 256, (count, 3 * 32 * 32)).astype(np.uint8)
-        return write(name, {"data": arrays[name], "labels": [n % 10 for n in range(count)]})
-
+    counts = {f"data_batch_{n}": 4 for n in range(1, 6)} | {"test_batch": 10}
+    arrays = {name: random.randint(0, 256, (n, 3 * 32 * 32)).astype(np.uint8) for name, n in counts.items()}
+    files = [write(name, {"data": data, "labels": [*range(len(data))]}) for name, data in arrays.items()]
     names = "airplane automobile bird cat deer dog frog horse ship truck".split()
-    filename, md5 = write("batches.meta", {"label_names": names})
-    dataset = torchvision.datasets.CIFAR10
-    monkeypatch.setattr(dataset, "train_list", [write_batch(f"data_batch_{n}", 4) for n in range(1, 6)])
-    monkeypatch.setattr(dataset, "test_list", [write_batch("test_batch", 10)])
-    monkeypatch.setattr(dataset, "meta", {"filename": filename, "key": "label_names", "md5": md5})
+    meta = dict(zip(("filename", "md5"), write("batches.meta", {"label_names": names}), strict=True))
+    for name, value in {"train_list": files[:5], "test_list": files[5:], "meta": meta | {"key": "label_names"}}.items():
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, name, value)
     return tmp_path / "root", arrays
 
 
