@@ -137,9 +137,9 @@ def gallery(small_run, tmp_path_factory) -> Path:
     state["model"]["bn1.weight"][5] = state["model"]["bn1.bias"][5] = 0
     state["classes"] = NAMES
     torch.save(state, out / "model.pt")
-    data = write_folder(out / "pictures", names=NAMES)
+    write_folder(out / "pictures", names=NAMES)
     flags = "--figures filters --no-report --gallery --top 2 --channels".split()
-    visualize(out, out / "plots", "--data", str(data), *flags, *map(str, CHANNELS))
+    visualize(out, out / "plots", "--data", str(out / "pictures"), *flags, *map(str, CHANNELS))
     return out / "plots"
 
 

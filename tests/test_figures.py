@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 import torch
 from children import Child
-from conftest import assert_inside
+from conftest import assert_inside, assert_same_pictures
 from matplotlib.text import Text
 
-from analysis.channels import ChannelResult, TopImage
+from analysis.channels import ChannelResult, TopImage, reconstruct_top_images
 from analysis.inspection import Picture, inspect
 from analysis.settings import Settings
-from figures import FIGURES, filters, single_image, style, top9
-from figures.image_grid import diverging_rgb, to_array
+from figures import FIGURES, filters, hierarchy, single_image, style, top9
+from figures.image_grid import diverging_rgb, hstack_images, tile_grid, to_array
+from network import STAGES
 
 RANDOM = np.random.RandomState(0)
 
@@ -32,8 +33,8 @@ def result(number=3, rules=("deconvnet", "guided"), count=9, dead=0):
 
 
 def test_figures_do_not_import_pyplot(tmp_path):
-    """It keeps every figure in a global list, and may ask for a display."""
-    script = tmp_path / "script.py"  # run in a process that has imported visualizer.py, and this way all figures
+    """It keeps every figure in a global list. The script's process has imported visualizer.py: all figures."""
+    script = tmp_path / "script.py"
     script.write_text("import sys, figures.gallery; print([name for name in sys.modules if 'pyplot' in name])")
     assert Child(script).finish() == "[]\n"
 
@@ -71,8 +72,7 @@ def test_top9_of_a_channel():
     assert len(shown) == 9 and shown[0].shape == (32, 3 * 32 + 2 * 2, 3)
     assert np.array_equal(shown[4][:, :32], to_array(one.patches)[4])
     expected = diverging_rgb(to_array(one.reconstructions["guided"])[4], one.images[4].scale["guided"])
-    assert np.allclose(shown[4][:, -32:], expected)
-    assert (shown[8][:, -32:] == 0.5).all()  # dead: flat grey
+    assert np.allclose(shown[4][:, -32:], expected) and (shown[8][:, -32:] == 0.5).all()  # dead: flat grey
     captions = [axes.get_title("left") for axes in figure.get_axes()]
     assert captions[:2] == ["1: 9.50, image 100\ncat", "2: 8.50, image 101\ncat, predicted American Staffo…"]
     assert captions[8] == "9: dead" and "±1 to 9, correlation 0.00" in figure.get_supxlabel()
@@ -90,8 +90,7 @@ def test_the_top9_overview_has_patches_and_pictures_by_one_rule(rule, correlatio
     for block, expected in ((patches, to_array(one.patches)[5]), (pictures, tile)):
         assert np.allclose(block[step : step + 64 : 2, 2 * step :: 2], expected)
         assert (block[2 * step :, 2 * step :] == 1).all() and (block[step - 5 : step] == 1).all()
-    title = figure.get_axes()[1].get_title("left")
-    assert title == f"channel 1: activation 2.50 to 9.50, correlation {correlation}"
+    assert figure.get_axes()[1].get_title("left") == f"channel 1: activation 2.50 to 9.50, correlation {correlation}"
 
 
 def test_branches_json_has_the_shares_below_the_tiles(small_run):
@@ -100,26 +99,31 @@ def test_branches_json_has_the_shares_below_the_tiles(small_run):
     labels = [[int(word) for word in axes.get_ylabel().split()[1:4:2]] for axes in figure.get_axes()[::5]]
     assert labels == np.transpose([content["channels"], content["images"]]).tolist()
     for column, name in ((2, "residual"), (3, "shortcut")):
-        texts = [style.format_percent(share, 1 if share else 0) for share in content[name]]
-        below = [axes.get_xlabel().split("\n")[1] for axes in figure.get_axes()[column::5]]
-        assert below == [f"{text} of the norm" for text in texts]
+        below = [axes.get_xlabel().split("\n")[1].removesuffix(" of the norm") for axes in figure.get_axes()[column::5]]
+        assert below == [style.format_percent(share, 1 if share else 0) for share in content[name]]
+
+
+def test_hierarchy_shows_the_channels_it_names(small_run):
+    inspection = inspect(small_run / "model.pt", Settings(stages=STAGES), "cpu")
+    (_, figure), _ = FIGURES["hierarchy"].draw(inspection, Settings())
+    for stage, axes in zip(STAGES, figure.get_axes()[1::4], strict=True):
+        channel = int(axes.get_title("left").split()[1].strip(":"))
+        (whole,) = reconstruct_top_images(inspection, Settings(rules=("guided",)), stage, [channel])["guided"]
+        pair = hierarchy.crop_channel(inspection, stage, channel, whole)
+        assert_same_pictures(axes.get_images()[0].get_array(), hstack_images([tile_grid(tiles) for tiles in pair]))
 
 
 THREE_RULES = ("deconvnet", "guided", "gradient")
 LONG_NAME = "a_long_file_name_" * 8
 PICTURE = Picture("", LONG_NAME, torch.zeros(3, 9, 9, dtype=torch.uint8), "cat", 0)
-IMAGE = RANDOM.rand(9, 9, 3)
+IMAGE, SIZES = RANDOM.rand(9, 9, 3), RANDOM.randn(512) * 1000
+BY_RULE = dict.fromkeys(THREE_RULES, torch.randn(4, 3, 9, 9))
 LONG_FIGURES = {
     "channel": lambda: top9.channel_figure(result(511, THREE_RULES), "conv5_x, channel 511", "long " * 30),
     "overview": lambda: top9.overview_figure([result(n) for n in range(3)], "guided", "long " * 40, "long " * 40),
-    "maps": lambda: single_image.feature_maps_figure(
-        IMAGE, RANDOM.rand(512, 2, 2), RANDOM.randn(512) * 1000, "conv5_x", PICTURE, LONG_NAME
-    ),
-    "reconstructions": lambda: single_image.reconstructions_figure(
-        IMAGE, torch.ones(4, 2, 2), dict.fromkeys(THREE_RULES, torch.randn(4, 3, 9, 9)), [509] * 4, "long " * 40
-    ),
+    "maps": lambda: single_image.feature_maps_figure(IMAGE, np.ones((512, 2, 2)), SIZES, "conv5_x", PICTURE, LONG_NAME),
+    "parts": lambda: single_image.reconstructions_figure(IMAGE, torch.ones(4, 2, 2), BY_RULE, [509] * 4, "long " * 40),
     "one image": lambda: top9.channel_figure(result(rules=("gradient",), count=1), "x"),
-    "16 images": lambda: top9.channel_figure(result(rules=("gradient",), count=16), "x"),
     "one channel": lambda: top9.overview_figure([result(count=1)], "guided", "x"),
     "red": lambda: filters.filters_figure(RANDOM.randn(64, 3, 7, 7), "red"),
     "input": lambda: single_image.input_figure(IMAGE, PICTURE, [LONG_NAME] * 2, np.ones(2)),

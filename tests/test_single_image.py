@@ -60,11 +60,10 @@ def test_feature_maps(inspection, trace):
         maps = trace.features[path.name.removesuffix("_feature_maps")][0]
         peaks, page = maps.amax((1, 2)), figure.get_axes()[0]
         sizes, most = (contributions, 48) if len(maps) == 512 else (peaks, 64)
-        channels = [int(text.get_text()) for text in page.texts[::2]]
-        best = sizes[peaks > 0].sort(descending=True).values[:most]
-        assert torch.allclose(sizes[channels], best, rtol=1e-4, atol=1e-5)
-        tile, expected = page.get_images()[1].get_array(), maps[channels[1]] / peaks[channels[1]]
-        assert np.allclose(tile, expected, rtol=1e-3, atol=1e-4)
+        channels, best = [int(text.get_text()) for text in page.texts[::2]], sizes[peaks > 0].sort(descending=True)
+        assert torch.allclose(sizes[channels], best.values[:most], rtol=1e-4, atol=1e-5)
+        expected = maps[channels[1]] / peaks[channels[1]]
+        assert np.allclose(page.get_images()[1].get_array(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("target, count, shown", [("", 64, 63), ("", 128, 48), ("cat", 512, 48)])
@@ -85,8 +84,7 @@ def test_feature_maps_show_the_largest_ones_that_are_alive(target, count, shown)
 def test_maps_that_are_all_zero_can_be_drawn():
     zeros, image = torch.zeros(64, 2, 2), np.ones((4, 4, 3))
     single_image.feature_maps_figure(image, zeros.numpy(), zeros[:, 0, 0].numpy(), "", PICTURE).draw_without_rendering()
-    pictures = {"guided": torch.zeros(1, 3, 4, 4)}
-    figure = single_image.reconstructions_figure(image, zeros[:1], pictures, [7], "a title")
+    figure = single_image.reconstructions_figure(image, zeros[:1], {"guided": torch.zeros(1, 3, 4, 4)}, [7], "a title")
     assert figure.get_axes()[1].get_title("left") == "channel 7, peak 0.00 (dead)"
 
 
@@ -148,5 +146,4 @@ def test_the_image_is_chosen_by_number_or_ones_own(inspection, small_run, capsys
     ends(capsys, visualizer.main, [*flags, 1, "--images", "a.png"], 2, "pass one of them")
     file = next((small_run.parent / "pictures" / "test" / "ring").iterdir())
     (picture,) = add_pictures(inspection, Settings(), [str(file)]).pictures
-    with Image.open(file) as image:
-        assert np.array_equal(to_array(picture.image), np.asarray(image)) and picture.label is None
+    assert np.array_equal(to_array(picture.image), np.asarray(Image.open(file))) and picture.label is None
