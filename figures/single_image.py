@@ -166,7 +166,7 @@ def reconstructions_figure(
     height = 0.1 + math.ceil(len(channels) / 3) * (1.8 / len(blocks) + 0.2)
     figure, _ = style.new_figure(height, title, caption, choice, w_pad=0.05, h_pad=0.03, hspace=0)
     left, right = figure.subfigures(1, 2, width_ratios=(1.2, 5.7))
-    draw_pictures(left, 1, [image], ["image"], pad=3)[0].set_anchor("N")
+    draw_pictures(left, 1, [image], ["image"], pad=3)[0].set_anchor("NW")
     labelled = zip(channels, peaks.flatten().tolist(), strict=True)
     titles = [f"channel {channel}, peak {peak:.2f}{'' if peak > 0 else ' (dead)'}" for channel, peak in labelled]
     draw_pictures(right, 3, hstack_images(blocks), titles, pad=3)
