@@ -4,20 +4,18 @@ Pictures are (H, W, 3) float in 0..1; reconstructions have any sign and are draw
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from analysis.channels import robust_limit
-from figures.style import CAPTION_COLOR, ERROR_COLOR, MARGIN_INCHES, WIDTH_INCHES, bare_axes_at, format_short
+from figures import style
 
-MIN_TILE_PIXELS = 56
-COLUMNS = 8  # of `draw_tile_page`
-ROW_INCHES, TILE_LABEL_INCHES, TILE_GAP_INCHES = 1.05, 0.16, 0.12
+GAP_SHARE = 1 / 24  # of `hstack_images`
 BAR_COLOR = "#2166ac"
 
 
@@ -32,22 +30,23 @@ def image_grid(tiles: np.ndarray, columns: int, gap: int = 1, fill: float = 1.0)
     rows = math.ceil(count / columns)
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, *rest), fill, dtype=tiles.dtype)
     for n, tile in enumerate(tiles):
-        row, column = divmod(n, columns)
-        top, left = row * (height + gap), column * (width + gap)
+        top, left = n // columns * (height + gap), n % columns * (width + gap)
         canvas[top : top + height, left : left + width] = tile
     return canvas
 
 
-def tile_grid(tiles: np.ndarray, columns: int) -> np.ndarray:
-    """`image_grid` whose gaps survive a reduction to tiles of 20 pixels; small tiles are enlarged."""
-    times = math.ceil(MIN_TILE_PIXELS / tiles.shape[1])
+def tile_grid(tiles: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """`image_grid`, square by default; small tiles are enlarged, so that gaps survive a reduction to 20 pixels."""
+    times = math.ceil(56 / tiles.shape[1])
     tiles = tiles.repeat(times, 1).repeat(times, 2)
-    return image_grid(tiles, columns, gap=math.ceil(tiles.shape[1] / 14))
+    return image_grid(tiles, columns or math.ceil(math.sqrt(len(tiles))), gap=math.ceil(tiles.shape[1] / 14))
 
 
-def color_limit(pictures: np.ndarray) -> float:
-    """Half-width of the scale that shows all of these: their largest absolute value."""
-    return float(np.abs(pictures).max(initial=0))
+def hstack_images(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures (..., h, w, 3) of one height side by side, with a white gap of GAP_SHARE of the first one's width."""
+    *shape, width, colors = pictures[0].shape
+    gap = np.ones((*shape, max(2, int(width * GAP_SHARE)), colors))
+    return np.concatenate([part for picture in pictures for part in (gap, picture)][1:], axis=-2)
 
 
 def diverging_rgb(pictures: np.ndarray, limit: float) -> np.ndarray:
@@ -64,39 +63,42 @@ def diverging_tiles(tiles: Tensor, limits: Sequence[float] | None = None) -> np.
     return np.stack([diverging_rgb(tile, limit) for tile, limit in zip(to_array(tiles), limits, strict=True)])
 
 
-def hstack_images(pictures: list[np.ndarray], gap_share: float = 1 / 24) -> np.ndarray:
-    """Pictures of one height side by side, with white between them: a gap of this share of the first one's width."""
-    gap = np.ones((pictures[0].shape[0], max(2, int(pictures[0].shape[1] * gap_share)), 3))
-    row = [pictures[0]]
-    for picture in pictures[1:]:
-        row += [gap, picture]
-    return np.concatenate(row, axis=1)
+def draw_pictures(
+    figure: FigureBase, columns: int, pictures: Sequence[np.ndarray], titles: Sequence[str],
+    is_wrong: Iterable[bool] = repeat(False), pad: float = 6, interpolation: str = "nearest",
+) -> np.ndarray:  # fmt: skip
+    """Pictures in rows of `columns`, each with its title `pad` points above, red if it is wrong; returns all axes."""
+    grid = figure.subplots(max(1, math.ceil(len(pictures) / columns)), columns, squeeze=False).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, picture, title, wrong in zip(grid, pictures, titles, is_wrong, strict=False):
+        axes.imshow(picture, interpolation=interpolation)
+        axes.set_title(title, loc="left", pad=pad, color=style.ERROR_COLOR if wrong else "black")
+    return grid
 
 
-def tile_page_inches(count: int) -> float:
-    """The height of `draw_tile_page`."""
-    return math.ceil(count / COLUMNS) * ROW_INCHES
+def tile_page(
+    tiles: Sequence[np.ndarray], channels: Sequence[int], sizes: np.ndarray, below: float, *text: str, **imshow
+) -> tuple[Figure, float]:
+    """A figure of tiles (h, w) or (h, w, 3) in rows of eight, with `below` inches of room; where the room begins.
 
-
-def draw_tile_page(
-    figure: Figure, top: float, tiles: Sequence[np.ndarray], channels: Sequence[int], sizes: np.ndarray, **imshow
-) -> Axes:
-    """Tiles (h, w) or (h, w, 3) in rows of COLUMNS over the figure's width, from `top` inches on.
-
-    Above each, its channel and its size; below, the size as a bar that is as long as the tile for the largest of all.
+    Above each tile, its channel and its size; below, the size as a bar that is as long as the tile for the largest of
+    all. text: title and caption; imshow: color map and scale of tiles (h, w)
     """
-    height = tile_page_inches(max(1, len(tiles)))
-    axes = bare_axes_at(figure, 0, top, WIDTH_INCHES, height)
-    axes.set(xlim=(0, WIDTH_INCHES), ylim=(height, 0))  # its units are inches
-    side = (WIDTH_INCHES - 2 * MARGIN_INCHES + TILE_GAP_INCHES) / COLUMNS - TILE_GAP_INCHES
+    columns, row_inches, label_inches, gap = 8, 1.05, 0.16, 0.12
+    height = max(1, math.ceil(len(tiles) / columns)) * row_inches
+    figure, top = style.new_figure(height + below, *text)
+    axes = style.bare_axes_at(figure, 0, top, style.WIDTH_INCHES, height)
+    axes.set(xlim=(0, style.WIDTH_INCHES), ylim=(height, 0))  # its units are inches
+    side = (style.WIDTH_INCHES - 2 * style.MARGIN_INCHES + gap) / columns - gap
     largest = float(np.abs(sizes).max(initial=0)) or 1.0
     for n, (tile, channel, size) in enumerate(zip(tiles, channels, sizes, strict=True)):
-        left = MARGIN_INCHES + n % COLUMNS * (side + TILE_GAP_INCHES)
-        upper = n // COLUMNS * ROW_INCHES + TILE_LABEL_INCHES
+        left = style.MARGIN_INCHES + n % columns * (side + gap)
+        upper = n // columns * row_inches + label_inches
         axes.imshow(tile, extent=(left, left + side, upper + side, upper), aspect="auto", **imshow)
         axes.add_patch(Rectangle((left, upper), side, side, fill=False, linewidth=0.3, edgecolor="0.7"))
         axes.text(left, upper - 0.03, channel)
-        axes.text(left + side, upper - 0.03, format_short(size), ha="right", color=CAPTION_COLOR)
-        color = BAR_COLOR if size >= 0 else ERROR_COLOR
+        axes.text(left + side, upper - 0.03, style.format_short(size), ha="right", color=style.CAPTION_COLOR)
+        color = BAR_COLOR if size >= 0 else style.ERROR_COLOR
         axes.barh(upper + side + 0.04, side * abs(size) / largest, height=0.035, left=left, color=color)
-    return axes
+    return figure, top + height

@@ -6,44 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from torch.nn.functional import interpolate
+from torch import Tensor
 
 from analysis.activations import feature_maps, strongest_channels
 from analysis.crops import mean_correlation
 from analysis.inspection import Picture, PictureInspection
 from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings
-from figures.image_grid import (
-    BAR_COLOR,
-    color_limit,
-    diverging_rgb,
-    draw_tile_page,
-    hstack_images,
-    tile_page_inches,
-    to_array,
-)
+from figures import style
+from figures.image_grid import BAR_COLOR, diverging_tiles, draw_pictures, hstack_images, tile_page, to_array
 from figures.registry import register
-from figures.style import (
-    MARGIN_INCHES,
-    WIDTH_INCHES,
-    axes_at,
-    bare_axes_at,
-    format_percent,
-    format_two_digits,
-    heading,
-    heading_inches,
-    styled,
-    truncate,
-    unpooling_note,
-)
+from figures.style import format_percent, truncate
 from network import STAGES
-
-MAPS_SHOWN = 48
-ALL_SHOWN = 64  # a stage of at most this many channels is shown whole
-CURVE_INCHES = 1.3  # of the image and the curve below the maps
-MAP_COLORS = "Greys"  # white for 0
 
 
 @register(
@@ -56,11 +33,31 @@ MAP_COLORS = "Greys"  # white for 0
 def draw_input(inspection: PictureInspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """Each picture with the network's prediction."""
     for picture in inspection.pictures:
-        inputs = inspection.inputs(picture.image[None])
         with torch.inference_mode():
-            probabilities = inspection.network(inputs).softmax(1)[0].cpu().numpy()
+            logits = inspection.network(inspection.inputs(picture.image[None]))
         image = to_array(inspection.resized(picture.image[None])[0])
-        yield Path(picture.folder, "input"), input_figure(image, picture, inspection.metadata.classes, probabilities)
+        figure = input_figure(image, picture, inspection.metadata.classes, logits.softmax(1)[0].cpu().numpy())
+        yield Path(picture.folder, "input"), figure
+
+
+@style.styled
+def input_figure(image: np.ndarray, picture: Picture, names: Sequence[str], probabilities: np.ndarray) -> Figure:
+    """A picture (H, W, 3) beside its (at most ten) most probable classes; the true one is blue."""
+    best = np.argsort(-probabilities, kind="stable")[:10]
+    classes, percents = [names[n] for n in best], [format_percent(probabilities[n], 1) for n in best]
+    title = f"{truncate(picture.title, 60)}: predicted {truncate(classes[0], 30)}, {percents[0]}"
+    caption = "Bars: predicted probability" + "; blue: the true class" * (picture.label in classes) + "."
+    figure, top = style.new_figure(2.6, title, caption, picture.choice)
+    style.bare_axes_at(figure, style.MARGIN_INCHES, top, 2.5, 2.5).imshow(image, interpolation="nearest")
+    axes = style.axes_at(figure, 3.9, top, 2.6, 2.5)
+    colors = [BAR_COLOR if name == picture.label else "0.7" for name in classes]
+    axes.bar_label(axes.barh(range(len(best)), probabilities[best] * 100, color=colors), percents, padding=2)
+    axes.set_yticks(range(len(best)), [truncate(name, 24) for name in classes])
+    axes.set(xlim=(0, 100), xticks=[])
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    return figure
 
 
 @register(
@@ -85,15 +82,49 @@ def draw_feature_maps(inspection: PictureInspection, settings: Settings) -> Iter
 
 
 @torch.inference_mode()
-def contributions(inspection: PictureInspection, maps: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """What each channel of conv5_x, maps (C, h, w), adds to the logit of the predicted class, (C,); that class.
-
-    They and the bias add up to the logit.
-    """
+def contributions(inspection: PictureInspection, maps: Tensor) -> tuple[Tensor, int]:
+    """What channels of conv5_x, maps (C, h, w), add to the logit of the predicted class beside its bias; the class."""
     last, pooled = inspection.network.fc, maps.mean((1, 2))
-    weight, bias = last.weight.detach().cpu(), last.bias.detach().cpu()
+    weight, bias = last.weight.cpu(), last.bias.cpu()
     predicted = int((weight @ pooled + bias).argmax())
     return weight[predicted] * pooled, predicted
+
+
+@style.styled
+def feature_maps_figure(
+    image: np.ndarray, maps: np.ndarray, sizes: np.ndarray, stage: str, picture: Picture, target: str = ""
+) -> Figure:
+    """The living maps of a stage, (C, h, w), of the largest sizes; below, the image (H, W, 3) and the sizes of all.
+
+    sizes: (C,) contributions to the logit of the class `target`, or without a target, the maps' peaks
+    """
+    alive = maps.max((1, 2)) > 0
+    order = np.argsort(np.where(alive, -sizes, np.inf), kind="stable")[: alive.sum()]
+    order = order[: 48 if target or len(maps) > 64 else 64]
+    count, height, width = maps.shape
+    title = f"{stage} of {truncate(picture.title, 60)}: {len(order)} of {count} maps of {height}x{width}"
+    title += "" if alive.all() else f", {(~alive).sum()} are all zero"
+    meaning = f"contribution to the logit of {truncate(target, 30)}" if target else "highest activation"
+    caption = (
+        f"Above a tile: the channel, and its {meaning}, which is also the bar below, the largest first. White is 0, "
+        "black the map's peak." + " All contributions and the bias add up to the logit." * bool(target)
+    )
+    tiles, how = [maps[n] / maps[n].max() for n in order], {"cmap": "Greys", "vmin": 0, "vmax": 1}
+    figure, top = tile_page(tiles, order, sizes[order], 1.65, title, caption, picture.choice, **how)
+    style.bare_axes_at(figure, style.MARGIN_INCHES, top, 1.3, 1.3).imshow(image)
+    axes = style.axes_at(figure, 1.95, top, style.WIDTH_INCHES - 2.05, 1.3)
+    falling, ranks = np.sort(sizes)[::-1], np.arange(1, len(sizes) + 1)
+    axes.plot(ranks, falling, color=BAR_COLOR, linewidth=1)
+    axes.fill_between(ranks[: len(order)], falling[: len(order)], color=BAR_COLOR, alpha=0.3, linewidth=0)
+    axes.axhline(0, color="0.6", linewidth=0.5)
+    axes.set(xlim=(1, len(sizes)), ylabel="contribution" if target else "highest activation")
+    axes.set_xlabel(f"all {len(sizes)} channels, sorted; shaded: those above")
+    axes.spines[["top", "right"]].set_visible(False)
+    if target:
+        gains, losses, shown = falling.clip(0).sum(), falling.clip(max=0).sum(), falling[: len(order)].clip(0).sum()
+        note = f"for the class {gains:+.2f}, of this those above {shown:+.2f}; against it {losses:+.2f}"
+        axes.text(0.98, 0.9, note, transform=axes.transAxes, ha="right", va="top")
+    return figure
 
 
 @register(
@@ -104,128 +135,39 @@ def contributions(inspection: PictureInspection, maps: torch.Tensor) -> tuple[to
 )
 def draw_reconstructions(inspection: PictureInspection, settings: Settings) -> Iterator[tuple[Path, Figure]]:
     """The strongest channels of each picture, or those asked for: map beside reconstructions."""
-    mirrors = mirrors_by_rule(inspection.network, settings.rules, settings.unpool)
+    network, asked_for = inspection.network, settings.channel_numbers
+    mirrors, note = mirrors_by_rule(network, settings.rules, settings.unpool), style.unpooling_note(settings.unpool)
     for picture in inspection.pictures:
-        image = picture.image[None]
-        inputs = inspection.inputs(image)
-        for stage, maps in feature_maps(inspection.network, inputs, settings.stages).items():
-            channels = settings.channel_numbers or strongest_channels(maps[0].amax((1, 2)))
-            network, images = inspection.network, torch.zeros(len(channels), dtype=torch.int64)  # all of one image
-            drawn = reconstruct(network, mirrors, inputs, stage, channels, "map", settings.batch_size, images)
-            which = "channels asked for" if settings.channel_numbers else "strongest channels"
-            title = f"{stage} of {truncate(picture.title, 60)}: {which}, reconstructed{unpooling_note(settings.unpool)}"
-            pictures = {rule: to_array(tiles) for rule, tiles in drawn.items()}
-            shown = to_array(inspection.resized(image)[0])
-            maps_shown = maps[0, channels].numpy()
-            figure = reconstructions_figure(shown, maps_shown, pictures, channels, title, picture.choice)
+        inputs, image = inspection.inputs(picture.image[None]), to_array(inspection.resized(picture.image[None])[0])
+        for stage, (maps,) in feature_maps(network, inputs, settings.stages).items():
+            channels = asked_for or strongest_channels(maps.amax((1, 2)))
+            images = torch.zeros(len(channels), dtype=torch.int64)  # all of one image
+            pictures = reconstruct(network, mirrors, inputs, stage, channels, "map", settings.batch_size, images)
+            which = "channels asked for" if asked_for else "strongest channels"
+            title = f"{stage} of {truncate(picture.title, 60)}: {which}, reconstructed{note}"
+            figure = reconstructions_figure(image, maps[channels], pictures, channels, title, picture.choice)
             yield Path(picture.folder, f"{stage}_reconstructions"), figure
 
 
-@styled
-def input_figure(image: np.ndarray, picture: Picture, names: Sequence[str], probabilities: np.ndarray) -> Figure:
-    """A picture (H, W, 3) beside its (at most ten) most probable classes; the true one is blue."""
-    best, label = np.argsort(-probabilities, kind="stable")[:10], picture.label
-    first = f"{truncate(names[best[0]], 30)}, {format_percent(probabilities[best[0]], 1)}"
-    title = f"{truncate(picture.title, 60)}: predicted {first}"
-    caption = [picture.choice] * bool(picture.choice)
-    if label in (names[n] for n in best):
-        caption.insert(0, "Bars: predicted probability; blue: the true class.")
-    else:
-        true = "" if label is None else f" The true class is {truncate(label, 30)}."
-        caption.insert(0, f"Bars: predicted probability.{true}")
-    upper, lower = heading_inches(title, *caption)
-    figure = Figure((WIDTH_INCHES, upper + 2.6 + lower))
-    heading(figure, title, *caption)
-    bare_axes_at(figure, MARGIN_INCHES, upper, 2.5, 2.5).imshow(image, interpolation="nearest")
-    right = axes_at(figure, 3.9, upper, 2.6, 2.5)
-    colors = [BAR_COLOR if names[n] == label else "0.7" for n in best]
-    bars = right.barh(range(len(best)), probabilities[best] * 100, color=colors)
-    right.bar_label(bars, [format_percent(probabilities[n], 1) for n in best], padding=2)
-    right.set_yticks(range(len(best)), [truncate(names[n], 24) for n in best])
-    right.invert_yaxis()
-    right.set_xlim(0, 100)
-    right.set_xticks([])
-    right.tick_params(length=0)
-    right.spines[["top", "right", "bottom"]].set_visible(False)
-    return figure
-
-
-@styled
-def feature_maps_figure(
-    image: np.ndarray, maps: np.ndarray, sizes: np.ndarray, stage: str, picture: Picture, target: str = ""
-) -> Figure:
-    """The living maps of a stage, (C, h, w), of the largest sizes, each on its own scale; below, the sizes of all.
-
-    image   (H, W, 3): what the network saw
-    sizes   (C,) contributions to the logit of the class `target`, or without a target, the maps' peaks
-    """
-    alive = maps.max((1, 2)) > 0
-    order = np.argsort(np.where(alive, -sizes, np.inf), kind="stable")[: alive.sum()]
-    order = order[: MAPS_SHOWN if target or len(maps) > ALL_SHOWN else ALL_SHOWN]
-    size, dead = f"{maps.shape[1]}x{maps.shape[2]}", int((~alive).sum())
-    name, what = truncate(target, 30), f"{len(order)} of {len(maps)} maps of {size}"
-    title = f"{stage} of {truncate(picture.title, 60)}: {what}" + (f", {dead} are all zero" if dead else "")
-    meaning = f"contribution to the logit of {name}" if target else "highest activation"
-    what = f"Above a tile: the channel, and its {meaning}, which is also the bar below, the largest first"
-    scale = "White is 0, black the map's peak."
-    exact = " All contributions and the bias add up to the logit." * bool(target)
-    caption = [f"{what}. {scale}{exact}", *[picture.choice] * bool(picture.choice)]
-    upper, lower = heading_inches(title, *caption)
-    rows = tile_page_inches(max(1, len(order)))
-    figure = Figure((WIDTH_INCHES, upper + rows + CURVE_INCHES + 0.35 + lower))
-    heading(figure, title, *caption)
-    tiles = [maps[n] / maps[n].max() for n in order]
-    draw_tile_page(figure, upper, tiles, order.tolist(), sizes[order], cmap=MAP_COLORS, vmin=0, vmax=1)
-    bare_axes_at(figure, MARGIN_INCHES, upper + rows, CURVE_INCHES, CURVE_INCHES).imshow(image)
-    axes = axes_at(figure, CURVE_INCHES + 0.65, upper + rows, WIDTH_INCHES - CURVE_INCHES - 0.75, CURVE_INCHES)
-    falling, ranks = np.sort(sizes)[::-1], np.arange(1, len(sizes) + 1)
-    axes.plot(ranks, falling, color=BAR_COLOR, linewidth=1)
-    axes.fill_between(ranks[: len(order)], falling[: len(order)], color=BAR_COLOR, alpha=0.3, linewidth=0)
-    axes.axhline(0, color="0.6", linewidth=0.5)
-    axes.set(xlim=(1, len(sizes)), ylabel="contribution" if target else "highest activation")
-    axes.set_xlabel(f"all {len(sizes)} channels, sorted; shaded: those above")
-    axes.spines[["top", "right"]].set_visible(False)
-    if target:
-        gains, shown = falling[falling > 0].sum(), falling[: len(order)].clip(0).sum()
-        against = falling[falling < 0].sum()
-        note = f"for the class {gains:+.2f}, of this those above {shown:+.2f}; against it {against:+.2f}"
-        axes.text(0.98, 0.9, note, transform=axes.transAxes, ha="right", va="top")
-    return figure
-
-
-@styled
+@style.styled
 def reconstructions_figure(
-    image: np.ndarray,
-    maps: np.ndarray,
-    pictures: dict[str, np.ndarray],
-    channels: list[int],
-    title: str,
-    choice: str = "",
+    image: np.ndarray, maps: Tensor, pictures: dict[str, Tensor], channels: list[int], title: str, choice: str = ""
 ) -> Figure:
-    """An image (H, W, 3); for each channel, its map (n, h, w) beside its reconstruction (n, H, W, 3) by each rule."""
-    alike = ", ".join(f"{format_two_digits(mean_correlation(tiles))} ({rule})" for rule, tiles in pictures.items())
-    caption = [
+    """An image (H, W, 3); for each channel, its map (n, h, w) beside its reconstruction (n, 3, H, W) by each rule."""
+    alike = ", ".join(f"{style.format_two_digits(mean_correlation(p))} ({rule})" for rule, p in pictures.items())
+    caption = (
         f"From left to right: the map (white is 0, black its peak), {', '.join(pictures)} (from the whole map, each on "
-        f"its own scale, grey is 0). Mean correlation between the channels' pictures: {alike}.",
-        *[choice] * bool(choice),
-    ]
-    rows, parts = math.ceil(len(channels) / 3), 1 + len(pictures)
-    upper, lower = heading_inches(title, *caption)
-    left, gap, label = 1.25, 0.12, 0.16
-    block = (WIDTH_INCHES - MARGIN_INCHES - left) / 3 - gap
-    tall = block / (parts + (parts - 1) / 24)
-    figure = Figure((WIDTH_INCHES, upper + rows * (label + tall + 0.08) + lower))
-    heading(figure, title, *caption)
-    axes = bare_axes_at(figure, MARGIN_INCHES, upper + label, left - MARGIN_INCHES, left - MARGIN_INCHES)
-    axes.imshow(image, interpolation="nearest")
-    axes.set_title("image", loc="left", pad=3)
-    for n, channel in enumerate(channels):
-        top = upper + n // 3 * (label + tall + 0.08) + label
-        axes = bare_axes_at(figure, left + gap + n % 3 * (block + gap), top, block, tall)
-        peak = float(maps[n].max())
-        shade = torch.from_numpy(maps[n : n + 1] / (peak or 1))[None]
-        shade = interpolate(shade, image.shape[:2])[0, 0].numpy()  # by nearest neighbour: units one can count
-        drawn = [diverging_rgb(picture[n], color_limit(picture[n])) for picture in pictures.values()]
-        axes.imshow(hstack_images([colormaps[MAP_COLORS](shade)[:, :, :3], *drawn]), interpolation="nearest")
-        axes.set_title(f"channel {channel}, peak {peak:.2f}" + ("" if peak > 0 else " (dead)"), loc="left", pad=3)
+        f"its own scale, grey is 0). Mean correlation between the channels' pictures: {alike}."
+    )
+    peaks = maps.amax((1, 2), keepdim=True)
+    shades = F.interpolate(maps[None] / peaks.where(peaks > 0, 1), image.shape[:2])[0]  # nearest: units one can count
+    blocks = [colormaps["Greys"](shades.numpy())[..., :3]]
+    blocks += [diverging_tiles(tiles, tiles.abs().amax((1, 2, 3)).tolist()) for tiles in pictures.values()]
+    height = 0.1 + math.ceil(len(channels) / 3) * (1.8 / len(blocks) + 0.2)
+    figure, _ = style.new_figure(height, title, caption, choice, w_pad=0.05, h_pad=0.03, hspace=0)
+    left, right = figure.subfigures(1, 2, width_ratios=(1.2, 5.7))
+    draw_pictures(left, 1, [image], ["image"], pad=3)[0].set_anchor("NW")
+    labelled = zip(channels, peaks.flatten().tolist(), strict=True)
+    titles = [f"channel {channel}, peak {peak:.2f}{'' if peak > 0 else ' (dead)'}" for channel, peak in labelled]
+    draw_pictures(right, 3, hstack_images(blocks), titles, pad=3)
     return figure

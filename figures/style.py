@@ -1,14 +1,13 @@
 """How all figures and pages look and are saved: 7 inches wide for print, text of at least 7 points."""
 
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template  # comes with torch
-from matplotlib import font_manager, rcParams
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.style import context
 from matplotlib.textpath import text_to_path
 
@@ -16,85 +15,57 @@ from analysis.channels import ChannelResult
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 
+warnings.filterwarnings("ignore", "Glyph .* missing")  # names in scripts that no installed font has show boxes
+
 WIDTH_INCHES = 7.0
 DPI = 300
 MARGIN_INCHES = 0.05  # left of a title and of a caption
-LINE_INCHES = 0.13  # of a caption
-WRAPPED = 0.98  # share of a line that is filled
-# The first of these that is installed, then fonts for letters that it lacks.
-FONTS = ("Helvetica", "Arial", "Liberation Sans", "Nimbus Sans", "DejaVu Sans")
-FONTS_OF_OTHER_SCRIPTS = (
+TITLE_FONT = (9, "bold")  # points, weight
+OTHER_SCRIPTS = (  # fonts for letters that a Latin font lacks
     "Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Hiragino Sans", "PingFang SC", "Yu Gothic",
-    "Microsoft YaHei", "Malgun Gothic", "WenQuanYi Zen Hei", "Noto Sans Arabic", "Noto Sans Hebrew",
-    "Noto Sans Devanagari", "Noto Sans Thai", "DejaVu Sans",
+    "Microsoft YaHei", "Malgun Gothic", "WenQuanYi Zen Hei", "Noto Sans Devanagari", "Noto Sans Thai", "DejaVu Sans",
 )  # fmt: skip
-
-
-def font_families() -> list[str]:
-    """The installed ones of FONTS and FONTS_OF_OTHER_SCRIPTS, the first of FONTS first."""
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    families = [name for name in FONTS if name in installed][:1]
-    return list(dict.fromkeys(families + [name for name in FONTS_OF_OTHER_SCRIPTS if name in installed]))
-
-
 STYLE = {
     "pdf.fonttype": 42,  # as journals ask for
     "text.parse_math": False,  # a $ in a file or class name is a $
-    "font.family": font_families(),
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "Nimbus Sans", "DejaVu Sans"],
+    "font.family": ["sans-serif", *(name for name in OTHER_SCRIPTS if name in font_manager.get_font_names())],
     "text.hinting": "no_hinting",  # so that text is equally wide at every resolution
     "font.size": 7,
     "axes.titlesize": 7,
-    "axes.labelsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "figure.titlesize": 9,
-    "figure.titleweight": "bold",
     "figure.labelsize": 7,
-    "axes.linewidth": 0.5,
-    "xtick.major.width": 0.5,
-    "ytick.major.width": 0.5,
-    "xtick.major.size": 2,
-    "ytick.major.size": 2,
+    "figure.titlesize": TITLE_FONT[0],
+    "figure.titleweight": TITLE_FONT[1],
+    **dict.fromkeys(["axes.linewidth", "xtick.major.width", "ytick.major.width"], 0.5),
+    **dict.fromkeys(["xtick.major.size", "ytick.major.size"], 2),
 }
 CAPTION_COLOR = "0.35"
 ERROR_COLOR = "#b2182b"
 # color and marker of each rule, in every figure
-RULE_STYLE = {
-    "gradient": ("#1b7837", "o"),
-    "guided": ("#b35806", "s"),
-    "deconvnet": ("#542788", "^"),
-}
+RULE_STYLE = {"gradient": ("#1b7837", "o"), "guided": ("#b35806", "s"), "deconvnet": ("#542788", "^")}
 DECONVNET_NOTE = (
     "The dots are the lattice of the stride-2 shortcuts; all the deconvnet knows of the image are one pooling layer's "
     "switches."
 )
-
-
-def styled(draw):
-    """Decorate a drawing function: it uses this file's style, whatever the user's matplotlibrc says."""
-
-    def drawn(*args, **kwargs):
-        with context(["default", STYLE]):
-            return draw(*args, **kwargs)
-
-    drawn.__name__, drawn.__doc__ = draw.__name__, draw.__doc__
-    return drawn
-
-
-@contextmanager
-def _without_glyph_warnings() -> Iterator[None]:
-    """Names in scripts that no installed font has show boxes."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        yield
+# A decorator of drawing functions: they use this style, whatever the user's matplotlibrc says.
+styled = context(["default", STYLE])
 
 
 @styled
 def save(figure: Figure, file, format: str = "png", dpi: int = DPI) -> None:
     """Write a figure to a path or binary file as "png" or "pdf" (text stays text), without a creation date."""
-    with _without_glyph_warnings():
-        figure.savefig(file, format=format, dpi=dpi, metadata={"CreationDate": None} if format == "pdf" else None)
+    figure.savefig(file, format=format, dpi=dpi, metadata={"CreationDate": None} if format == "pdf" else None)
+
+
+def new_figure(height: float, title: str, *caption: str, **pads: float) -> tuple[Figure, float]:
+    """A figure of WIDTH_INCHES with a `heading`, and `height` inches between title and caption; where these begin.
+
+    pads: of the constrained layout; without any, there is none, and `axes_at` places the axes.
+    """
+    above, below = heading_inches(title, *caption)
+    figure = Figure((WIDTH_INCHES, above + height + below), layout=ConstrainedLayoutEngine(**pads) if pads else None)
+    heading(figure, title, *caption)
+    return figure, above
 
 
 def heading(figure: Figure, title: str, *caption: str) -> None:
@@ -102,38 +73,30 @@ def heading(figure: Figure, title: str, *caption: str) -> None:
 
     Layout engines make room for both; other figures leave `heading_inches`.
     """
-    lines, left = _wrapped(title, caption, figure.get_figwidth()), MARGIN_INCHES / figure.get_figwidth()
-    texts = [figure.suptitle("\n".join(lines[0]), x=left, ha="left")]
-    if caption:
-        texts.append(figure.supxlabel("\n".join(lines[1]), x=left, ha="left", color=CAPTION_COLOR, linespacing=1.3))
+    width, height = figure.get_size_inches()
+    how = {"x": MARGIN_INCHES / width, "ha": "left"}
+    above = figure.suptitle("\n".join(_wrap((title,), width, *TITLE_FONT)), **how)
+    below = figure.supxlabel("\n".join(_wrap(caption, width)), **how, color=CAPTION_COLOR, linespacing=1.3)
     if figure.get_layout_engine() is None:  # as far from the edge in a tall figure as in a flat one
-        margin = MARGIN_INCHES / figure.get_figheight()
-        for text, y in zip(texts, (1 - margin, margin), strict=False):
-            text.set_y(y)
+        above.set_y(1 - MARGIN_INCHES / height)
+        below.set_y(MARGIN_INCHES / height)
 
 
-def heading_inches(title: str, *caption: str, width: float = WIDTH_INCHES) -> tuple[float, float]:
-    """The height of `heading`'s title and of its caption in a figure of this width, in inches."""
-    title_lines, caption_lines = _wrapped(title, caption, width)
-    return 0.1 + 0.15 * len(title_lines), (0.06 + LINE_INCHES * len(caption_lines)) * bool(caption)
+def heading_inches(title: str, *caption: str) -> tuple[float, float]:
+    """The height of `heading`'s title and of its caption in a figure of WIDTH_INCHES, in inches."""
+    title_lines, caption_lines = _wrap((title,), WIDTH_INCHES, *TITLE_FONT), _wrap(caption, WIDTH_INCHES)
+    return 0.1 + 0.15 * len(title_lines), 0.06 + 0.13 * len(caption_lines)
 
 
 @styled
-def _wrapped(title: str, caption: Iterable[str], width: float) -> tuple[list[str], list[str]]:
-    inner = width - 2 * MARGIN_INCHES
-    title_lines = wrap(title, inner, STYLE["figure.titlesize"], STYLE["figure.titleweight"])
-    return title_lines, [line for text in caption for line in wrap(text, inner)]
-
-
-def wrap(text: str, inches: float, points: float = STYLE["font.size"], weight: str = "normal") -> list[str]:
-    """The text in lines that are at most this wide; a longer word has a line of its own."""
-    font = font_manager.FontProperties(family=rcParams["font.family"], weight=weight, size=points)
-    lines: list[str] = []
-    with _without_glyph_warnings():
-        for word in text.split():
-            longer = f"{lines[-1]} {word}" if lines else word
-            width = text_to_path.get_text_width_height_descent(longer, font, ismath=False)[0]  # in points
-            if lines and width <= 72 * inches * WRAPPED:
+def _wrap(texts: tuple[str, ...], figure_inches: float, points: float = 7, weight: str = "normal") -> list[str]:
+    """Each text in lines that fit into a figure of this width; a longer word has a line of its own."""
+    font = font_manager.FontProperties(weight=weight, size=points)
+    most, lines = 72 * 0.98 * (figure_inches - 2 * MARGIN_INCHES), []  # points
+    for text in texts:
+        for n, word in enumerate(text.split()):
+            longer = f"{lines[-1]} {word}" if n else word
+            if n and text_to_path.get_text_width_height_descent(longer, font, ismath=False)[0] <= most:
                 lines[-1] = longer
             else:
                 lines.append(word)
@@ -155,8 +118,7 @@ def axes_at(figure: Figure, left: float, top: float, width: float, height: float
 def bare_axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
     """`axes_at` without ticks and frame."""
     axes = axes_at(figure, left, top, width, height)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     return axes
 
@@ -212,8 +174,7 @@ def html_template(file: Path) -> Template:
 
 def describe_count(inspection: Inspection, settings: Settings) -> str:
     """How many images are shown of how many, for titles."""
-    searched = len(inspection.searched)
-    return f"top {min(settings.top, searched)} of {searched:,} test images"
+    return f"top {min(settings.top, len(inspection.searched))} of {len(inspection.searched):,} test images"
 
 
 def describe_rule(result: ChannelResult, rule: str) -> str:

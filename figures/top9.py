@@ -12,28 +12,14 @@ from analysis.channels import ChannelResult, TopImage, channels_to_draw, inspect
 from analysis.inspection import Inspection
 from analysis.receptive_field import searched_units
 from analysis.settings import Settings
-from figures.image_grid import diverging_tiles, hstack_images, tile_grid, to_array
+from figures import style
+from figures.image_grid import GAP_SHARE, diverging_tiles, draw_pictures, hstack_images, tile_grid, to_array
 from figures.registry import NotDrawn, register
-from figures.style import (
-    DECONVNET_NOTE,
-    ERROR_COLOR,
-    WIDTH_INCHES,
-    describe_count,
-    describe_rule,
-    format_percent,
-    format_two_digits,
-    heading,
-    heading_inches,
-    styled,
-    truncate,
-    unpooling_note,
-)
+from figures.style import format_two_digits, truncate
 from figures.unit_faithfulness import kept_by_tenth
 from network import STAGES
 
 CHANNELS_PER_PAGE = 9  # of the overview
-CHANNELS_ACROSS = 2
-BLOCK_GAP = 1 / 24  # between patches and reconstructions, relative to a block's width
 
 
 def correlations_in_words(entries: list[dict]) -> str:
@@ -41,15 +27,13 @@ def correlations_in_words(entries: list[dict]) -> str:
     values: dict[str, dict[str, list[float]]] = {}
     for entry in entries:
         for rule, value in entry["correlation"].items() if entry["rank"] == 1 else ():
-            known = values.setdefault(entry["stage"], {}).setdefault(rule, [])
-            known.extend([] if value is None else [value])
-    stages = (
-        f"{stage} "
-        + ", ".join(f"{format_two_digits(np.mean(known) if known else None)} ({rule})" for rule, known in rules.items())
-        for stage, rules in values.items()
-    )
+            values.setdefault(entry["stage"], {}).setdefault(rule, []).extend([] if value is None else [value])
+    stages = []
+    for stage, rules in values.items():
+        means = {rule: np.mean(of_rule) if of_rule else None for rule, of_rule in rules.items()}
+        stages.append(f"{stage} " + ", ".join(f"{format_two_digits(mean)} ({rule})" for rule, mean in means.items()))
     what = "Mean correlation between the reconstructions of a channel (1: copies of one picture)"
-    return f"{what}: {'; '.join(stages)}." if values else ""
+    return f"{what}: {'; '.join(stages)}." if stages else ""
 
 
 @register(
@@ -76,7 +60,7 @@ def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path
                 results.append(result)
                 kept = kept_by_tenth(inspection, settings, result) if settings.units == "peak" else {}
                 entries += [entry | {"kept": kept} for entry in result.entries()]
-                text = [*channel_text(inspection, settings, result), *describe_kept(kept)]
+                text = channel_text(inspection, settings, result, kept)
                 yield Path(f"{stage}_top9_channel_{result.channel}"), channel_figure(result, *text)
             for rule in sorted(settings.rules, key=lambda rule: rule != settings.main_rule):
                 name = f"{stage}_top9" + f"_{rule}" * (rule != settings.main_rule) + f"_page_{page}" * (pages > 1)
@@ -88,40 +72,32 @@ def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path
 
 def overview_text(inspection: Inspection, settings: Settings, stage: str, rule: str) -> list[str]:
     """Title and caption of an overview by one rule."""
-    count, note = describe_count(inspection, settings), unpooling_note(settings.unpool)
+    count, note = style.describe_count(inspection, settings), style.unpooling_note(settings.unpool)
+    at_conv1 = "At conv1, all rules give the same picture: the filter, pasted where the unit looks."
     return [
         f"What excites channels of {stage}: {count}, {rule}{note}",
         "Left: patches, the strongest first. Right: what the channel saw in them, each on its own scale; grey is zero. "
         "Correlation: mean over all pairs of the channel's reconstructions; 1: copies of one picture.",
-        *describe_rule_at(rule, stage),
+        at_conv1 if stage == STAGES[0] else style.DECONVNET_NOTE * (rule == "deconvnet" and stage in STAGES[2:]),
     ]
 
 
-def describe_rule_at(rule: str, stage: str) -> list[str]:
-    """A sentence on what a rule's pictures of a stage are, or none."""
-    if stage == STAGES[0]:
-        return ["At conv1, all rules give the same picture: the filter, pasted where the unit looks."]
-    return [DECONVNET_NOTE] if rule == "deconvnet" and stage in STAGES[2:] else []
-
-
-def channel_text(inspection: Inspection, settings: Settings, result: ChannelResult) -> list[str]:
-    """Title and caption of a large figure: how its tiles are scaled, and which units were searched."""
+def channel_text(
+    inspection: Inspection, settings: Settings, result: ChannelResult, kept: dict[str, float]
+) -> list[str]:
+    """Title and caption of a large figure: how its tiles are scaled, which units were searched, `kept_by_tenth`."""
     units = "strongest unit" if settings.units == "peak" else "whole map"
     inside = searched_units(inspection.network, [result.stage], inspection.metadata.image_size, settings.border)
     where = "inside the image" if inside[result.stage] else "including the border"
     scale = "99 % quantile" if settings.scale == "tile" else "largest value of all tiles"
-    rules = " | ".join(f"{rule} ({describe_rule(result, rule)})" for rule in result.reconstructions)
+    rules = " | ".join(f"{rule} ({style.describe_rule(result, rule)})" for rule in result.reconstructions)
+    note, shares = style.unpooling_note(settings.unpool), [f"{k} {style.format_percent(v)}" for k, v in kept.items()]
     return [
-        f"What excites channel {result.channel} of {result.stage}: {describe_count(inspection, settings)}",
-        f"Patch | {rules}. Reconstructions of the {units}{unpooling_note(settings.unpool)}; units searched: {where}. "
+        f"What excites channel {result.channel} of {result.stage}: {style.describe_count(inspection, settings)}",
+        f"Patch | {rules}. Reconstructions of the {units}{note}; units searched: {where}. "
         f"Grey: zero; scale of a tile: its {scale}. Above: rank, activation, image, class; red: misclassified.",
+        f"Activation kept by a tenth of the receptive field: {', '.join(shares)}." if kept else "",
     ]
-
-
-def describe_kept(kept: dict[str, float]) -> list[str]:
-    """What the most important tenth of the receptive field keeps of the activation: a line, or none."""
-    shares = ", ".join(f"{name} {format_percent(share)}" for name, share in kept.items())
-    return [f"Activation kept by a tenth of the receptive field: {shares}."] if kept else []
 
 
 def tile_caption(image: TopImage) -> str:
@@ -132,49 +108,33 @@ def tile_caption(image: TopImage) -> str:
     return f"{image.rank}: {image.activation:.2f}, image {image.index}\n{truncate(image.label, 16)}{verdict}"
 
 
-@styled
+@style.styled
 def channel_figure(result: ChannelResult, *text: str) -> Figure:
     """A channel's top images: each patch beside its reconstruction by each rule. text: title and caption."""
     columns = min(3, len(result.images))
-    rows = math.ceil(len(result.images) / columns)
-    tile = WIDTH_INCHES / columns / (1 + len(result.reconstructions))
-    figure = Figure((WIDTH_INCHES, 0.15 + sum(heading_inches(*text)) + rows * (tile + 0.3)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.02)
-    heading(figure, *text)
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid:
-        axes.set_axis_off()
-    blocks = drawn_blocks(result)
-    for n, (axes, image) in enumerate(zip(grid, result.images, strict=False)):
-        axes.imshow(hstack_images([tiles[n] for tiles in blocks]), interpolation="nearest")
-        is_wrong = image.activation > 0 and image.correct is False  # None: a class the network does not know
-        axes.set_title(tile_caption(image), loc="left", color=ERROR_COLOR if is_wrong else "black")
+    tile = style.WIDTH_INCHES / columns / (1 + len(result.reconstructions))
+    height = 0.15 + math.ceil(len(result.images) / columns) * (tile + 0.3)
+    figure, _ = style.new_figure(height, *text, w_pad=0.04, h_pad=0.02)
+    captions = [tile_caption(image) for image in result.images]
+    is_wrong = [image.activation > 0 and image.correct is False for image in result.images]  # None: unknown class
+    draw_pictures(figure, columns, hstack_images(drawn_blocks(result)), captions, is_wrong)
     return figure
 
 
-@styled
+@style.styled
 def overview_figure(results: list[ChannelResult], rule: str, *text: str) -> Figure:
-    """Several channels, two per row: for each a block of patches beside a block of reconstructions by the rule.
-
-    text: title and caption
-    """
-    columns = min(CHANNELS_ACROSS, len(results))
-    rows = math.ceil(len(results) / columns)
-    block = (WIDTH_INCHES / columns - 0.1) / (2 + BLOCK_GAP)
-    figure = Figure((WIDTH_INCHES, 0.1 + sum(heading_inches(*text)) + rows * (block + 0.17)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.03, wspace=0.02)
-    heading(figure, *text)
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, result in zip(grid, results, strict=False):
-        side = math.ceil(math.sqrt(len(result.images)))
-        blocks = [tile_grid(tiles, side) for tiles in drawn_blocks(result, [rule])]
-        axes.imshow(hstack_images(blocks, BLOCK_GAP), interpolation="antialiased")
-        first, last = result.images[0].activation, result.images[-1].activation
-        correlation = format_two_digits(result.correlation[rule])
-        title = f"channel {result.channel}: activation {last:.2f} to {first:.2f}, correlation {correlation}"
-        axes.set_title(title, loc="left", pad=2)
+    """Channels, two per row: a block of patches beside a block of reconstructions by the rule. text: see above."""
+    columns = min(2, len(results))
+    block = (style.WIDTH_INCHES / columns - 0.1) / (2 + GAP_SHARE)
+    height = 0.1 + math.ceil(len(results) / columns) * (block + 0.17)
+    figure, _ = style.new_figure(height, *text, w_pad=0.05, h_pad=0.03, wspace=0.02)
+    pictures = [hstack_images([tile_grid(tiles) for tiles in drawn_blocks(result, [rule])]) for result in results]
+    titles = [
+        f"channel {result.channel}: activation {result.images[-1].activation:.2f} to "
+        f"{result.images[0].activation:.2f}, correlation {format_two_digits(result.correlation[rule])}"
+        for result in results
+    ]
+    draw_pictures(figure, columns, pictures, titles, pad=2, interpolation="antialiased")
     return figure
 
 

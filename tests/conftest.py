@@ -32,18 +32,10 @@ from runtime import checkpoint
 
 
 @pytest.fixture(scope="session", autouse=True)
-def working_directory(tmp_path_factory):
-    """`data/`, where folders are decoded to, and other default paths are temporary."""
-    before = os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("work"))
-    yield
-    os.chdir(before)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def fp32():
-    """Removed blocks go through the network in fp32: rounding to bf16 differs between CPUs and batches."""
+def temporary_folder_and_fp32(tmp_path_factory):
+    """`data/` and other default paths are temporary; blocks are scored in fp32, since bf16 rounds by CPU and batch."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("work"))
         score_under(patch, nullcontext)
         yield
 
@@ -56,30 +48,23 @@ def score_under(patch, context):
 
 
 @pytest.fixture(autouse=True)
-def quick_files(monkeypatch):
-    """Files are not flushed to the disk, and training curves have few pixels; neither is what a test looks at."""
+def quick_and_seeded(monkeypatch):
+    """Files are not flushed to the disk, figures have few pixels, and random numbers are the same in every run."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     save = style.save
     monkeypatch.setattr(style, "save", lambda figure, file, format="png", dpi=40: save(figure, file, format, dpi))
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    """The same random numbers in every run."""
     torch.manual_seed(0)
 
 
-def randomise_batch_norm(network, seed=0):
+def randomise_batch_norm(network):
     """Draws running statistics, scales (about half of them negative) and shifts far from their initial values."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            shape = module.weight.shape
-            with torch.no_grad():
-                module.running_mean.copy_(torch.randn(shape, generator=generator) * 0.3)
-                module.running_var.copy_(torch.rand(shape, generator=generator) * 2 + 0.1)
-                module.weight.copy_(torch.randn(shape, generator=generator))
-                module.bias.copy_(torch.randn(shape, generator=generator) * 0.5)
+            module.running_mean.normal_(0, 0.3, generator=generator)
+            module.running_var.uniform_(0.1, 2.1, generator=generator)
+            torch.nn.init.normal_(module.weight, generator=generator)
+            torch.nn.init.normal_(module.bias, 0, 0.5, generator=generator)
     return network
 
 
@@ -91,7 +76,7 @@ def random_network():
 
 
 def torchvision_layers(network, nodes):
-    """torchvision's ResNet-18 with these weights; called with images, it returns the layers that `nodes` names."""
+    """torchvision's ResNet-18 with these weights; it returns the layers that `nodes` names."""
     theirs = torchvision.models.resnet18(num_classes=network.fc.out_features)
     theirs.load_state_dict(network.state_dict())
     return create_feature_extractor(theirs.to(network.fc.weight).eval(), nodes)
@@ -100,12 +85,12 @@ def torchvision_layers(network, nodes):
 drawn_shapes = functools.cache(draw_shapes)  # do not write to the arrays
 
 
-def write_folder(path: Path, classes=("disk", "ring", "stripes"), train=16, test=4, suffix=".png") -> Path:
-    """A data folder of 32x32 shapes with `train` and `test` images per class."""
+def write_folder(path: Path, classes=("disk", "ring", "stripes"), train=16, test=4, suffix=".png", names=None) -> Path:
+    """A data folder of 32x32 shapes with `train` and `test` images per class; names: of the folders."""
     for split, count in (("train", train), ("test", test)):
         images, labels, _ = drawn_shapes(split)
-        for name in classes:
-            folder = path / split / name
+        for name, folder_name in zip(classes, names or classes, strict=True):
+            folder = path / split / folder_name
             folder.mkdir(parents=True)
             for n, image in enumerate(images[labels == CLASSES.index(name)][:count]):
                 Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{n}{suffix}")
@@ -149,17 +134,12 @@ def gallery(small_run, tmp_path_factory) -> Path:
     """The gallery's folder, with pages of some channels of all stages, one channel dead; files may be added."""
     out = tmp_path_factory.mktemp("gallery")
     state = checkpoint.load(small_run / "model.pt")
-    for name in ("weight", "bias"):
-        state["model"][f"bn1.{name}"][5] = 0
+    state["model"]["bn1.weight"][5] = state["model"]["bn1.bias"][5] = 0
     state["classes"] = NAMES
-    write_folder(out / "pictures")
-    for split in ("train", "test"):
-        for name, folder in zip(("disk", "ring", "stripes"), NAMES, strict=True):
-            (out / "pictures" / split / name).rename(out / "pictures" / split / folder)
     torch.save(state, out / "model.pt")
-    flags = "--device cpu --dpi 50 --figures filters --no-report --gallery --top 2 --channels".split()
-    flags = ["--data", str(out / "pictures"), *flags]
-    visualizer.main(["--ckpt", str(out / "model.pt"), "--out", str(out / "plots"), *flags, *map(str, CHANNELS)])
+    write_folder(out / "pictures", names=NAMES)
+    flags = "--figures filters --no-report --gallery --top 2 --channels".split()
+    visualize(out, out / "plots", "--data", str(out / "pictures"), *flags, *map(str, CHANNELS))
     return out / "plots"
 
 
@@ -182,27 +162,21 @@ def narrow(monkeypatch):
 @pytest.fixture
 def fake_cifar10(tmp_path, monkeypatch):
     """20 + 10 images in CIFAR-10's file format, their md5 sums patched into torchvision: (root, arrays)."""
-    random = np.random.RandomState(0)
-    folder = tmp_path / "root" / "cifar-10-batches-py"
+    folder, random = tmp_path / "root" / "cifar-10-batches-py", np.random.RandomState(0)
     folder.mkdir(parents=True)
-    arrays, sums = {}, {}
-    for name, count in [(f"data_batch_{n}", 4) for n in range(1, 6)] + [("test_batch", 10)]:
-        arrays[name] = random.randint(0, 256, (count, 3 * 32 * 32)).astype(np.uint8)
-        entry = {"data": arrays[name], "labels": [n % 10 for n in range(count)]}
-        sums[name] = _pickled(folder / name, entry)
+
+    def write(name, value):
+        (folder / name).write_bytes(pickle.dumps(value))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    counts = {f"data_batch_{n}": 4 for n in range(1, 6)} | {"test_batch": 10}
+    arrays = {name: random.randint(0, 256, (n, 3 * 32 * 32)).astype(np.uint8) for name, n in counts.items()}
+    files = [write(name, {"data": data, "labels": [*range(len(data))]}) for name, data in arrays.items()]
     names = "airplane automobile bird cat deer dog frog horse ship truck".split()
-    meta = {"filename": "batches.meta", "key": "label_names"}
-    meta["md5"] = _pickled(folder / "batches.meta", {"label_names": names})
-    dataset = torchvision.datasets.CIFAR10
-    monkeypatch.setattr(dataset, "train_list", [[name, sums[name]] for name in sums if name != "test_batch"])
-    monkeypatch.setattr(dataset, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(dataset, "meta", meta)
+    meta = dict(zip(("filename", "md5"), write("batches.meta", {"label_names": names}), strict=True))
+    for name, value in {"train_list": files[:5], "test_list": files[5:], "meta": meta | {"key": "label_names"}}.items():
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, name, value)
     return tmp_path / "root", arrays
-
-
-def _pickled(path: Path, value) -> str:
-    path.write_bytes(pickle.dumps(value))
-    return hashlib.md5(path.read_bytes()).hexdigest()
 
 
 def visualize(run, out, *flags):
@@ -218,16 +192,12 @@ def ends(capsys, main, flags, code, *words):
     error = capsys.readouterr().err
     assert stop.value.code == code, error
     assert error.startswith("error: ") and error.count("\n") == 1 and error.endswith("\n"), error
-    for word in words:
-        assert str(word) in error, error
+    assert not [word for word in words if str(word) not in error], error
     return error
 
 
 def assert_same_pictures(found, expected):
-    """Equal to 1 % in norm.
-
-    In single precision, sums of another batch size or CPU round differently, which may turn a single ReLU or switch.
-    """
+    """Equal to 1 % in norm: in single precision, another batch size or CPU may turn a single ReLU or switch."""
     found, expected = (np.asarray(each, dtype=float) for each in (found, expected))
     assert found.shape == expected.shape
     assert np.linalg.norm(found - expected) <= 0.01 * np.linalg.norm(expected)
@@ -235,16 +205,12 @@ def assert_same_pictures(found, expected):
 
 @style.styled  # ticks are made when they are drawn
 def assert_inside(figure):
-    """No visible text is smaller than 7 points, and nothing visible leaves the figure at any of three resolutions.
-
-    Text is not equally wide at all of them: at 72 and 130 dpi it is a few percent wider than at 300.
-    """
+    """No visible text is smaller than 7 points, and nothing visible leaves the figure at any of three resolutions."""
     width, height = figure.get_size_inches()
-    for dpi in (300, 130, 72):
+    for dpi in (300, 130, 72):  # at the lower ones, text is a few percent wider
         figure.set_dpi(dpi)
         figure.draw_without_rendering()
         used = figure.get_tightbbox()  # in inches
         assert min(used.x0, used.y0) >= -0.01 and used.x1 <= width + 0.01 and used.y1 <= height + 0.01, dpi
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
-    small = {text.get_text(): text.get_fontsize() for text in texts if text.get_fontsize() < 7}
-    assert texts and not small, small
+    assert texts and not [text for text in texts if text.get_fontsize() < 7]
