@@ -10,7 +10,7 @@ from conftest import write_folder
 
 from analysis.activations import SearchResult
 from analysis.inspection import inspect
-from analysis.scores import confusion_counts, score
+from analysis.scores import score
 from analysis.settings import Settings
 from figures import scores
 from figures.registry import NotDrawn
@@ -37,19 +37,6 @@ def inspection(plain):
     return with_logits(plain)
 
 
-@pytest.fixture(scope="module")
-def limited(small_run):
-    """Of a search of the images 0, 2, 4, 7 and 9; of these only image 9 is a mistake."""
-    found = inspect(small_run / "model.pt", Settings(limit=5), "cpu")
-    found = replace(found, searched=torch.tensor([0, 2, 4, 7, 9]))
-    return with_logits(replace(found, labels=torch.where(torch.arange(12) == 9, 0, LABELS)))
-
-
-def test_confusion_counts_pairs():
-    counts = confusion_counts(np.array([0, 0, 2, 2, 2]), np.array([0, 1, 2, 2, 0]), 3)
-    assert counts.tolist() == [[1, 1, 0], [0, 0, 0], [1, 0, 2]]
-
-
 def test_scores_are_those_of_the_network(plain):
     with torch.inference_mode():
         probabilities = plain.network(plain.preprocess(plain.images)).softmax(1)
@@ -71,13 +58,12 @@ def test_the_matrix_shows_percent_of_the_true_class(inspection):
     assert "Accuracy 58.33 % on 12 test images" in figure.get_suptitle()
 
 
-@pytest.mark.parametrize("count", [10, 12, 13, 18, 20])
+@pytest.mark.parametrize("count", [10, 13, 20])
 def test_numbers_of_the_matrix_fit_their_cells(count):
-    figure = scores.confusion_figure(np.eye(count, dtype=int), ["of\ntwo lines"] * count, "a title")
+    figure = scores.confusion_figure(np.eye(count, dtype=int), ["of\ntwo lines"] * count)
     figure.draw_without_rendering()
     axes = figure.get_axes()[0]
-    assert axes.get_yticklabels()[0].get_text() == "of two lines (1)"
-    assert len(axes.texts) == count
+    assert axes.get_yticklabels()[0].get_text() == "of two lines (1)" and len(axes.texts) == count
     assert max(text.get_window_extent().width for text in axes.texts) <= axes.get_window_extent().width / count
 
 
@@ -86,15 +72,18 @@ def test_mistakes_come_with_the_surest_first(inspection):
     captions = [text for axes in figure.get_axes() if (text := axes.get_title("left"))]
     confidence = [np.exp(margin) / (np.exp(margin) + 2) for margin in (6, 5, 4, 2, 1)]
     names = inspection.metadata.classes
-    expected = [
-        f"{names[LABELS[n]]}, image {n}\nas {names[PREDICTED[n]]}, {100 * each:.1f} %"
-        for n, each in zip((8, 11, 3, 10, 1), confidence, strict=True)
+    assert captions == [
+        f"{names[LABELS[n]]}, image {n}\nas {names[PREDICTED[n]]}, {100 * share:.1f} %"
+        for n, share in zip((8, 11, 3, 10, 1), confidence, strict=True)
     ]
-    assert captions == expected
     assert "5 most confident of 5 mistakes on 12 test images" in figure.get_suptitle()
 
 
-def test_of_a_limited_search(limited):
+def test_of_a_limited_search(small_run):
+    """Of the images 0, 2, 4, 7 and 9, only 9 is a mistake."""
+    limited = inspect(small_run / "model.pt", Settings(limit=5), "cpu")
+    labels = torch.where(torch.arange(12) == 9, 0, LABELS)
+    limited = with_logits(replace(limited, searched=torch.tensor([0, 2, 4, 7, 9]), labels=labels))
     assert scores.summary(limited, Settings())["accuracy"] == pytest.approx(4 / 5)
     ((_, figure),) = scores.draw_mistakes(limited, Settings())
     (axes,) = [axes for axes in figure.get_axes() if axes.get_title("left")]
@@ -112,10 +101,9 @@ def test_no_mistakes(inspection):
 
 def test_the_summary(inspection):
     found = json.loads(json.dumps(scores.summary(inspection, Settings(top=4))))
-    assert found["accuracy"] == pytest.approx(7 / 12)
     names = inspection.metadata.classes
+    assert found["accuracy"] == pytest.approx(7 / 12) and found["images_searched"] == 12
     assert found["accuracy_by_class"] == {names[0]: 0.5, names[1]: 1.0, names[2]: 0.25}
-    assert found["images_searched"] == 12
     assert found["settings"]["device"] == "cpu" and found["settings"]["top"] == 4
     assert found["dead_channels"].keys() == {"conv1", "conv5_x"}
 
