@@ -9,7 +9,6 @@ import torch
 from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import atlas
-from figures.atlas import STRIP_PERCENTS, profile_stage, strip
 from network import CHANNELS, STAGES
 
 
@@ -30,12 +29,8 @@ def inspection(small_run):
 def features(inspection):
     """stage -> features of the searched images, of the units that are searched."""
     with torch.inference_mode():
-        found = inspection.network.trace(inspection.inputs(inspection.images[inspection.searched])).features
-    inside = {"conv1": slice(2, 15)}  # at 32x32, deeper units all see the padding
-    return {
-        stage: maps[:, :, inside.get(stage, slice(None)), inside.get(stage, slice(None))]
-        for stage, maps in found.items()
-    }
+        maps = inspection.network.trace(inspection.inputs(inspection.images[inspection.searched])).features
+    return maps | {"conv1": maps["conv1"][:, :, 2:15, 2:15]}  # at 32x32, deeper units all see the padding
 
 
 def test_quantiles_follow_the_definition_and_numpy(peaks):
@@ -49,48 +44,38 @@ def test_quantiles_follow_the_definition_and_numpy(peaks):
         expected = np.quantile(exciting, (0.25, 0.5, 0.75, 1), method="inverted_cdf")  # which binary numbers hold
         assert [values[images[percent - 1]] for percent in (25, 50, 75, 100)] == expected.tolist()
     assert atlas.quantile_images(peaks[:, 2]) == []
-
-
-def test_quantiles_of_few_images_are_those_images():
     assert atlas.quantile_images(torch.tensor([0, 3.0, 0, 1, 2]), (99, 67, 66, 34, 33, 1)) == [1, 1, 4, 4, 3, 3]
 
 
-def test_class_means_and_selectivity(peaks):
-    labels = torch.arange(41) % 3
-    labels[labels == 2] = 3
-    means = atlas.class_means(peaks, labels, 4)
-    assert means[2].isnan().all()  # no image has this class
-    for number in (0, 1, 3):
-        assert np.allclose(means[number].numpy(), peaks.numpy()[labels.numpy() == number].mean(0), atol=1e-15)
-    found = atlas.class_selectivity(means)
+def test_selectivity_compares_the_best_class_with_the_mean_of_the_others(peaks):
+    means = peaks[:4] + 0.125 * (torch.arange(6) != 2)
+    means[2] = torch.nan  # no image has this class
+    selectivity = atlas.class_selectivity(means)
     for channel in range(6):
-        best, *rest = sorted((means[number, channel].item() for number in (0, 1, 3)), reverse=True)
-        rest = sum(rest) / 2
-        assert found[channel].item() == pytest.approx((best - rest) / (best + rest) if best else 0)
-
-
-def test_selectivity_at_its_ends():
-    means = torch.tensor([[0.0, 2, 0], [3, 2, 0], [0, 2, 0]])
-    assert atlas.class_selectivity(means).tolist() == [1, 0, 0]
-    assert atlas.class_selectivity(means[:1]) is None
+        best, *others = sorted((means[number, channel].item() for number in (0, 1, 3)), reverse=True)
+        rest = sum(others) / 2
+        assert selectivity[channel].item() == pytest.approx((best - rest) / (best + rest) if best else 0)
+    ends = torch.tensor([[0.0, 2, 0], [3, 2, 0], [0, 2, 0]])
+    assert atlas.class_selectivity(ends).tolist() == [1, 0, 0]
+    assert atlas.class_selectivity(ends[:1]) is None
     assert atlas.class_selectivity(torch.tensor([[1.0], [torch.nan]])) is None
 
 
 def test_neighbours_are_the_highest_correlations(peaks):
     alive = [0, 1, 3, 4, 5]
-    found = atlas.nearest_channels(peaks, alive, 3)
+    nearest = atlas.nearest_channels(peaks, alive, 3)
     correlations = np.corrcoef(peaks.numpy()[:, alive].T)
     for row, channel in enumerate(alive):
         others = sorted((value, alive[n]) for n, value in enumerate(correlations[row]) if n != row)[::-1]
-        assert [neighbour["channel"] for neighbour in found[channel]] == [other for _, other in others[:3]]
-        assert [neighbour["correlation"] for neighbour in found[channel]] == pytest.approx([r for r, _ in others[:3]])
+        assert [neighbour["channel"] for neighbour in nearest[channel]] == [other for _, other in others[:3]]
+        assert [neighbour["correlation"] for neighbour in nearest[channel]] == pytest.approx([r for r, _ in others[:3]])
     assert all(len(neighbours) == 4 for neighbours in atlas.nearest_channels(peaks, alive, 9).values())
     assert atlas.nearest_channels(peaks, [3]) == {3: []}
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_profiles_are_those_of_brute_force(inspection, features, stage):
-    profile = profile_stage(inspection, stage)
+def test_profiles_and_strips_are_those_of_brute_force(inspection, features, stage):
+    profile = atlas.profile_stage(inspection, stage)
     peaks = inspection.search.peaks[stage].double()
     assert torch.allclose(peaks, features[stage].amax((2, 3)).double(), rtol=1e-4, atol=1e-5)
     alive = (peaks.amax(0) > 0).nonzero().flatten().tolist()
@@ -99,55 +84,52 @@ def test_profiles_are_those_of_brute_force(inspection, features, stage):
     assert sorted(sum((group["channels"] for group in profile["groups"]), [])) == alive
     labels = inspection.labels[inspection.searched]
     assert len(labels) == 7
-    for channel, found in profile["channels"].items():
+    for channel, numbers in profile["channels"].items():
         values = peaks[:, channel]
-        assert (found["stage"], found["channel"]) == (stage, channel)
-        assert found["peak"] == values.max()
-        assert found["exciting"] == sum(found["density"]) == (values > 0).sum()
-        assert found["density"][-1] >= 1 and len(found["density"]) == 24
+        assert (numbers["stage"], numbers["channel"]) == (stage, channel)
+        assert numbers["peak"] == values.max()
+        assert numbers["exciting"] == sum(numbers["density"]) == (values > 0).sum()
+        assert numbers["density"][-1] >= 1 and len(numbers["density"]) == 24
         means = [values[labels == number].mean().item() for number in range(3)]
-        assert found["class_means"] == pytest.approx(means, rel=1e-12)
-        assert means[found["best_class"]] == pytest.approx(max(means), rel=1e-12)
-        (group,) = [group["channels"] for group in profile["groups"] if channel in group["channels"]]
-        assert found["representative"] in group
-        if stage == "conv5_x":
-            assert found["class_weights"] == pytest.approx(inspection.network.fc.weight[:, channel].tolist())
-        else:
-            assert found["class_weights"] is None
+        assert numbers["class_means"] == pytest.approx(means, rel=1e-12)
+        assert means[numbers["best_class"]] == pytest.approx(max(means), rel=1e-12)
+        (group,) = [group for group in profile["groups"] if channel in group["channels"]]
+        assert numbers["representative"] == group["representative"] in group["channels"]
+        weights = inspection.network.fc.weight[:, channel].tolist() if stage == "conv5_x" else None
+        assert numbers["class_weights"] == (pytest.approx(weights) if weights else None)
+    for channel in alive[::23]:
+        check_strip(inspection, stage, channel, features[stage][:, channel])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_strips_are_those_of_brute_force(inspection, features, stage):
-    for channel in list(profile_stage(inspection, stage)["channels"])[::23]:
-        maps = features[stage][:, channel]
-        exciting = sorted(value for value in inspection.search.peaks[stage][:, channel].tolist() if value > 0)
-        images, patches = strip(inspection, stage, channel, 12)
-        assert [image["percent"] for image in images] == list(STRIP_PERCENTS)
-        for image, patch in zip(images, patches, strict=True):
-            expected = exciting[math.ceil(image["percent"] * len(exciting) / 100) - 1]
-            assert image["activation"] == expected
-            row = inspection.searched.tolist().index(image["index"])
-            first = 2 if stage == "conv1" else 0
-            unit = maps[row, image["row"] - first, image["column"] - first].item()
-            assert unit == pytest.approx(expected, rel=1e-4, abs=1e-5)
-            assert image["label"] == inspection.label_names[inspection.labels[image["index"]]]
-            assert image["predicted"] == inspection.metadata.classes[inspection.search.logits[row].argmax()]
-            assert image["correct"] == (image["label"] == image["predicted"])
-            top, left, bottom, right = image["crop"]
-            assert bottom - top == right - left == 12
-            pixels = inspection.images[image["index"], :, top:bottom, left:right] / 255
-            assert torch.allclose(patch, pixels, atol=1e-6)
+def check_strip(inspection, stage, channel, maps):
+    """A channel's strip against its maps of the searched images."""
+    exciting = sorted(value for value in inspection.search.peaks[stage][:, channel].tolist() if value > 0)
+    images, patches = atlas.strip(inspection, stage, channel, 12)
+    assert [image["percent"] for image in images] == list(atlas.STRIP_PERCENTS)
+    for image, patch in zip(images, patches, strict=True):
+        expected = exciting[math.ceil(image["percent"] * len(exciting) / 100) - 1]
+        assert image["activation"] == expected
+        row = inspection.searched.tolist().index(image["index"])
+        first = 2 if stage == "conv1" else 0
+        unit = maps[row, image["row"] - first, image["column"] - first].item()
+        assert unit == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert image["label"] == inspection.label_names[inspection.labels[image["index"]]]
+        assert image["predicted"] == inspection.metadata.classes[inspection.search.logits[row].argmax()]
+        assert image["correct"] == (image["label"] == image["predicted"])
+        top, left, bottom, right = image["crop"]
+        assert bottom - top == right - left == 12
+        pixels = inspection.images[image["index"], :, top:bottom, left:right] / 255
+        assert torch.allclose(patch, pixels, atol=1e-6)
 
 
 def test_a_strip_shows_what_its_units_see(inspection):
     """Of conv1: the pixels that the gradient reaches are in the middle of the patch, or as near as the image allows."""
-    images, _ = strip(inspection, "conv1", list(profile_stage(inspection, "conv1")["channels"])[0], 11)
+    images, _ = atlas.strip(inspection, "conv1", list(atlas.profile_stage(inspection, "conv1")["channels"])[0], 11)
     for image in images:
         pixels = torch.rand(1, 3, 32, 32, requires_grad=True)
         inspection.network.conv1(pixels)[0, :, image["row"], image["column"]].abs().sum().backward()
-        for axis, (start, end) in enumerate(
-            ((image["crop"][0], image["crop"][2]), (image["crop"][1], image["crop"][3]))
-        ):
+        top, left, bottom, right = image["crop"]
+        for axis, (start, end) in enumerate(((top, bottom), (left, right))):
             seen = pixels.grad[0].abs().sum(0).sum(1 - axis).nonzero().flatten().tolist()
             assert start <= seen[0] and seen[-1] < end
             assert start in (0, 21) or seen[0] - start == end - 1 - seen[-1] == 2
