@@ -1,20 +1,26 @@
-"""The gallery that tests share: its classes and channels, its page as a parser reads it, cards of chosen content."""
+"""What tests of HTML pages share: a parser, a browser, and cards of chosen content for the gallery's page."""
 
-import html.parser
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
 
 from figures.gallery import PAGE, bars, sheet_size, sheet_windows, stage_content
 
 NAMES = ["7", "a & b", 'ring <b>"x"']  # of classes: a number, and what HTML gives a meaning
 CHANNELS = [0, 5, 10, 20, 30, 40]
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
-class Page(html.parser.HTMLParser):
-    """Elements with their attributes, the texts of table rows and of list items."""
+class Page(HTMLParser):
+    """Elements with their attributes, the texts of table rows and of list items, and all text."""
 
-    def __init__(self, text):
+    def __init__(self, source):
         super().__init__()
-        self.elements, self.rows, self.items, self.in_list = [], [], [], False
-        self.feed(text)
+        self.elements, self.rows, self.items, self.text, self.in_list = [], [], [], "", False
+        self.feed(source)
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
@@ -30,6 +36,7 @@ class Page(html.parser.HTMLParser):
         self.in_list &= tag != "ul"
 
     def handle_data(self, data):
+        self.text += data
         if self.elements and self.elements[-1][0] == "td" and self.rows[-1]:
             self.rows[-1][-1] += data.strip()
         elif self.in_list:
@@ -37,6 +44,16 @@ class Page(html.parser.HTMLParser):
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
+
+
+def title_in_browser(file, tmp_path, query=""):
+    """The page's title, which is JSON, when the browser has loaded the page and run its scripts."""
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--dump-dom",
+             "--disable-background-networking", "--disable-component-update", f"--user-data-dir={tmp_path / 'chrome'}",
+             "--allow-file-access-from-files", "--window-size=1300,900", "--virtual-time-budget=3000"]  # fmt: skip
+    command = [BROWSER, *flags, f"file://{file}{query}"]
+    text = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", text, re.DOTALL)[1]))
 
 
 def card(channel, labels, peak=1.5, correct=None, means=(1.0, 2.0, 3.0), representative=None):
@@ -49,20 +66,10 @@ def card(channel, labels, peak=1.5, correct=None, means=(1.0, 2.0, 3.0), represe
         for n, label in enumerate(labels, 1)
     ]
     images[-1]["activation"] = 0.0
-    numbers = {
-        "channel": channel,
-        "peak": peak,
-        "exciting": 1,
-        "density": [0, 1],
-        "class_means": means,
-        "best_class": means.index(max(means)),
-        "selectivity": 0.5,
-        "class_weights": None,
-        "neighbours": [],
-        "representative": channel if representative is None else representative,
-        "top": images,
-        "strip": [],
-    }
+    numbers = {"channel": channel, "peak": peak, "exciting": 1, "density": [0, 1], "class_means": means,
+               "best_class": means.index(max(means)), "selectivity": 0.5, "class_weights": None, "neighbours": [],
+               "representative": channel if representative is None else representative,
+               "top": images, "strip": []}  # fmt: skip
     return {"numbers": numbers, "file": "a.webp", "rules": {}}
 
 

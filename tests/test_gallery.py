@@ -26,13 +26,15 @@ def inspection(gallery):
     return inspect(gallery.parent / "model.pt", SETTINGS, "cpu", str(gallery.parent / "pictures"))
 
 
-def test_every_living_channel_of_every_stage_has_a_place_that_can_be_linked_to(gallery, gallery_html):
+def test_every_living_channel_of_every_stage_can_be_linked_to_and_the_dead_are_named(gallery, gallery_html):
     dead = json.loads((gallery / "summary.json").read_text())["dead_channels"]
     expected = {f"{stage}-{n}" for stage in STAGES for n in CHANNELS if n not in dead[stage]}
     assert "conv1-5" not in expected
     assert {article["id"] for article in gallery_html.all("article")} == expected
     links = {link["href"] for link in gallery_html.all("a")}
     assert {f"#{name}" for name in expected} <= links and {f"#{stage}" for stage in STAGES} <= links
+    named = re.findall("Zero at all units searched: channel (.*?)[.]", gallery_html.text)
+    assert "5" in named[0].split(", ")
 
 
 def test_pictures_are_there_lazy_and_described(gallery, gallery_html):
@@ -46,24 +48,15 @@ def test_pictures_are_there_lazy_and_described(gallery, gallery_html):
     assert sum(file.stat().st_size for file in (gallery / "channels").iterdir()) / len(cards) < 50e6 / 1024
 
 
-def test_what_a_screen_reader_needs(gallery, gallery_html):
+def test_it_suits_a_screen_reader_and_nothing_comes_from_elsewhere(gallery, gallery_html):
     text = (gallery / "index.html").read_text()
     assert gallery_html.all("html")[0]["lang"] == "en"
-    assert all(each["aria-label"] for each in gallery_html.all("article"))
-    assert all(each["role"] == "img" and each["aria-label"] for each in gallery_html.all("svg"))
+    assert all(article["aria-label"] for article in gallery_html.all("article"))
+    assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in gallery_html.all("svg"))
     controls = len(gallery_html.all("input")) + len(gallery_html.all("select"))
     assert controls == len(re.findall(r"<label>[^<]*<(?:input|select)", text)) == 5
     assert text.index("<h1") < text.index("<h2") < text.index("<h3") < text.index("<h4")
-
-
-def test_nothing_comes_from_elsewhere(gallery):
-    text = (gallery / "index.html").read_text()
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
-
-
-def test_the_dead_channel_is_named(gallery, gallery_json):
-    dead = re.findall("Zero at all units searched: channel (.*?)[.]", (gallery / "index.html").read_text())
-    assert "5" in dead[0].split(", ") and 5 in gallery_json["stages"]["conv1"]["dead"]
 
 
 def test_atlas_json_holds_the_numbers_of_the_analyses(inspection, gallery_json):
@@ -76,12 +69,10 @@ def test_atlas_json_holds_the_numbers_of_the_analyses(inspection, gallery_json):
         for entry in found["channels"][:2]:
             (result,) = inspect_channels(inspection, SETTINGS, stage, [entry["channel"]])
             images, _ = atlas.strip(inspection, stage, entry["channel"], result.patches.shape[-1])
-            expected = profile["channels"][entry["channel"]] | {
-                "correlation": result.correlation,
-                "top": [asdict(image) for image in result.images],
-                "strip": images,
-            }
-            found, expected = flatten(entry), flatten(expected)
+            top = [asdict(image) for image in result.images]
+            expected = profile["channels"][entry["channel"]]
+            expected = flatten(expected | {"correlation": result.correlation, "top": top, "strip": images})
+            found = flatten(entry)
             assert found.keys() == expected.keys()
             for path, value in expected.items():
                 # single precision, another batch: rounding may turn a ReLU, which changes a picture
@@ -94,7 +85,7 @@ def flatten(content, path=""):
     """Nested content as one dictionary of its leaves."""
     if isinstance(content, dict | list | tuple):
         pairs = content.items() if isinstance(content, dict) else enumerate(content)
-        return {name: leaf for key, each in pairs for name, leaf in flatten(each, f"{path}/{key}").items()}
+        return {name: leaf for key, part in pairs for name, leaf in flatten(part, f"{path}/{key}").items()}
     return {path: content}
 
 
@@ -106,15 +97,13 @@ def test_the_page_shows_the_numbers_of_atlas_json(gallery_html, gallery_json):
     for row, (name, image) in zip(rows, sum(images, []), strict=True):
         assert row[:1] + row[2:] == [name, str(image["index"]), image["label"], image["predicted"]]
         assert float(row[1]) == pytest.approx(image["activation"], rel=0.05, abs=0.0051)
-    items = iter(gallery_html.items)
+    expected = []
     for entry in entries:
-        neighbours = [(str(each["channel"]), each["correlation"]) for each in entry["neighbours"]]
-        means = list(zip(NAMES, entry["class_means"], strict=True))
-        for name, value in [*means, *zip(NAMES, entry["class_weights"] or (), strict=False), *neighbours]:
-            text = next(items)
-            assert text.startswith(name)
-            assert float(text.split()[-1]) == pytest.approx(value, rel=0.05, abs=0.0051)
-    assert next(items, None) is None
+        for values in (entry["class_means"], entry["class_weights"]):
+            expected += zip(NAMES, values, strict=True) if values else ()
+        expected += [(str(other["channel"]), other["correlation"]) for other in entry["neighbours"]]
+    for text, (name, value) in zip(gallery_html.items, expected, strict=True):
+        assert text.startswith(name) and float(text.split()[-1]) == pytest.approx(value, rel=0.05, abs=0.0051)
 
 
 def test_a_file_holds_the_blocks_and_the_strip():
@@ -139,12 +128,11 @@ def test_a_file_holds_the_blocks_and_the_strip():
     assert (picture[..., 3] == 255).sum() == 15 * 128**2  # transparent elsewhere
 
 
-def test_images_that_do_not_excite_a_channel_are_not_listed():
-    rows = [[row[3] for row in Page(page(card(3, ["cat", "bird"], correct=verdict))).rows if row] for verdict in (1, 0)]
-    assert rows == [["cat"], ["cat"]]
-    assert "<tr class=wrong" not in page(card(3, ["cat", "bird"])) and "<tr class=wrong" in page(
-        card(3, ["cat", "bird"], correct=False)
-    )
+def test_images_that_do_not_excite_a_channel_are_not_listed_and_mistakes_are_red():
+    for correct in (True, False):
+        text = page(card(3, [NAMES[2], "bird"], correct=correct))
+        assert [row[3] for row in Page(text).rows if row] == [NAMES[2]] and '<b>"' not in text  # it is escaped
+        assert ("<tr class=wrong" in text) == (not correct)
 
 
 def test_a_card_says_how_often_it_responds_and_links_its_group():
@@ -157,25 +145,15 @@ def test_a_card_says_how_often_it_responds_and_links_its_group():
     assert links == ["?group=conv1-3"] * 2 + ["?group=conv1-30"] * 3
 
 
-def test_names_are_escaped():
-    text = page(card(3, [NAMES[2], "x"]))
-    assert '<b>"' not in text
-    assert [row[3] for row in Page(text).rows if row] == [NAMES[2]]
-
-
 def test_of_many_classes_those_with_the_largest_values_have_bars():
-    values = [(-1) ** n * n for n in range(30)]
-    rows = gallery_module.bars([str(n) for n in range(30)], values)
+    rows = gallery_module.bars([str(n) for n in range(30)], [(-1) ** n * n for n in range(30)])
     assert [name for name, _, _ in rows] == [str(n) for n in range(29, 19, -1)]
     assert rows[1] == ("28", 28, 28 / 29) and rows[0][2] == -1
 
 
-def test_numbers_have_two_decimals_or_two_digits():
+def test_numbers_have_two_digits_and_no_share_is_rounded_to_none_or_all():
     numbers = {1.234: "1.23", 0.0: "0.00", 0.0031: "0.0031", -0.5: "-0.50", None: "–"}
     assert [format_short(value) for value in numbers] == list(numbers.values())
-
-
-def test_no_share_is_rounded_to_none_or_all():
     shares = {0: "0 %", 0.001: "<1 %", 0.734: "73 %", 0.998: ">99 %", 1: "100 %"}
     assert [format_percent(share) for share in shares] == list(shares.values())
     assert [format_percent(share, 2) for share in (0.00001, 0.8838, 0.99999)] == ["<0.01 %", "88.38 %", ">99.99 %"]
