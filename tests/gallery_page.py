@@ -15,32 +15,21 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, the texts of table rows and of list items, and all text."""
+    """Elements with their attributes, all text, and the texts of table cells by row and of list items."""
 
     def __init__(self, source):
         super().__init__()
-        self.elements, self.rows, self.items, self.text, self.in_list = [], [], [], "", False
+        self.elements, self.text = [], ""
         self.feed(source)
+        rows, items = source.split("<tr")[1:], re.findall(r"<li[^>]*>(.*?)(?=<li|</ul>)", source, re.DOTALL)
+        self.rows = [[html.unescape(cell).strip() for cell in re.findall("<td[^>]*>([^<]*)", row)] for row in rows]
+        self.items = [html.unescape(re.sub("<[^>]*>", "", item)) for item in items]
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
-        if tag == "tr":
-            self.rows.append([])
-        if tag == "td":
-            self.rows[-1].append("")
-        if tag == "li":
-            self.items.append("")
-            self.in_list = True
-
-    def handle_endtag(self, tag):
-        self.in_list &= tag != "ul"
 
     def handle_data(self, data):
         self.text += data
-        if self.elements and self.elements[-1][0] == "td" and self.rows[-1]:
-            self.rows[-1][-1] += data.strip()
-        elif self.in_list:
-            self.items[-1] += data
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
@@ -54,6 +43,18 @@ def title_in_browser(file, tmp_path, query=""):
     command = [BROWSER, *flags, f"file://{file}{query}"]
     text = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     return json.loads(html.unescape(re.search(r"<title>(.*?)</title>", text, re.DOTALL)[1]))
+
+
+def on_a_phone(file, tmp_path, script):
+    """[the width of the page, what the script returns] in a frame of 420 pixels; `page` is its document."""
+    (tmp_path / "frame.html").write_text(  # a window of its own has at least 500 pixels
+        "<title></title><iframe width=420 height=900 style='border: 0'></iframe><script>"
+        "const frame = document.querySelector('iframe'); frame.onload = () => setTimeout(() => {"
+        f"const page = frame.contentDocument, found = (() => {{ {script} }})();"
+        "document.title = JSON.stringify([page.documentElement.scrollWidth, found]); }, 100);"
+        f"frame.src = 'file://{file}'</script>"
+    )
+    return title_in_browser(tmp_path / "frame.html", tmp_path)
 
 
 def card(channel, labels, peak=1.5, correct=None, means=(1.0, 2.0, 3.0), representative=None):

@@ -1,8 +1,8 @@
-"""The gallery's page as a parser reads it, and atlas.json."""
+"""The gallery's page as a parser reads it, and atlas.json, against brute force over all images and units."""
 
 import json
+import math
 import re
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -24,6 +24,14 @@ SETTINGS = Settings(stages=STAGES, channels=tuple(CHANNELS), top=2)
 @pytest.fixture(scope="module")
 def inspection(gallery):
     return inspect(gallery.parent / "model.pt", SETTINGS, "cpu", str(gallery.parent / "pictures"))
+
+
+@pytest.fixture(scope="module")
+def features(inspection):
+    """stage -> features of the images, of the units that are searched."""
+    with torch.inference_mode():
+        maps = inspection.network.trace(inspection.inputs(inspection.images)).features
+    return maps | {"conv1": maps["conv1"][:, :, 2:15, 2:15]}  # at 32x32, deeper units all see the padding
 
 
 def test_every_living_channel_of_every_stage_can_be_linked_to_and_the_dead_are_named(gallery, gallery_html):
@@ -59,36 +67,6 @@ def test_it_suits_a_screen_reader_and_nothing_comes_from_elsewhere(gallery, gall
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
 
 
-def test_atlas_json_holds_the_numbers_of_the_analyses(inspection, gallery_json):
-    assert gallery_json["images"] == 12 and gallery_json["classes"] == gallery_json["network_classes"] == NAMES
-    assert list(gallery_json["stages"]) == list(STAGES)
-    for stage, found in gallery_json["stages"].items():
-        profile = atlas.profile_stage(inspection, stage)
-        assert [entry["channel"] for entry in found["channels"]] == [n for n in CHANNELS if n in profile["channels"]]
-        assert found["groups"] == profile["groups"] and found["dead"] == profile["dead"]
-        for entry in found["channels"][:2]:
-            (result,) = inspect_channels(inspection, SETTINGS, stage, [entry["channel"]])
-            images, _ = atlas.strip(inspection, stage, entry["channel"], result.patches.shape[-1])
-            top = [asdict(image) for image in result.images]
-            expected = profile["channels"][entry["channel"]]
-            expected = flatten(expected | {"correlation": result.correlation, "top": top, "strip": images})
-            found = flatten(entry)
-            assert found.keys() == expected.keys()
-            for path, value in expected.items():
-                # single precision, another batch: rounding may turn a ReLU, which changes a picture
-                rounding = 0.02 if "scale" in path or path.startswith("/correlation") else 1e-3
-                close = pytest.approx(value, rel=rounding, abs=1e-5) if isinstance(value, float) else value
-                assert found[path] == close, path
-
-
-def flatten(content, path=""):
-    """Nested content as one dictionary of its leaves."""
-    if isinstance(content, dict | list | tuple):
-        pairs = content.items() if isinstance(content, dict) else enumerate(content)
-        return {name: leaf for key, part in pairs for name, leaf in flatten(part, f"{path}/{key}").items()}
-    return {path: content}
-
-
 def test_the_page_shows_the_numbers_of_atlas_json(gallery_html, gallery_json):
     entries = [entry for stage in gallery_json["stages"].values() for entry in stage["channels"]]
     images = [[(str(image["rank"]), image) for image in entry["top"] if image["activation"] > 0]
@@ -104,6 +82,96 @@ def test_the_page_shows_the_numbers_of_atlas_json(gallery_html, gallery_json):
         expected += [(str(other["channel"]), other["correlation"]) for other in entry["neighbours"]]
     for text, (name, value) in zip(gallery_html.items, expected, strict=True):
         assert text.startswith(name) and float(text.split()[-1]) == pytest.approx(value, rel=0.05, abs=0.0051)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_profiles_are_those_of_brute_force(inspection, features, gallery_json, stage):
+    assert gallery_json["images"] == 12 and gallery_json["classes"] == gallery_json["network_classes"] == NAMES
+    content = gallery_json["stages"][stage]
+    peaks = features[stage].amax((2, 3)).double()
+    alive = (peaks.amax(0) > 0).nonzero().flatten().tolist()
+    assert sorted([*alive, *content["dead"]]) == list(range(peaks.shape[1]))
+    assert sorted(sum((group["channels"] for group in content["groups"]), [])) == alive
+    correlations = np.corrcoef(peaks.numpy()[:, alive].T)
+    for entry, channel in zip(content["channels"], [n for n in CHANNELS if n in alive], strict=True):
+        values = peaks[:, channel]
+        assert (entry["stage"], entry["channel"]) == (stage, channel)
+        assert entry["peak"] == pytest.approx(values.max().item(), rel=1e-4)
+        assert entry["exciting"] == sum(entry["density"]) == (values > 0).sum()
+        assert entry["density"][-1] >= 1 and len(entry["density"]) == 24
+        means = [values[inspection.labels == number].mean().item() for number in range(3)]
+        assert entry["class_means"] == pytest.approx(means, rel=1e-4, abs=1e-5)
+        *others, best = sorted(means)
+        assert entry["class_means"][entry["best_class"]] == max(entry["class_means"])
+        selectivity = (best - np.mean(others)) / (best + np.mean(others))
+        assert entry["selectivity"] == pytest.approx(selectivity, rel=1e-3, abs=1e-4)
+        nearest = {other["channel"]: other["correlation"] for other in entry["neighbours"]}
+        of_all = correlations[alive.index(channel)]
+        assert list(nearest.values()) == pytest.approx(sorted(of_all)[-2:-7:-1], abs=1e-4)  # the last is its own
+        assert list(nearest.values()) == pytest.approx([of_all[alive.index(other)] for other in nearest], abs=1e-4)
+        (group,) = [group for group in content["groups"] if channel in group["channels"]]
+        assert entry["representative"] == group["representative"] in group["channels"]
+        weights = inspection.network.fc.weight[:, channel].tolist() if stage == "conv5_x" else None
+        assert entry["class_weights"] == (pytest.approx(weights, rel=1e-5) if weights else None)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_images_are_those_of_brute_force(inspection, features, gallery_json, stage):
+    first = 2 if stage == "conv1" else 0  # unit that is searched
+    for entry in gallery_json["stages"][stage]["channels"]:
+        maps = features[stage][:, entry["channel"]]
+        peaks = sorted(maps.amax((1, 2)).tolist(), reverse=True)
+        exciting = sorted(peak for peak in peaks if peak > 0)
+        quantiles = [exciting[math.ceil(percent * len(exciting) / 100) - 1] for percent in atlas.STRIP_PERCENTS]
+        assert [image["percent"] for image in entry["strip"]] == list(atlas.STRIP_PERCENTS)
+        for image, expected in zip([*entry["top"], *entry["strip"]], [*peaks[:2], *quantiles], strict=True):
+            assert image["activation"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            unit = maps[image["index"], image["row"] - first, image["column"] - first].item()
+            assert unit == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            assert image["label"] == NAMES[inspection.labels[image["index"]]]
+            assert image["predicted"] == NAMES[inspection.search.logits[image["index"]].argmax()]
+            assert image["correct"] == (image["label"] == image["predicted"])
+    (result,) = inspect_channels(inspection, SETTINGS, stage, [entry["channel"]])
+    # another batch: rounding may turn a ReLU, which changes a picture
+    assert entry["correlation"] == pytest.approx(result.correlation, rel=0.02, abs=1e-5)
+
+
+def test_a_strip_shows_what_its_units_see(inspection):
+    """Of conv1: the pixels that the gradient reaches are in the middle of the patch, or as near as the image allows."""
+    images, patches = atlas.strip(inspection, "conv1", 10, 11)
+    for image, patch in zip(images, patches, strict=True):
+        pixels = torch.rand(1, 3, 32, 32, requires_grad=True)
+        inspection.network.conv1(pixels)[0, :, image["row"], image["column"]].abs().sum().backward()
+        top, left, bottom, right = image["crop"]
+        for axis, (start, end) in enumerate(((top, bottom), (left, right))):
+            seen = pixels.grad[0].abs().sum(0).sum(1 - axis).nonzero().flatten().tolist()
+            assert start <= seen[0] and seen[-1] < end
+            assert start in (0, 21) or seen[0] - start == end - 1 - seen[-1] == 2
+        assert torch.allclose(patch, inspection.images[image["index"], :, top:bottom, left:right] / 255, atol=1e-6)
+
+
+def test_selectivity_at_its_ends():
+    ends = torch.tensor([[0.0, 2, 0], [3, 2, 0], [torch.nan, torch.nan, torch.nan], [0, 2, 0]])  # NaN: no image
+    assert atlas.class_selectivity(ends).tolist() == [1, 0, 0]
+    assert atlas.class_selectivity(ends[1:3]) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_quantiles_follow_the_definition_and_numpy(seed):
+    peaks = torch.randint(-6, 12, (41,), generator=torch.Generator().manual_seed(seed)).clamp(min=0) / 8  # many equal
+    values = peaks.tolist()
+    exciting = sorted(value for value in values if value > 0)
+    images = atlas.quantile_images(peaks, range(1, 101))
+    for percent, image in enumerate(images, 1):
+        reached = (value for n, value in enumerate(exciting, 1) if 100 * n >= percent * len(exciting))
+        assert values[image] == next(reached)
+    expected = np.quantile(exciting, (0.25, 0.5, 0.75, 1), method="inverted_cdf")  # which binary numbers hold
+    assert [values[images[percent - 1]] for percent in (25, 50, 75, 100)] == expected.tolist()
+
+
+def test_quantiles_of_few_images_are_those_images():
+    assert atlas.quantile_images(torch.zeros(3)) == []
+    assert atlas.quantile_images(torch.tensor([0, 3.0, 0, 1, 2]), (99, 67, 66, 34, 33, 1)) == [1, 1, 4, 4, 3, 3]
 
 
 def test_a_file_holds_the_blocks_and_the_strip():
