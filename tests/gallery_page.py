@@ -58,10 +58,7 @@ def on_a_phone(file, tmp_path, script):
 
 
 def card(channel, labels, peak=1.5, correct=None, means=(1.0, 2.0, 3.0), representative=None):
-    """A channel whose images have these labels, in descending order of activation; the last does not excite it.
-
-    representative: of its group; by default it is alone.
-    """
+    """A channel whose images have these labels, the last of which does not excite it; by default alone in its group."""
     images = [
         {"rank": n, "index": n, "activation": peak, "label": label, "predicted": "dog", "correct": correct}
         for n, label in enumerate(labels, 1)

@@ -131,6 +131,11 @@ def test_images_are_those_of_brute_force(inspection, features, gallery_json, sta
             assert image["label"] == NAMES[inspection.labels[image["index"]]]
             assert image["predicted"] == NAMES[inspection.search.logits[image["index"]].argmax()]
             assert image["correct"] == (image["label"] == image["predicted"])
+            top, left, bottom, right = image["crop"]
+            assert bottom - top == right - left and min(top, left) >= 0 and max(bottom, right) <= 32
+        for rank, image in enumerate(entry["top"], 1):
+            assert (image["rank"], image["file"]) == (rank, str(inspection.files[image["index"]]))
+            assert image["border"] == (stage != "conv1") and image["scale"].keys() == {"deconvnet", "guided"}
     (result,) = inspect_channels(inspection, SETTINGS, stage, [entry["channel"]])
     # another batch: rounding may turn a ReLU, which changes a picture
     assert entry["correlation"] == pytest.approx(result.correlation, rel=0.02, abs=1e-5)
@@ -167,9 +172,6 @@ def test_quantiles_follow_the_definition_and_numpy(seed):
         assert values[image] == next(reached)
     expected = np.quantile(exciting, (0.25, 0.5, 0.75, 1), method="inverted_cdf")  # which binary numbers hold
     assert [values[images[percent - 1]] for percent in (25, 50, 75, 100)] == expected.tolist()
-
-
-def test_quantiles_of_few_images_are_those_images():
     assert atlas.quantile_images(torch.zeros(3)) == []
     assert atlas.quantile_images(torch.tensor([0, 3.0, 0, 1, 2]), (99, 67, 66, 34, 33, 1)) == [1, 1, 4, 4, 3, 3]
 
@@ -220,8 +222,8 @@ def test_of_many_classes_those_with_the_largest_values_have_bars():
 
 
 def test_numbers_have_two_digits_and_no_share_is_rounded_to_none_or_all():
-    numbers = {1.234: "1.23", 0.0: "0.00", 0.0031: "0.0031", -0.5: "-0.50", None: "–"}
-    assert [format_short(value) for value in numbers] == list(numbers.values())
-    shares = {0: "0 %", 0.001: "<1 %", 0.734: "73 %", 0.998: ">99 %", 1: "100 %"}
-    assert [format_percent(share) for share in shares] == list(shares.values())
+    numbers = [format_short(value) for value in (1.234, 0.0, 0.0031, -0.5, None)]
+    assert numbers == ["1.23", "0.00", "0.0031", "-0.50", "–"]
+    shares = [format_percent(share) for share in (0, 0.001, 0.734, 0.998, 1)]
+    assert shares == ["0 %", "<1 %", "73 %", ">99 %", "100 %"]
     assert [format_percent(share, 2) for share in (0.00001, 0.8838, 0.99999)] == ["<0.01 %", "88.38 %", ">99.99 %"]

@@ -27,10 +27,6 @@ def run(folder, tmp_path, script, query=""):
     return title_in_browser(folder / "scripted.html", tmp_path, query)
 
 
-def ids_of(channels):
-    return [f"conv1-{channel}" for channel in channels]
-
-
 def test_search_by_number_stage_class_and_activation(tmp_path):
     means = {10: (1.0, 2.0, 3.0), 20: (1.0, 3.0, 2.0), 25: (3.0, 1.0, 2.0), 30: (1.0, 3.0, 2.0)}
     labels = {30: [NAMES[2], "x"]}
@@ -48,7 +44,7 @@ def test_search_by_number_stage_class_and_activation(tmp_path):
     )
     found, is_hidden = run(tmp_path, tmp_path, script)
     expected = [*queries.values(), [25, 30]]
-    assert found == [[ids_of(channels), f"{len(channels)} of 4 channels"] for channels in expected]
+    assert found == [[[f"conv1-{n}" for n in channels], f"{len(channels)} of 4 channels"] for channels in expected]
     assert not is_hidden  # a stage without living channels says so
 
 
@@ -78,7 +74,7 @@ def test_the_filter_and_the_link_on_a_card_show_a_group(tmp_path):
         "set('group', 'conv1-30'); const filtered = shown(); set('group', '');"
         "document.querySelector('#conv1-8 a.group').click(); return [filtered, shown()];"
     )
-    assert run(tmp_path, tmp_path, script) == [ids_of(members[30]), ids_of(members[3])]
+    assert run(tmp_path, tmp_path, script) == [[f"conv1-{n}" for n in members[first]] for first in (30, 3)]
 
 
 def test_the_address_holds_the_search(gallery, gallery_html, tmp_path):

@@ -78,14 +78,6 @@ def test_mistakes_come_with_the_surest_first(inspection):
     assert "4 most confident of 4 mistakes on 11 test images" in figure.get_suptitle()
 
 
-def test_no_mistakes(inspection):
-    perfect = replace(inspection, labels=PREDICTED)
-    with pytest.raises(NotDrawn, match="none in 11 test images"):
-        list(scores.draw_mistakes(perfect, Settings()))
-    ((_, figure),) = scores.draw_confusion_matrix(perfect, Settings())
-    assert "No mistakes" in figure.get_supxlabel()
-
-
 def test_the_summary(inspection):
     found = json.loads(json.dumps(scores.summary(inspection, Settings(top=4))))
     assert found["accuracy"] == pytest.approx(7 / 11) and found["images_searched"] == 11
@@ -95,11 +87,16 @@ def test_the_summary(inspection):
     assert found["dead_channels"].keys() == {"conv1", "conv5_x"}
 
 
-def test_other_classes_than_the_networks_have_no_accuracy(small_run, tmp_path, capsys):
+def test_no_mistakes_and_other_classes_than_the_networks(inspection, small_run, tmp_path, capsys):
+    perfect = replace(inspection, labels=PREDICTED)
+    with pytest.raises(NotDrawn, match="none in 11 test images"):
+        list(scores.draw_mistakes(perfect, Settings()))
+    ((_, figure),) = scores.draw_confusion_matrix(perfect, Settings())
+    assert "No mistakes" in figure.get_supxlabel()
     folder = write_folder(tmp_path / "other", classes=("disk", "ring", "cross"))
-    inspection = inspect(small_run / "model.pt", Settings(), "cpu", source=str(folder))
+    other = inspect(small_run / "model.pt", Settings(), "cpu", source=str(folder))
     assert "not those the network was trained on" in capsys.readouterr().out
     for draw in (scores.draw_confusion_matrix, scores.draw_mistakes):
         with pytest.raises(NotDrawn, match="test images of the network's classes"):
-            list(draw(inspection, Settings()))
-    assert "accuracy" not in scores.summary(inspection, Settings())
+            list(draw(other, Settings()))
+    assert "accuracy" not in scores.summary(other, Settings())
