@@ -91,8 +91,7 @@ def parse_args(argv=None):
     add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness, attributions: test images to "
         "score, each in about 5 s on two cores; fewer than 81 also reduce the units per channel (default: 1000; on a "
         "CPU a twentieth of those searched, from 2 to 8)")  # fmt: skip
-    add("--occluder", type=number(int, least=1), metavar="PIXELS", help="occlusion: side of the square that hides part "
-        "of an image, in pixels of the network's input (default: 48 at 224, in proportion)")  # fmt: skip
+    add("--occluder", type=number(int, least=1), metavar="PIXELS", help="occlusion: square's side (default: 48 at 224)")
 
     add = parser.add_argument_group("output").add_argument
     add("--format", choices=("png", "pdf"), default="png", help="file format of the figures; pdf for LaTeX")
@@ -128,10 +127,7 @@ def settings_from(args) -> Settings:
 
 
 def visualize(args, command: str) -> bool:
-    """Draw what was asked for, and print the name of every file. command: as typed, for the report.
-
-    Returns whether all was drawn without an error.
-    """
+    """Draw what was asked for, and say whether there was no error. command: as typed, for the report."""
     torch.backends.cudnn.allow_tf32 = False  # the pictures are then as exact as on a CPU
     settings = settings_from(args)
     inspection, names, left_out = load_what_is_needed(args, settings)
@@ -149,8 +145,8 @@ def visualize(args, command: str) -> bool:
     for name in (bar := tqdm(names, unit="figures", leave=False, disable=None)):
         bar.set_description(name)
         release_freed_memory()  # each figure has tensors of other sizes
-        drawn = FIGURES[name].draw(inspection, settings)
-        outcomes[name] = output.write_figures(name, drawn, folder, args.format, args.dpi)
+        figures = FIGURES[name].draw(inspection, settings)
+        outcomes[name] = output.write_figures(name, figures, folder, args.format, args.dpi)
     files = [file for outcome in outcomes.values() for file in outcome.files]
     is_complete = not any(outcome.failed for outcome in outcomes.values())
     if args.gallery:

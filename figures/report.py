@@ -44,9 +44,8 @@ RECORDED = {
 def write_report(
     folder: Path, inspection: LoadedNetwork, outcomes: Mapping[str, Outcome], summary: dict | None, command: str
 ) -> Path:
-    """Write report.html; its path below the folder.
+    """Write report.html into the folder of the figures; its path below this folder.
 
-    folder    where the figures are
     outcomes  of every figure of the registry, by name
     summary   content of summary.json, if the test images were searched
     command   that drew the figures
