@@ -208,7 +208,7 @@ class TestFaults:
 
     def test_figures_of_another_network_are_removed_and_nothing_else(self, small_run, tmp_path, capsys):
         out, other = tmp_path / "plots", tmp_path / "other"
-        visualize(small_run, out, "--figures", "filters")
+        visualize(small_run, out, "--figures", "filters", "training_curves")
         state = checkpoint.load(small_run / "model.pt")
         state["model"]["fc.bias"][0] += 1
         other.mkdir()
