@@ -12,22 +12,16 @@ import sys
 from argparse import BooleanOptionalAction
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 
 if __name__ == "__main__":  # until main() can be interrupted: loading the libraries takes seconds
-
-    def interrupted(number, frame):
-        os.write(2, b"interrupted\n")
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"interrupted\n") and os._exit(130))
 
 import torch
 from tqdm import tqdm
 
 from analysis.importance import METHODS
 from analysis.inspection import (
-    Inspection,
+    LoadedNetwork,
     add_pictures,
     add_preprocessing,
     add_search,
@@ -36,10 +30,9 @@ from analysis.inspection import (
 )
 from analysis.settings import CHANNEL_CHOICES, SCALES, Settings
 from dataset import sources
-from figures import FIGURES, style
+from figures import FIGURES, output, style
 from figures.gallery import write_gallery
-from figures.output import say, say_error, write_figures, write_summary
-from figures.registry import SLOW, Outcome, choose_figures, needs_of, searched_stages
+from figures.registry import SLOW, Outcome, choose_figures, needs_of
 from figures.report import write_report
 from figures.scores import summary
 from figures.why import class_numbers
@@ -72,92 +65,78 @@ def parse_args(argv=None):
     add("--limit", type=number(int, least=1), help="number of test images to search, evenly spread (default: all)")
 
     add = parser.add_argument_group("figures").add_argument
-    add("--figures", nargs="+", choices=FIGURES, metavar="NAME", help="figures to draw, listed below "
-        "(default: all that take seconds)")  # fmt: skip
-    add("--stages", nargs="+", choices=STAGES, metavar="STAGE", help=f"some of {', '.join(STAGES)} (default: "
-        f"{' '.join(defaults.stages)}, in the gallery all)")  # fmt: skip
-    add("--channels", nargs="+", type=channel_choice, default=defaults.channels, metavar="N",
+    add("--figures", nargs="+", choices=FIGURES, metavar="NAME", help="some of those below (default: the quick ones)")
+    add(
+        "--stages",
+        nargs="+",
+        choices=STAGES,
+        help=f"layers to show (default: {' '.join(defaults.stages)}, in the gallery all)",
+    )
+    add("--channels", nargs="+", default=[defaults.channels], metavar="N",
+        type=lambda text: text if text in CHANNEL_CHOICES else number(int, least=0)(text),
         help="channel numbers of every stage, or one word: different (the 9 strongest that are not similar to each "
         "other), strongest, random (9 drawn by --seed), all")  # fmt: skip
-    add("--seed", type=number(int, least=0), default=defaults.seed,
-        help="seed of --channels random, of the image to explain, of hierarchy's channels and of correspondence's "
-        "squares")  # fmt: skip
+    add("--seed", type=number(int, least=0), default=defaults.seed, help="seed of --channels random, of the image to "
+        "explain, of hierarchy's channels and of correspondence's squares")  # fmt: skip
     add("--top", type=number(int, least=1, most=25), default=defaults.top, help="images per channel")
-    add("--rules", nargs="+", choices=RULES, default=list(defaults.rules), metavar="RULE",
-        help=f"rules for the backward pass through a ReLU: some of {', '.join(RULES)}")  # fmt: skip
+    add("--rules", nargs="+", choices=RULES, default=list(defaults.rules), help="backward rules of the ReLUs")
     add("--unpool", choices=UNPOOLINGS, default=defaults.unpool, help="sum is exact; overwrite is F.max_unpool2d")
     add("--border", action="store_true", help="also search units that see the zero padding")
-    add("--scale", choices=SCALES, default=defaults.scale,
-        help="color scale of the top-9 reconstructions: one per tile, or one per channel and rule")  # fmt: skip
-    add("--units", choices=UNITS, default=defaults.units,
-        help="top9: reconstruct from a channel's strongest unit or from its whole map")  # fmt: skip
+    add("--scale", choices=SCALES, default=defaults.scale, help="top9: a color scale per tile, or per channel and rule")
+    add("--units", choices=UNITS, default=defaults.units, help="top9: reconstruct the strongest unit or the whole map")
     add("--classes", nargs=2, metavar="CLASS", help="why: the two classes to compare, by name or number "
         "(default: the two most probable)")  # fmt: skip
     add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help="faithfulness, attributions: importance "
         f"maps to score and to draw, some of {shlex.join(METHODS)} (default: all)")  # fmt: skip
-    add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness, attributions: number of test "
-        "images to score, each in about 5 s by all methods on two cores; with fewer than 81, also fewer units per "
-        "channel (default: 1000; on a CPU a twentieth of those searched, from 2 to 8)")  # fmt: skip
-    add("--occluder", type=number(int, least=1), metavar="PIXELS", help="occlusion: side of the square that hides part "
-        "of an image, in pixels of the network's input (default: 48 at 224, in proportion)")  # fmt: skip
+    add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness, attributions: test images to "
+        "score, each in about 5 s on two cores; fewer than 81 also reduce the units per channel (default: 1000; on a "
+        "CPU a twentieth of those searched, from 2 to 8)")  # fmt: skip
+    add("--occluder", type=number(int, least=1), metavar="PIXELS", help="occlusion: square's side (default: 48 at 224)")
 
     add = parser.add_argument_group("output").add_argument
     add("--format", choices=("png", "pdf"), default="png", help="file format of the figures; pdf for LaTeX")
-    add("--dpi", type=number(int, least=50, most=1200), default=style.DPI,
-        help="dots per inch; figures are up to 7 inches wide")  # fmt: skip
+    add("--dpi", type=number(int, least=50, most=1200), default=style.DPI, help="dots per inch, of up to 7 inches")
     add("--gallery", action="store_true", help="also write index.html and atlas.json: all channels, or --channels")
-    add("--report", action=BooleanOptionalAction, default=True,
-        help="report.html: settings, results and the figures of this run on one page")  # fmt: skip
+    add("--report", action=BooleanOptionalAction, default=True, help="write report.html: settings, results and figures")
     add("--out", default="plots", help="output folder")
 
     add = parser.add_argument_group("machine").add_argument
-    add("--batch-size", type=number(int, least=1, most=10**6), default=defaults.batch_size,
-        help="images per forward pass")  # fmt: skip
+    add("--batch-size", type=number(int, least=1, most=10**6), default=defaults.batch_size, help="images at a time")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
     args = parser.parse_args(argv)
-    if isinstance(args.channels, list) and any(isinstance(channel, str) for channel in args.channels):
-        if len(args.channels) > 1:
-            parser.error("--channels takes numbers, or one word")
-        args.channels = args.channels[0]
+    numbers = [channel for channel in args.channels if isinstance(channel, int)]
+    if len(numbers) < len(args.channels) > 1:
+        parser.error("--channels takes numbers, or one word")
+    args.channels = numbers or args.channels[0]
     if args.images and args.image is not None:
         parser.error("--image is a test image, --images are your own: pass one of them")
     for stage in args.stages or defaults.stages:
-        numbers = args.channels if isinstance(args.channels, list) else []
         if wrong := [channel for channel in numbers if channel >= CHANNELS[stage]]:
             parser.error(f"--channels {wrong[0]}: {stage} has the channels 0 to {CHANNELS[stage] - 1}")
     return args
 
 
-def channel_choice(text: str) -> int | str:
-    """A `type=` for argparse: a channel's number, or one of CHANNEL_CHOICES."""
-    return text if text in CHANNEL_CHOICES else number(int, least=0)(text)
-
-
 def settings_from(args) -> Settings:
     """What is visualised, from the flags of the same names: each name and number once, in the order given."""
-    values = {field.name: getattr(args, field.name) for field in fields(Settings)}
-    values |= {"stages": args.stages or Settings.stages, "methods": args.methods or Settings.methods}
-    once = {name: tuple(dict.fromkeys(values[name])) for name in ("stages", "channels", "rules", "methods")
-            if not isinstance(values[name], str)}  # fmt: skip
-    return Settings(**values | once | {"classes": args.classes and tuple(args.classes)})
+    given = {field.name: getattr(args, field.name) for field in fields(Settings)}
+    for name, value in given.items():
+        if isinstance(value, list):
+            given[name] = tuple(value if name == "classes" else dict.fromkeys(value))
+    return Settings(**{name: value for name, value in given.items() if value is not None})
 
 
 def visualize(args, command: str) -> bool:
-    """Draw what was asked for, and print the name of every file. command: as typed, for the report.
-
-    Returns whether all was drawn without an error.
-    """
+    """Draw what was asked for, and say whether there was no error. command: as typed, for the report."""
     torch.backends.cudnn.allow_tf32 = False  # the pictures are then as exact as on a CPU
     settings = settings_from(args)
     inspection, names, left_out = load_what_is_needed(args, settings)
-    check_settings(settings, names, inspection)
     folder = output_folder(args.out)
-    gallery_stages = settings.stages if args.stages else STAGES
+    gallery_stages = () if not args.gallery else settings.stages if args.stages else STAGES
     if is_searched := args.gallery or "search" in needs_of(names, bool(args.images)):
-        stages = (*settings.stages, *gallery_stages) if args.gallery else settings.stages
+        stages = {*settings.stages, *gallery_stages, *(stage for name in names for stage in FIGURES[name].stages)}
         report = partial(forecast, args, names, len(inspection.searched)) if inspection.device.type == "cpu" else None
-        inspection = add_search(inspection, settings, searched_stages(names, stages), report)
+        inspection = add_search(inspection, settings, sorted(stages, key=STAGES.index), report)
     numbers = summary(inspection, settings)
     for stage, dead in numbers.get("dead_channels", {}).items():
         if len(dead) == CHANNELS[stage]:
@@ -166,74 +145,51 @@ def visualize(args, command: str) -> bool:
     for name in (bar := tqdm(names, unit="figures", leave=False, disable=None)):
         bar.set_description(name)
         release_freed_memory()  # each figure has tensors of other sizes
-        drawn = FIGURES[name].draw(inspection, settings)
-        outcomes[name] = write_figures(name, drawn, folder, args.format, args.dpi)
-    files = [file for outcome in outcomes.values() for file in (*outcome.files, *outcome.json)]
+        figures = FIGURES[name].draw(inspection, settings)
+        outcomes[name] = output.write_figures(name, figures, folder, args.format, args.dpi)
+    files = [file for outcome in outcomes.values() for file in outcome.files]
     is_complete = not any(outcome.failed for outcome in outcomes.values())
     if args.gallery:
         release_freed_memory()
         try:
-            pages = write_gallery(inspection, settings, folder, gallery_stages)
-            print(*pages[-2:], sep="\n")
-            files += [file.relative_to(folder) for file in pages]
+            files += write_gallery(inspection, settings, folder, gallery_stages)
         except OSError:
             raise
         except Exception as error:
             is_complete = False
-            say_error("gallery", error)
-    if args.report and args.format == "png":
-        print(write_report(folder, inspection, outcomes, numbers if is_searched else None, command))
-        files.append(Path("report.html"))
-    elif args.report:
-        print("report.html: left out, a page shows PNG files, not PDF")
-    write_summary(folder, numbers, inspection.network, files)
-    print_hints(args, left_out)
+            output.say_error("gallery", error)
+    if args.report and args.format == "png":  # a page cannot show PDF files
+        files.append(write_report(folder, inspection, outcomes, numbers if is_searched else None, command))
+    output.write_summary(folder, numbers, inspection.network, files)
+    if slow := [name for name, reason in left_out.items() if reason == SLOW]:
+        print("not drawn by default, minutes on a CPU: the same command with --figures", *slow)
+    if args.images and "why" in left_out and not args.figures:
+        print("why it decides so for these pictures: the same command with --figures why, which needs the test images")
     return is_complete
 
 
 def forecast(args, names: list[str], searched: int, images_per_second: float) -> None:
     """Print how long a run of a minute or more will take, from the throughput of its search, and how to shorten it."""
     costs = {name: FIGURES[name].passes for name in names}
-    seconds = (searched + sum(costs.values())) / images_per_second
-    if seconds < SHORT_RUN_SECONDS:
+    drawing, search = sum(costs.values()) / images_per_second, searched / images_per_second
+    if drawing + search < SHORT_RUN_SECONDS:
         return
-    if searched > max(QUICK_IMAGES, sum(costs.values())):
-        shorter = format_duration((QUICK_IMAGES + sum(costs.values())) / images_per_second)
-        advice = f"{format_duration(searched / images_per_second)} of it to search {searched:,} test images; "
+    advice = f"most of it for {max(costs, key=costs.get)}; --figures NAME ... draws only what you name"
+    if searched > QUICK_IMAGES and search > drawing:
+        shorter = format_duration(QUICK_IMAGES / images_per_second + drawing)
+        advice = f"{format_duration(search)} of it to search {searched:,} test images; "
         advice += f"about {shorter} with --limit {QUICK_IMAGES}"
-    else:
-        advice = f"most of it for {max(costs, key=costs.get)}; --figures NAME ... draws only what you name"
     gallery = ", and the gallery longer" if args.gallery else ""
-    say(f"this will take about {format_duration(seconds)} on this CPU{gallery}, {advice}")
+    output.say(f"this will take about {format_duration(drawing + search)} on this CPU{gallery}, {advice}")
 
 
-def print_hints(args, left_out: dict[str, str]) -> None:
-    """Which flags draw figures that were left out only because they take long, or need the test images."""
-    if slow := [name for name, reason in left_out.items() if reason == SLOW]:
-        flags = f"--figures {' '.join(slow)}"
-        print(f"{', '.join(slow)}: not drawn by default, minutes on a CPU; the same command with {flags}")
-    if args.images and "why" in left_out and not args.figures:
-        print("why it decides so for these pictures: the same command with --figures why, which needs the test images")
-
-
-def check_settings(settings: Settings, names: list[str], inspection: Inspection) -> None:
-    """A usage error for --classes that the network does not have, or an --occluder larger than its images."""
-    size = inspection.metadata.image_size
-    try:
-        if "why" in names and settings.classes:
-            class_numbers(settings.classes, inspection.metadata.classes)
-    except ValueError as error:
-        ArgumentParser(__doc__).error(f"--classes {error}")
-    if "occlusion" in names and (settings.occluder or 0) > size:
-        ArgumentParser(__doc__).error(f"--occluder {settings.occluder}: the network's images have {size} pixels")
-
-
-def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str], dict[str, str]]:
+def load_what_is_needed(args, settings: Settings) -> tuple[LoadedNetwork, list[str], dict[str, str]]:
     """The network with the images that the figures need, and what `choose_figures` returns.
 
     When nothing was asked for that needs the test images, and they are missing, their figures are left out with a
-    message.
+    message. A flag that the network or its images do not allow is a usage error.
     """
+    usage_error = ArgumentParser(__doc__).error
     inspection = load_inspection(args.ckpt or default_checkpoint(), args.device, args.data, args.root)
     names, left_out = choose_figures(args.figures, bool(args.images), args.gallery)
     needs = needs_of(names, bool(args.images)) | ({"search"} if args.gallery else set())
@@ -243,7 +199,7 @@ def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]
         if "search" in needs or ("pictures" in needs and not args.images):
             inspection = add_test_images(inspection, settings.limit)
             if (settings.image or 0) >= (count := len(inspection.images)):
-                ArgumentParser(__doc__).error(f"--image {settings.image}: the test images are 0 to {count - 1}")
+                usage_error(f"--image {settings.image}: the test images are 0 to {count - 1}")
         if "pictures" in needs:
             inspection = add_pictures(inspection, settings, args.images)
     except sources.DataError as error:
@@ -253,6 +209,13 @@ def load_what_is_needed(args, settings: Settings) -> tuple[Inspection, list[str]
         print(f"left out, they need the test images: {', '.join(without)}\n{error}")
         left_out |= dict.fromkeys(without, f"the test images are missing; {error}")
         names = [name for name in names if name not in without]
+    try:
+        if "why" in names and settings.classes:
+            class_numbers(settings.classes, inspection.metadata.classes)
+    except ValueError as error:
+        usage_error(f"--classes {error}")
+    if "occlusion" in names and (settings.occluder or 0) > (size := inspection.metadata.image_size):
+        usage_error(f"--occluder {settings.occluder}: the network's images have {size} pixels")
     return inspection, names, left_out
 
 
@@ -265,13 +228,8 @@ def main(argv=None):
     keep_freed_memory()
     command = shlex.join(["python", "visualizer.py", *(sys.argv[1:] if argv is None else argv)])
     with one_line_errors(sources.DataError, CheckpointError):
-        try:
-            is_complete = visualize(args, command)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
-    if not is_complete:
-        sys.exit(1)
+        if not visualize(args, command):
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,31 +40,31 @@ def write_figures(
 
     An error of the figure is an outcome. Raises OSError if a file cannot be written.
     """
-    started, files, json_files, json_content = time.monotonic(), [], [], None
-    reason, failed = "", False
+    started, files, json_content, reason, has_failed = time.monotonic(), [], None, "", False
     try:
         for path, content in drawn:
-            if not isinstance(content, Figure):
+            is_figure = isinstance(content, Figure)
+            file = path.with_name(f"{path.name}.{format if is_figure else 'json'}")
+            if is_figure:
+                with output_file(folder / file) as stream:
+                    style.save(content, stream, format, dpi)
+                say(f"{folder / file} ({time.monotonic() - started:.1f} s)")
+            else:
                 json_content = content
-                json_files.append(path.with_name(f"{path.name}.json"))
-                write_json(folder / json_files[-1], content)
-                continue
-            file = path.with_name(f"{path.name}.{format}")
-            with output_file(folder / file) as stream:
-                style.save(content, stream, format, dpi)
-            say(f"{folder / file} ({time.monotonic() - started:.1f} s)")
+                write_text(folder / file, json.dumps(content, indent=1, allow_nan=False))
             files.append(file)
             started = time.monotonic()
-        reason = "" if files else "its channels are zero at all units searched"
+        if all(file.suffix == ".json" for file in files):
+            reason = "its channels are zero at all units searched"
     except NotDrawn as error:
         reason = str(error)
     except OSError:
         raise
     except Exception as error:  # it must not cost the other figures
-        reason, failed = say_error(name, error), True
-    if reason and not failed:
+        reason, has_failed = say_error(name, error), True
+    if reason and not has_failed:
         say(f"{name}: left out, {reason}")
-    return Outcome(tuple(files), tuple(json_files), json_content, reason, failed)
+    return Outcome(tuple(files), json_content, reason, has_failed)
 
 
 def say_error(name: str, error: Exception) -> str:
@@ -79,10 +79,10 @@ def say_error(name: str, error: Exception) -> str:
     return reason
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all, and print its name."""
+def write_text(file: Path, text: str) -> None:
+    """Write a JSON or HTML file whole or not at all, and print its name."""
     with output_file(file) as stream:
-        stream.write(json.dumps(content, indent=1, allow_nan=False).encode())
+        stream.write(text.encode(errors="replace"))  # a file name need not be valid text
     say(str(file))
 
 
@@ -93,42 +93,26 @@ def write_summary(folder: Path, content: dict, network: ResNet18, files: Iterabl
     removed, because they would be taken for this network's. Of the same network, an earlier search's results stay if
     this run has none.
     """
-    before, digest = read_summary(folder), weights_digest(network)
-    listed = {file.as_posix() for file in files}
-    if before.get("network") == digest:
-        content = content if "images_searched" in content else content | before
-        listed.update(before["files"])
-    else:
-        removed = remove_files(folder, set(before.get("files", ())) - listed)
-        if removed:
-            say(f"removed {removed} files of another network, which an earlier run drew")
-    write_json(folder / "summary.json", content | {"network": digest, "files": sorted(listed)})
-
-
-def read_summary(folder: Path) -> dict:
-    """The content of summary.json; {} if there is none, or none of this kind."""
-    try:
-        content = json.loads((folder / "summary.json").read_bytes())
-        return content if all(isinstance(name, str) for name in content["files"]) else {}
-    except (OSError, ValueError, TypeError, KeyError):
-        return {}
-
-
-def remove_files(folder: Path, names: Iterable[str]) -> int:
-    """Remove the files of these names that lie in the folder; how many there were."""
-    inside = [folder / name for name in names if (folder / name).resolve().is_relative_to(folder.resolve())]
-    present = [file for file in inside if file.is_file()]
-    for file in present:
-        file.unlink()
-    return len(present)
-
-
-def weights_digest(network: ResNet18) -> str:
-    """A hash of all parameters and buffers: equal for copies of a network, whatever their file is called."""
     digest = hashlib.sha256()
     for values in network.state_dict().values():
         digest.update(values.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    before, network_hash = {"files": []}, digest.hexdigest()[:16]
+    with suppress(OSError, ValueError, TypeError, KeyError):  # there is none, or it is of another kind
+        content_before = json.loads((folder / "summary.json").read_bytes())
+        before = content_before if all(isinstance(name, str) for name in content_before["files"]) else before
+    listed = {file.as_posix() for file in files}
+    if before.get("network") == network_hash:
+        content = content if "images_searched" in content else content | before
+        listed.update(before["files"])
+    else:
+        others = [folder / name for name in set(before["files"]) - listed]
+        removed = [file for file in others if file.is_file() and file.resolve().is_relative_to(folder.resolve())]
+        for file in removed:
+            file.unlink()
+        if removed:
+            say(f"removed {len(removed)} files of another network, which an earlier run drew")
+    content = content | {"network": network_hash, "files": sorted(listed)}
+    write_text(folder / "summary.json", json.dumps(content, indent=1, allow_nan=False))
 
 
 def say(line: str, file=None) -> None:

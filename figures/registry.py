@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from analysis.inspection import Inspection
 from analysis.settings import Settings
-from network import STAGES
 
 # of report.html, in its order: scores, training curves, filters, feature maps, reconstructions, what to believe
 SECTIONS = ("results", "curves", "filters", "maps", "reconstructions", "belief")
@@ -22,29 +21,21 @@ class NotDrawn(Exception):
 
 @dataclass(frozen=True)
 class FigureEntry:
-    """A figure of the registry.
+    """A figure of the registry. Its `draw` may raise NotDrawn.
 
-    draw     yields (path below the output folder without suffix, Figure or content of a JSON file); may raise NotDrawn
-    title    what the figure is, in a few words
-    reading  one sentence on how to read it
-    needs    "checkpoint" alone, the "pictures" to explain, a "search" of the test images, "both" of these, or "either":
-             the user's pictures, or else a search
-    stages   to be searched beside those of the settings
-    section  one of SECTIONS: where the report shows it
-    words    content of its JSON file -> a sentence with its main numbers, for the report
-    passes   its cost beside the search, roughly, in forward passes of one image; with it `visualizer.py` forecasts
-    is_slow  whether it takes 30 s or more on two cores at 224x224, beside the search: drawn only when asked for by name
+    It needs the "checkpoint" alone, the "pictures" to explain, a "search" of the test images, "both" of these, or
+    "either": the user's pictures, or else a search.
     """
 
-    draw: Callable[[Inspection, Settings], Iterator[tuple[Path, Figure | Any]]]
-    title: str
-    reading: str
+    draw: Callable[[Inspection, Settings], Iterator[tuple[Path, Figure | Any]]]  # file without suffix; figure or JSON
+    title: str  # what the figure is, in a few words
+    reading: str  # one sentence on how to read it
     needs: str = "search"
-    stages: tuple[str, ...] = ()
-    section: str = "reconstructions"
-    words: Callable[[Any], str] | None = None
-    passes: int = 250
-    is_slow: bool = False
+    stages: tuple[str, ...] = ()  # to be searched beside those of the settings
+    section: str = "reconstructions"  # one of SECTIONS: where the report shows it
+    words: Callable[[Any], str] | None = None  # content of its JSON file -> its main numbers in words, for the report
+    passes: int = 250  # its cost beside the search, roughly, in forward passes of one image, for the forecast
+    is_slow: bool = False  # 30 s or more on two cores at 224x224, beside the search: drawn only if asked for by name
 
 
 FIGURES: dict[str, FigureEntry] = {}  # filled by `import figures`, in the order of its imports
@@ -62,19 +53,12 @@ def register(name: str, title: str, reading: str, **fields: Any) -> Callable[[Ca
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a figure.
+    """What became of a figure."""
 
-    files    its pictures, in the order they were drawn: paths below the output folder
-    json     its JSON files likewise, and `content`: that of the last
-    reason   why it was not drawn, or not all of it
-    failed   whether the reason is an error
-    """
-
-    files: tuple[Path, ...] = ()
-    json: tuple[Path, ...] = ()
-    content: Any = None
-    reason: str = ""
-    failed: bool = False
+    files: tuple[Path, ...] = ()  # pictures and JSON files in the order they were written, below the output folder
+    content: Any = None  # of its last JSON file
+    reason: str = ""  # why it was not drawn, or not all of it
+    failed: bool = False  # the reason is an error
 
 
 def choose_figures(
@@ -88,9 +72,11 @@ def choose_figures(
     if asked:
         return list(dict.fromkeys(asked)), {name: "not asked for" for name in FIGURES if name not in asked}
     skipped = () if not has_own_pictures else ("search",) if has_gallery else ("search", "both")
-    reason = "with --images, the test images are searched only for what --figures names"
-    left_out = {name: SLOW for name, entry in FIGURES.items() if entry.is_slow}
-    left_out |= {name: reason for name, entry in FIGURES.items() if entry.needs in skipped and not entry.is_slow}
+    left_out = {
+        name: SLOW if entry.is_slow else "with --images, the test images are searched only for what --figures names"
+        for name, entry in FIGURES.items()
+        if entry.is_slow or entry.needs in skipped
+    }
     return [name for name in FIGURES if name not in left_out], left_out
 
 
@@ -99,9 +85,3 @@ def needs_of(names: Iterable[str], has_own_pictures: bool) -> set[str]:
     needs = {FIGURES[name].needs for name in names}
     either = {"pictures"} if has_own_pictures else {"search"}
     return needs | ({"pictures", "search"} if "both" in needs else either if "either" in needs else set())
-
-
-def searched_stages(names: Iterable[str], stages: Sequence[str]) -> tuple[str, ...]:
-    """These stages, and those that a figure always shows, from the image on."""
-    wanted = {*stages, *(stage for name in names for stage in FIGURES[name].stages)}
-    return tuple(stage for stage in STAGES if stage in wanted)

@@ -1,8 +1,8 @@
-"""The gallery's page as a parser reads it, and atlas.json."""
+"""The gallery's page as a parser reads it, and atlas.json, against brute force over all images and units."""
 
 import json
+import math
 import re
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -26,13 +26,23 @@ def inspection(gallery):
     return inspect(gallery.parent / "model.pt", SETTINGS, "cpu", str(gallery.parent / "pictures"))
 
 
-def test_every_living_channel_of_every_stage_has_a_place_that_can_be_linked_to(gallery, gallery_html):
+@pytest.fixture(scope="module")
+def features(inspection):
+    """stage -> features of the images, of the units that are searched."""
+    with torch.inference_mode():
+        maps = inspection.network.trace(inspection.inputs(inspection.images)).features
+    return maps | {"conv1": maps["conv1"][:, :, 2:15, 2:15]}  # at 32x32, deeper units all see the padding
+
+
+def test_every_living_channel_of_every_stage_can_be_linked_to_and_the_dead_are_named(gallery, gallery_html):
     dead = json.loads((gallery / "summary.json").read_text())["dead_channels"]
     expected = {f"{stage}-{n}" for stage in STAGES for n in CHANNELS if n not in dead[stage]}
     assert "conv1-5" not in expected
     assert {article["id"] for article in gallery_html.all("article")} == expected
     links = {link["href"] for link in gallery_html.all("a")}
     assert {f"#{name}" for name in expected} <= links and {f"#{stage}" for stage in STAGES} <= links
+    named = re.findall("Zero at all units searched: channel (.*?)[.]", gallery_html.text)
+    assert "5" in named[0].split(", ")
 
 
 def test_pictures_are_there_lazy_and_described(gallery, gallery_html):
@@ -46,56 +56,15 @@ def test_pictures_are_there_lazy_and_described(gallery, gallery_html):
     assert sum(file.stat().st_size for file in (gallery / "channels").iterdir()) / len(cards) < 50e6 / 1024
 
 
-def test_what_a_screen_reader_needs(gallery, gallery_html):
+def test_it_suits_a_screen_reader_and_nothing_comes_from_elsewhere(gallery, gallery_html):
     text = (gallery / "index.html").read_text()
     assert gallery_html.all("html")[0]["lang"] == "en"
-    assert all(each["aria-label"] for each in gallery_html.all("article"))
-    assert all(each["role"] == "img" and each["aria-label"] for each in gallery_html.all("svg"))
+    assert all(article["aria-label"] for article in gallery_html.all("article"))
+    assert all(drawing["role"] == "img" and drawing["aria-label"] for drawing in gallery_html.all("svg"))
     controls = len(gallery_html.all("input")) + len(gallery_html.all("select"))
     assert controls == len(re.findall(r"<label>[^<]*<(?:input|select)", text)) == 5
     assert text.index("<h1") < text.index("<h2") < text.index("<h3") < text.index("<h4")
-
-
-def test_nothing_comes_from_elsewhere(gallery):
-    text = (gallery / "index.html").read_text()
     assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
-
-
-def test_the_dead_channel_is_named(gallery, gallery_json):
-    dead = re.findall("Zero at all units searched: channel (.*?)[.]", (gallery / "index.html").read_text())
-    assert "5" in dead[0].split(", ") and 5 in gallery_json["stages"]["conv1"]["dead"]
-
-
-def test_atlas_json_holds_the_numbers_of_the_analyses(inspection, gallery_json):
-    assert gallery_json["images"] == 12 and gallery_json["classes"] == gallery_json["network_classes"] == NAMES
-    assert list(gallery_json["stages"]) == list(STAGES)
-    for stage, found in gallery_json["stages"].items():
-        profile = atlas.profile_stage(inspection, stage)
-        assert [entry["channel"] for entry in found["channels"]] == [n for n in CHANNELS if n in profile["channels"]]
-        assert found["groups"] == profile["groups"] and found["dead"] == profile["dead"]
-        for entry in found["channels"][:2]:
-            (result,) = inspect_channels(inspection, SETTINGS, stage, [entry["channel"]])
-            images, _ = atlas.strip(inspection, stage, entry["channel"], result.patches.shape[-1])
-            expected = profile["channels"][entry["channel"]] | {
-                "correlation": result.correlation,
-                "top": [asdict(image) for image in result.images],
-                "strip": images,
-            }
-            found, expected = flatten(entry), flatten(expected)
-            assert found.keys() == expected.keys()
-            for path, value in expected.items():
-                # single precision, another batch: rounding may turn a ReLU, which changes a picture
-                rounding = 0.02 if "scale" in path or path.startswith("/correlation") else 1e-3
-                close = pytest.approx(value, rel=rounding, abs=1e-5) if isinstance(value, float) else value
-                assert found[path] == close, path
-
-
-def flatten(content, path=""):
-    """Nested content as one dictionary of its leaves."""
-    if isinstance(content, dict | list | tuple):
-        pairs = content.items() if isinstance(content, dict) else enumerate(content)
-        return {name: leaf for key, each in pairs for name, leaf in flatten(each, f"{path}/{key}").items()}
-    return {path: content}
 
 
 def test_the_page_shows_the_numbers_of_atlas_json(gallery_html, gallery_json):
@@ -106,15 +75,105 @@ def test_the_page_shows_the_numbers_of_atlas_json(gallery_html, gallery_json):
     for row, (name, image) in zip(rows, sum(images, []), strict=True):
         assert row[:1] + row[2:] == [name, str(image["index"]), image["label"], image["predicted"]]
         assert float(row[1]) == pytest.approx(image["activation"], rel=0.05, abs=0.0051)
-    items = iter(gallery_html.items)
+    expected = []
     for entry in entries:
-        neighbours = [(str(each["channel"]), each["correlation"]) for each in entry["neighbours"]]
-        means = list(zip(NAMES, entry["class_means"], strict=True))
-        for name, value in [*means, *zip(NAMES, entry["class_weights"] or (), strict=False), *neighbours]:
-            text = next(items)
-            assert text.startswith(name)
-            assert float(text.split()[-1]) == pytest.approx(value, rel=0.05, abs=0.0051)
-    assert next(items, None) is None
+        for values in (entry["class_means"], entry["class_weights"]):
+            expected += zip(NAMES, values, strict=True) if values else ()
+        expected += [(str(other["channel"]), other["correlation"]) for other in entry["neighbours"]]
+    for text, (name, value) in zip(gallery_html.items, expected, strict=True):
+        assert text.startswith(name) and float(text.split()[-1]) == pytest.approx(value, rel=0.05, abs=0.0051)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_profiles_are_those_of_brute_force(inspection, features, gallery_json, stage):
+    assert gallery_json["images"] == 12 and gallery_json["classes"] == gallery_json["network_classes"] == NAMES
+    content = gallery_json["stages"][stage]
+    peaks = features[stage].amax((2, 3)).double()
+    alive = (peaks.amax(0) > 0).nonzero().flatten().tolist()
+    assert sorted([*alive, *content["dead"]]) == list(range(peaks.shape[1]))
+    assert sorted(sum((group["channels"] for group in content["groups"]), [])) == alive
+    correlations = np.corrcoef(peaks.numpy()[:, alive].T)
+    for entry, channel in zip(content["channels"], [n for n in CHANNELS if n in alive], strict=True):
+        values = peaks[:, channel]
+        assert (entry["stage"], entry["channel"]) == (stage, channel)
+        assert entry["peak"] == pytest.approx(values.max().item(), rel=1e-4)
+        assert entry["exciting"] == sum(entry["density"]) == (values > 0).sum()
+        assert entry["density"][-1] >= 1 and len(entry["density"]) == 24
+        means = [values[inspection.labels == number].mean().item() for number in range(3)]
+        assert entry["class_means"] == pytest.approx(means, rel=1e-4, abs=1e-5)
+        *others, best = sorted(means)
+        assert entry["class_means"][entry["best_class"]] == max(entry["class_means"])
+        selectivity = (best - np.mean(others)) / (best + np.mean(others))
+        assert entry["selectivity"] == pytest.approx(selectivity, rel=1e-3, abs=1e-4)
+        nearest = {other["channel"]: other["correlation"] for other in entry["neighbours"]}
+        of_all = correlations[alive.index(channel)]
+        assert list(nearest.values()) == pytest.approx(sorted(of_all)[-2:-7:-1], abs=1e-4)  # the last is its own
+        assert list(nearest.values()) == pytest.approx([of_all[alive.index(other)] for other in nearest], abs=1e-4)
+        (group,) = [group for group in content["groups"] if channel in group["channels"]]
+        assert entry["representative"] == group["representative"] in group["channels"]
+        weights = inspection.network.fc.weight[:, channel].tolist() if stage == "conv5_x" else None
+        assert entry["class_weights"] == (pytest.approx(weights, rel=1e-5) if weights else None)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_images_are_those_of_brute_force(inspection, features, gallery_json, stage):
+    first = 2 if stage == "conv1" else 0  # unit that is searched
+    for entry in gallery_json["stages"][stage]["channels"]:
+        maps = features[stage][:, entry["channel"]]
+        peaks = sorted(maps.amax((1, 2)).tolist(), reverse=True)
+        exciting = sorted(peak for peak in peaks if peak > 0)
+        quantiles = [exciting[math.ceil(percent * len(exciting) / 100) - 1] for percent in atlas.STRIP_PERCENTS]
+        assert [image["percent"] for image in entry["strip"]] == list(atlas.STRIP_PERCENTS)
+        for image, expected in zip([*entry["top"], *entry["strip"]], [*peaks[:2], *quantiles], strict=True):
+            assert image["activation"] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            unit = maps[image["index"], image["row"] - first, image["column"] - first].item()
+            assert unit == pytest.approx(expected, rel=1e-4, abs=1e-5)
+            assert image["label"] == NAMES[inspection.labels[image["index"]]]
+            assert image["predicted"] == NAMES[inspection.search.logits[image["index"]].argmax()]
+            assert image["correct"] == (image["label"] == image["predicted"])
+            top, left, bottom, right = image["crop"]
+            assert bottom - top == right - left and min(top, left) >= 0 and max(bottom, right) <= 32
+        for rank, image in enumerate(entry["top"], 1):
+            assert (image["rank"], image["file"]) == (rank, str(inspection.files[image["index"]]))
+            assert image["border"] == (stage != "conv1") and image["scale"].keys() == {"deconvnet", "guided"}
+    (result,) = inspect_channels(inspection, SETTINGS, stage, [entry["channel"]])
+    # another batch: rounding may turn a ReLU, which changes a picture
+    assert entry["correlation"] == pytest.approx(result.correlation, rel=0.02, abs=1e-5)
+
+
+def test_a_strip_shows_what_its_units_see(inspection):
+    """Of conv1: the pixels that the gradient reaches are in the middle of the patch, or as near as the image allows."""
+    images, patches = atlas.strip(inspection, "conv1", 10, 11)
+    for image, patch in zip(images, patches, strict=True):
+        pixels = torch.rand(1, 3, 32, 32, requires_grad=True)
+        inspection.network.conv1(pixels)[0, :, image["row"], image["column"]].abs().sum().backward()
+        top, left, bottom, right = image["crop"]
+        for axis, (start, end) in enumerate(((top, bottom), (left, right))):
+            seen = pixels.grad[0].abs().sum(0).sum(1 - axis).nonzero().flatten().tolist()
+            assert start <= seen[0] and seen[-1] < end
+            assert start in (0, 21) or seen[0] - start == end - 1 - seen[-1] == 2
+        assert torch.allclose(patch, inspection.images[image["index"], :, top:bottom, left:right] / 255, atol=1e-6)
+
+
+def test_selectivity_at_its_ends():
+    ends = torch.tensor([[0.0, 2, 0], [3, 2, 0], [torch.nan, torch.nan, torch.nan], [0, 2, 0]])  # NaN: no image
+    assert atlas.class_selectivity(ends).tolist() == [1, 0, 0]
+    assert atlas.class_selectivity(ends[1:3]) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_quantiles_follow_the_definition_and_numpy(seed):
+    peaks = torch.randint(-6, 12, (41,), generator=torch.Generator().manual_seed(seed)).clamp(min=0) / 8  # many equal
+    values = peaks.tolist()
+    exciting = sorted(value for value in values if value > 0)
+    images = atlas.quantile_images(peaks, range(1, 101))
+    for percent, image in enumerate(images, 1):
+        reached = (value for n, value in enumerate(exciting, 1) if 100 * n >= percent * len(exciting))
+        assert values[image] == next(reached)
+    expected = np.quantile(exciting, (0.25, 0.5, 0.75, 1), method="inverted_cdf")  # which binary numbers hold
+    assert [values[images[percent - 1]] for percent in (25, 50, 75, 100)] == expected.tolist()
+    assert atlas.quantile_images(torch.zeros(3)) == []
+    assert atlas.quantile_images(torch.tensor([0, 3.0, 0, 1, 2]), (99, 67, 66, 34, 33, 1)) == [1, 1, 4, 4, 3, 3]
 
 
 def test_a_file_holds_the_blocks_and_the_strip():
@@ -139,12 +198,11 @@ def test_a_file_holds_the_blocks_and_the_strip():
     assert (picture[..., 3] == 255).sum() == 15 * 128**2  # transparent elsewhere
 
 
-def test_images_that_do_not_excite_a_channel_are_not_listed():
-    rows = [[row[3] for row in Page(page(card(3, ["cat", "bird"], correct=verdict))).rows if row] for verdict in (1, 0)]
-    assert rows == [["cat"], ["cat"]]
-    assert "<tr class=wrong" not in page(card(3, ["cat", "bird"])) and "<tr class=wrong" in page(
-        card(3, ["cat", "bird"], correct=False)
-    )
+def test_images_that_do_not_excite_a_channel_are_not_listed_and_mistakes_are_red():
+    for correct in (True, False):
+        text = page(card(3, [NAMES[2], "bird"], correct=correct))
+        assert [row[3] for row in Page(text).rows if row] == [NAMES[2]] and '<b>"' not in text  # it is escaped
+        assert ("<tr class=wrong" in text) == (not correct)
 
 
 def test_a_card_says_how_often_it_responds_and_links_its_group():
@@ -157,25 +215,15 @@ def test_a_card_says_how_often_it_responds_and_links_its_group():
     assert links == ["?group=conv1-3"] * 2 + ["?group=conv1-30"] * 3
 
 
-def test_names_are_escaped():
-    text = page(card(3, [NAMES[2], "x"]))
-    assert '<b>"' not in text
-    assert [row[3] for row in Page(text).rows if row] == [NAMES[2]]
-
-
 def test_of_many_classes_those_with_the_largest_values_have_bars():
-    values = [(-1) ** n * n for n in range(30)]
-    rows = gallery_module.bars([str(n) for n in range(30)], values)
+    rows = gallery_module.bars([str(n) for n in range(30)], [(-1) ** n * n for n in range(30)])
     assert [name for name, _, _ in rows] == [str(n) for n in range(29, 19, -1)]
     assert rows[1] == ("28", 28, 28 / 29) and rows[0][2] == -1
 
 
-def test_numbers_have_two_decimals_or_two_digits():
-    numbers = {1.234: "1.23", 0.0: "0.00", 0.0031: "0.0031", -0.5: "-0.50", None: "–"}
-    assert [format_short(value) for value in numbers] == list(numbers.values())
-
-
-def test_no_share_is_rounded_to_none_or_all():
-    shares = {0: "0 %", 0.001: "<1 %", 0.734: "73 %", 0.998: ">99 %", 1: "100 %"}
-    assert [format_percent(share) for share in shares] == list(shares.values())
+def test_numbers_have_two_digits_and_no_share_is_rounded_to_none_or_all():
+    numbers = [format_short(value) for value in (1.234, 0.0, 0.0031, -0.5, None)]
+    assert numbers == ["1.23", "0.00", "0.0031", "-0.50", "–"]
+    shares = [format_percent(share) for share in (0, 0.001, 0.734, 0.998, 1)]
+    assert shares == ["0 %", "<1 %", "73 %", ">99 %", "100 %"]
     assert [format_percent(share, 2) for share in (0.00001, 0.8838, 0.99999)] == ["<0.01 %", "88.38 %", ">99.99 %"]

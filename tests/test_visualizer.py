@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,50 +17,19 @@ from PIL import Image
 
 import visualizer
 from analysis.channels import chosen_channels
-from analysis.inspection import add_search, inspect, timed
+from analysis.inspection import inspect, timed
 from analysis.settings import Settings
-from dataset import sources
-from dataset.preprocess import Preprocess
 from figures import FIGURES, output, style
+from figures.registry import SECTIONS
 from runtime import checkpoint
 
-FIXED_NAMES = {
-    "training_curves",
-    "conv1_filters",
-    "conv1_filters_red",
-    "conv1_filters_green",
-    "conv1_filters_blue",
-    "input",
-    "conv1_feature_maps",
-    "conv5_x_feature_maps",
-    "conv1_reconstructions",
-    "conv5_x_reconstructions",
-    "conv1_top9",
-    "conv5_x_top9",
-    "conv1_top9_deconvnet",
-    "conv5_x_top9_deconvnet",
-    "hierarchy",
-    "hierarchy_deconvnet",
-    "rules",
-    "branches",
-    "mirrors",
-    "sanity",
-    "faithfulness",
-    "attributions",
-    "correspondence",
-    "confusion_matrix",
-    "mistakes",
-    "classes",
-    "why",
-    "why_mistake",
-}
-SETTINGS = Settings()
+NAMES = set(
+    "training_curves conv1_filters conv1_filters_red conv1_filters_green conv1_filters_blue input conv1_feature_maps "
+    "conv5_x_feature_maps conv1_reconstructions conv5_x_reconstructions conv1_top9 conv5_x_top9 conv1_top9_deconvnet "
+    "conv5_x_top9_deconvnet hierarchy hierarchy_deconvnet rules branches mirrors sanity faithfulness attributions "
+    "correspondence confusion_matrix mistakes classes why why_mistake".split()
+)
 DRAWN = []  # the figures of `plots`
-
-
-@pytest.fixture(scope="module")
-def inspection(small_run):
-    return inspect(small_run / "model.pt", SETTINGS, "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -69,163 +37,97 @@ def plots(small_run, tmp_path_factory):
     """All figures of the small run, drawn with the defaults but for fewer dots per inch."""
     out = tmp_path_factory.mktemp("plots")
     with pytest.MonkeyPatch.context() as patch:
-
-        def save_and_keep(figure, *args):
-            save(figure, *args)
-            DRAWN.append(figure)
-
         save = style.save
-        patch.setattr(style, "save", save_and_keep)
+        patch.setattr(style, "save", lambda figure, *args: [save(figure, *args), DRAWN.append(figure)])
         visualize(small_run, out, "--dpi", "150", "--score-images", "2")
     return out
 
 
+def read(folder, name="summary"):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
 @pytest.mark.slow
 class TestDefaults:
-    def test_every_figure_is_there_under_its_name(self, plots):
+    def test_every_figure_is_there_neither_blank_nor_narrower_than_a_column(self, plots):
         names = {path.stem for path in plots.glob("*.png")}
-        channels = {name for name in names if "_channel_" in name}
-        summary = json.loads((plots / "summary.json").read_text())
-        assert names - channels == FIXED_NAMES - ({"mistakes", "why_mistake"} if summary["accuracy"] == 1 else set())
-        assert {path.suffix for path in plots.iterdir()} == {".png", ".json", ".html"}
-        for stage in ("conv1", "conv5_x"):
-            expected = {entry["channel"] for entry in entries_of(plots) if entry["stage"] == stage}
-            assert {name for name in channels if name.startswith(stage)} == {
-                f"{stage}_top9_channel_{channel}" for channel in expected
-            }
-
-    def test_pictures_are_neither_blank_nor_narrower_than_a_column(self, plots):
+        channels = {f"{entry['stage']}_top9_channel_{entry['channel']}" for entry in read(plots, "top9")}
+        assert names - channels == NAMES - ({"mistakes", "why_mistake"} if read(plots)["accuracy"] == 1 else set())
+        assert channels < names and {path.suffix for path in plots.iterdir()} == {".png", ".json", ".html"}
         for path in plots.glob("*.png"):
             with Image.open(path) as picture:
                 assert picture.format == "PNG" and picture.info["dpi"] == pytest.approx((150, 150), abs=0.1)
                 array = np.asarray(picture.convert("RGB"))
             assert array.shape[1] >= 3.3 * 150 and array.std() > 5, path.name
-        assert visualizer.parse_args([]).dpi == 300
 
     def test_text_is_inside_the_figures_and_at_least_7_points(self, plots):
-        faults = []
+        assert len(DRAWN) >= len(NAMES) - 2
         for figure in DRAWN:
-            try:
-                assert_inside(figure)
-            except AssertionError as error:
-                faults.append(f"{figure.get_suptitle()}: {error}")
-        assert len(DRAWN) >= len(FIXED_NAMES) - 2 and not faults, "\n".join(faults)
+            assert_inside(figure)
 
-    def test_top9_json_is_what_a_brute_force_search_finds(self, plots, small_run):
-        entries = entries_of(plots)
-        network, info = checkpoint.load_network(small_run / "model.pt")
-        folder = small_run.parent / "pictures"
-        images, labels, classes = sources.load(str(folder), "test")
-        files = sources.list_files(folder, "test")
-        with torch.inference_mode():
-            inputs = Preprocess(32, info.mean, info.std)(images)
-            trace, predicted = network.trace(inputs), network(inputs).argmax(1)
-        for stage in ("conv1", "conv5_x"):
-            features = trace.features[stage]
-            inside = slice(2, 15) if stage == "conv1" else slice(None)  # conv1's unit i sees 2i - 3 to 2i + 3 of 32
-            peaks = features[:, :, inside, inside].amax((2, 3))
-            rounding = 1e-5 * peaks.max().item()  # a weak activation is the small difference of large sums
-            mine = [entry for entry in entries if entry["stage"] == stage]
-            channels = [entry["channel"] for entry in mine[::9]]
-            assert len(channels) == len(set(channels)) == 9
-            for channel in channels:
-                nine = [entry for entry in mine if entry["channel"] == channel]
-                assert [entry["rank"] for entry in nine] == list(range(1, 10))
-                expected = peaks[:, channel].sort(descending=True, stable=True).values
-                for entry, score in zip(nine, expected, strict=False):
-                    index = entry["index"]
-                    unit = features[index, channel, entry["row"], entry["column"]]
-                    assert entry["activation"] == pytest.approx(score.item(), rel=1e-4, abs=rounding)
-                    assert unit.item() == pytest.approx(score.item(), rel=1e-4, abs=rounding)
-                    assert entry["label"] == classes[labels[index]]
-                    assert entry["predicted"] == classes[predicted[index]]
-                    assert entry["correct"] == (predicted[index] == labels[index]).item()
-                    assert entry["file"] == str(files[index])
-                    assert entry["scale"].keys() == entry["correlation"].keys() == {"deconvnet", "guided"}
-                    assert entry["border"] == (stage == "conv5_x")
-                    top, left, bottom, right = entry["crop"]
-                    assert bottom - top == right - left and min(top, left) >= 0 and max(bottom, right) <= 32
-
-    def test_the_same_bytes_again(self, small_run, tmp_path):
-        flags = "--figures sanity top9 confusion_matrix feature_maps --stages conv3_x --channels 3 17 40".split()
+    @pytest.mark.parametrize(
+        "flags",
+        ["--figures sanity top9 confusion_matrix feature_maps --stages conv3_x --channels 3 17 40 --no-report",
+         "--figures filters confusion_matrix --format pdf"],  # without a report, which would name the folder
+    )  # fmt: skip
+    def test_the_same_bytes_again(self, small_run, tmp_path, flags):
         for name in ("a", "b"):
-            visualize(small_run, tmp_path / name, *flags, "--no-report")  # it names the folder
+            visualize(small_run, tmp_path / name, *flags.split())
         paths = list((tmp_path / "a").iterdir())
-        assert len(paths) >= 4
-        for path in paths:
-            assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
-
-
-def entries_of(folder):
-    return json.loads((folder / "top9.json").read_text())
+        assert len(paths) >= 6 and {path.suffix for path in paths} == {".pdf" if "pdf" in flags else ".png", ".json"}
+        assert [path.name for path in paths if path.read_bytes() != (tmp_path / "b" / path.name).read_bytes()] == []
 
 
 class TestFlags:
-    @pytest.mark.parametrize(
-        "name, files",
-        [
-            ("evolution", set()),  # the run kept no snapshots
-            ("confusion_matrix", {"confusion_matrix.png"}),
-        ],
-    )
-    def test_one_figure_alone(self, small_run, tmp_path, name, files):
-        visualize(small_run, tmp_path, "--figures", name)
-        assert {path.name for path in tmp_path.iterdir()} == files | {"report.html", "summary.json"}
-
-    def test_stages_channels_top_rules_and_units(self, small_run, tmp_path, inspection):
-        settings = Settings(stages=("conv3_x",))
-        a, b = chosen_channels(settings, add_search(inspection, settings).search, "conv3_x")[:2]
+    def test_stages_channels_top_rules_and_units(self, small_run, tmp_path):
+        search = inspect(small_run / "model.pt", Settings(), "cpu", stages=["conv3_x"]).search
+        a, b = chosen_channels(Settings(), search, "conv3_x")[:2]
         flags = f"--figures top9 --stages conv3_x --channels {b} {a} --top 4 --rules gradient --unpool overwrite"
         visualize(small_run, tmp_path, *flags.split(), "--units", "map", "--batch-size", "5", "--no-report")
-        names = {path.name for path in tmp_path.iterdir()}
         pictures = {f"conv3_x_{name}.png" for name in ("top9", f"top9_channel_{a}", f"top9_channel_{b}")}
-        assert names == pictures | {"top9.json", "summary.json"}
-        entries = entries_of(tmp_path)
-        assert [(entry["channel"], entry["rank"]) for entry in entries] == [
-            (c, n) for c in (b, a) for n in (1, 2, 3, 4)
-        ]
-        assert entries[0]["scale"].keys() == {"gradient"}
-        settings = json.loads((tmp_path / "summary.json").read_text())["settings"]
+        assert {path.name for path in tmp_path.iterdir()} == pictures | {"top9.json", "summary.json"}
+        entries = read(tmp_path, "top9")
+        ranks = [(entry["channel"], entry["rank"]) for entry in entries]
+        assert ranks == [(channel, rank) for channel in (b, a) for rank in (1, 2, 3, 4)]
+        scores = search.top["conv3_x"].scores[[b, a], :4].flatten().tolist()
+        assert [entry["activation"] for entry in entries] == pytest.approx(scores, rel=1e-4, abs=1e-5)
+        assert entries[0]["scale"].keys() == entries[0]["correlation"].keys() == {"gradient"}
+        settings = read(tmp_path)["settings"]
         assert (settings["channels"], settings["units"], settings["unpool"]) == ([b, a], "map", "overwrite")
 
-    def test_dots_per_inch(self, small_run, tmp_path):
-        visualize(small_run, tmp_path, "--dpi", "200", "--figures", "training_curves")
-        with Image.open(tmp_path / "training_curves.png") as picture:
-            assert picture.width == 7 * 200 and min(picture.info["dpi"]) == pytest.approx(200, abs=0.1)
-
-    @pytest.mark.slow
-    def test_pdf_for_latex(self, small_run, tmp_path, capsys):
-        for out in (tmp_path / "a", tmp_path / "b"):
-            visualize(small_run, out, "--format", "pdf", "--figures", "filters", "confusion_matrix")
-        assert "report.html: left out" in capsys.readouterr().out and not (tmp_path / "a" / "report.html").exists()
-        files = sorted(path.name for path in (tmp_path / "a").glob("*.pdf"))
-        assert files == ["confusion_matrix.pdf", *(f"conv1_filters{c}.pdf" for c in ("", "_blue", "_green", "_red"))]
-        for name in files:
-            content = (tmp_path / "a" / name).read_bytes()
-            assert content.startswith(b"%PDF-") and content == (tmp_path / "b" / name).read_bytes()
-
-    def test_nothing_twice(self, small_run, tmp_path):
-        flags = "--figures top9 top9 --stages conv1 conv1 --channels 3 3 --rules guided guided"
-        args = visualizer.parse_args(flags.split())
-        assert visualizer.settings_from(args) == Settings(stages=("conv1",), channels=(3,), rules=("guided",))
-        args = visualizer.parse_args(["--ckpt", str(small_run / "model.pt"), "--device", "cpu", *flags.split()])
-        assert visualizer.load_what_is_needed(args, SETTINGS)[1] == ["top9"]
-
-    def test_defaults(self):
-        assert visualizer.settings_from(visualizer.parse_args([])) == Settings()
-        assert visualizer.settings_from(visualizer.parse_args("--channels all".split())).channels == "all"
+    @pytest.mark.parametrize(
+        "flags, expected",
+        [
+            ("", Settings()),
+            ("--channels all --classes 3 3", Settings(channels="all", classes=("3", "3"))),
+            ("--stages conv1 conv1 --channels 3 3 --rules guided guided",
+             Settings(stages=("conv1",), channels=(3,), rules=("guided",))),
+        ],
+    )  # fmt: skip
+    def test_settings_have_each_name_and_number_once(self, flags, expected):
+        assert visualizer.settings_from(visualizer.parse_args(flags.split())) == expected
 
     def test_channels_are_numbers_or_one_word(self, capsys):
-        with pytest.raises(SystemExit) as end:
-            visualizer.parse_args("--channels 3 all".split())
-        assert end.value.code == 2 and "numbers, or one word" in capsys.readouterr().err
+        for channels in (["3", "all"], ["all", "random"]):
+            ends(capsys, visualizer.main, ["--channels", *channels], 2, "numbers, or one word")
+
+    def test_every_figure_is_in_the_help_and_in_the_documentation(self, capsys):
+        rows = (Path(__file__).parent.parent / "docs" / "figures.md").read_text(encoding="utf-8").splitlines()
+        with pytest.raises(SystemExit):
+            visualizer.parse_args(["--help"])
+        text = capsys.readouterr().out
+        for name, entry in FIGURES.items():
+            assert entry.title and entry.reading.endswith(".") and f"  {name} " in text and entry.title in text
+            assert entry.needs in ("checkpoint", "pictures", "search", "both", "either") and entry.section in SECTIONS
+            (row,) = [row for row in rows if row.startswith(f"| `{name}` |")]
+            assert row.endswith(f"| {entry.title} | {entry.reading} |")
 
 
 class TestForecast:
     @pytest.mark.parametrize(
         "figures, searched, rate, said",
         [
-            (["confusion_matrix"], 5000, 100, ""),  # 52.5 s
+            (["confusion_matrix"], 5000, 100, None),  # 52.5 s
             (["confusion_matrix"], 10_000, 50, "about 3 min on this CPU, 3 min of it to search 10,000 test images; "
              "about 25 s with --limit 1000"),
             (["filters", "faithfulness"], 1000, 10, "about 9 min on this CPU, most of it for faithfulness; --figures"),
@@ -233,9 +135,8 @@ class TestForecast:
     )  # fmt: skip
     def test_how_long_it_will_take_and_what_is_shorter(self, capsys, figures, searched, rate, said):
         visualizer.forecast(visualizer.parse_args([]), figures, searched, rate)
-        assert said in capsys.readouterr().out or not said
-        if not said:
-            assert capsys.readouterr().out == ""
+        printed = capsys.readouterr().out
+        assert said in printed if said else printed == ""
 
     def test_a_search_is_timed_without_its_first_batch(self, monkeypatch):
         seconds = iter([10.0, 14.0])
@@ -244,83 +145,48 @@ class TestForecast:
         assert list(timed(range(12), 16, rates.append)) == list(range(12)) and rates == [8 * 16 / 4]
         assert list(timed(range(5), 16, rates.append)) and len(rates) == 1  # too short
 
-    def test_it_is_said_before_the_figures(self, small_run, tmp_path, capsys, monkeypatch):
+    def test_it_is_said_before_the_figures_and_a_search_stays_if_the_next_run_has_none(
+        self, small_run, tmp_path, capsys, monkeypatch
+    ):
         monkeypatch.setattr(visualizer, "SHORT_RUN_SECONDS", 0)
         visualize(small_run, tmp_path, "--figures", "confusion_matrix", "--batch-size", "1", "--no-report")
         printed = capsys.readouterr().out
         assert 0 < printed.index("on this CPU, most of it for confusion_matrix") < printed.index("confusion_matrix.png")
+        before = read(tmp_path)
+        visualize(small_run, tmp_path, "--figures", "training_curves", "--no-report")
+        assert read(tmp_path) == before | {"files": ["confusion_matrix.png", "training_curves.png"]}
 
 
 class TestFaults:
-    def test_a_figure_that_raises_does_not_cost_the_others(self, small_run, tmp_path, capsys, monkeypatch):
-        def draw(inspection, settings):
-            yield Path("confusion_matrix"), Figure()
-            raise RuntimeError("broken\non purpose")
-
-        monkeypatch.setitem(FIGURES, "confusion_matrix", replace(FIGURES["confusion_matrix"], draw=draw))
-        with pytest.raises(SystemExit) as end:
-            visualize(small_run, tmp_path, "--figures", "confusion_matrix", "filters")
-        assert end.value.code == 1
-        assert "error: confusion_matrix: RuntimeError: broken on purpose\n" in capsys.readouterr().err
-        assert (tmp_path / "conv1_filters_red.png").exists() and (tmp_path / "summary.json").exists()
-        text = (tmp_path / "report.html").read_text()
-        assert "(confusion_matrix): RuntimeError: broken on purpose." in text and "conv1_filters_red.png" in text
-
     @pytest.mark.parametrize(
         "error, said",
         [
-            (ValueError("a\nb"), "error: gallery: ValueError: a b\n"),
-            (torch.OutOfMemoryError("CUDA"), "error: gallery: out of memory: pass a smaller --batch-size\n"),
+            (RuntimeError("broken\non purpose"), "RuntimeError: broken on purpose"),
+            (torch.OutOfMemoryError("CUDA"), "out of memory: pass a smaller --batch-size"),
         ],
     )
-    def test_a_gallery_that_raises_does_not_cost_the_report(
-        self, small_run, tmp_path, capsys, monkeypatch, error, said
-    ):
-        monkeypatch.setattr(visualizer, "write_gallery", lambda *args: (_ for _ in ()).throw(error))
+    def test_what_raises_does_not_cost_the_rest(self, small_run, tmp_path, capsys, monkeypatch, error, said):
+        def draw(*args):
+            yield Path("rules"), Figure()
+            raise error
+
+        monkeypatch.setitem(FIGURES, "rules", replace(FIGURES["rules"], draw=draw))
+        monkeypatch.setattr(visualizer, "write_gallery", lambda *args: list(draw()))
         with pytest.raises(SystemExit) as end:
-            visualize(small_run, tmp_path, "--figures", "filters", "--gallery", "--stages", "conv1")
-        assert end.value.code == 1 and said in capsys.readouterr().err and (tmp_path / "report.html").exists()
+            visualize(small_run, tmp_path, *"--figures rules filters --gallery --stages conv1".split())
+        printed, text = capsys.readouterr().err, (tmp_path / "report.html").read_text()
+        assert end.value.code == 1 and all(f"error: {name}: {said}\n" in printed for name in ("rules", "gallery"))
+        assert f"(rules): {said}." in text and "conv1_filters_red.png" in text
+        assert (tmp_path / "conv1_filters_red.png").exists() and (tmp_path / "summary.json").exists()
 
-    @pytest.mark.parametrize("name", ["conv1_filters.png", "report.html", "summary.json"])
-    def test_a_full_disk_names_the_file_and_what_to_do(self, small_run, tmp_path, capsys, monkeypatch, name):
-        @contextmanager
-        def atomic_file(path):
-            if path.name == name:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            with checkpoint.atomic_file(path) as file:
-                yield file
+    def test_ctrl_c_is_said_in_a_word(self, small_run, tmp_path, capsys, monkeypatch):
+        def interrupt(*args):
+            raise KeyboardInterrupt
 
-        monkeypatch.setattr(output, "atomic_file", atomic_file)
-        flags = ["--ckpt", small_run / "model.pt", "--out", tmp_path, "--device", "cpu", "--figures", "filters"]
-        ends(capsys, visualizer.main, flags, 1, tmp_path / name, "No space left on device", "free space", "--out")
-
-    def test_figures_of_another_network_are_removed_and_nothing_else(self, small_run, tmp_path, capsys):
-        out, other = tmp_path / "plots", tmp_path / "other"
-        visualize(small_run, out, "--figures", "filters")
-        visualize(small_run, out, "--figures", "training_curves", "--no-report")
-        assert {"conv1_filters.png", "training_curves.png", "report.html"} < {path.name for path in out.iterdir()}
-        state = checkpoint.load(small_run / "model.pt")
-        state["model"]["fc.bias"][0] += 1
-        other.mkdir()
-        torch.save(state, other / "model.pt")
-        (out / "mine.png").touch()
-        (tmp_path / "outside.png").touch()
-        content = json.loads((out / "summary.json").read_text())
-        content["files"].append("../outside.png")
-        (out / "summary.json").write_text(json.dumps(content))
-        capsys.readouterr()
-        visualize(other, out, "--figures", "training_curves", "--no-report")
-        assert {path.name for path in out.iterdir()} == {"training_curves.png", "summary.json", "mine.png"}
-        assert (tmp_path / "outside.png").exists()
-        assert "removed 5 files of another network" in capsys.readouterr().out
-        assert json.loads((out / "summary.json").read_text())["files"] == ["training_curves.png"]
-
-    def test_the_results_of_a_search_stay_if_the_next_run_of_the_network_has_none(self, small_run, tmp_path):
-        visualize(small_run, tmp_path, "--figures", "confusion_matrix", "--no-report")
-        before = json.loads((tmp_path / "summary.json").read_text())
-        visualize(small_run, tmp_path, "--figures", "training_curves", "--no-report")
-        after = json.loads((tmp_path / "summary.json").read_text())
-        assert after == before | {"files": ["confusion_matrix.png", "training_curves.png"]}
+        monkeypatch.setattr(output, "write_figures", interrupt)
+        with pytest.raises(SystemExit) as end:
+            visualize(small_run, tmp_path, "--figures", "filters")
+        assert end.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
     @pytest.mark.skipif(os.name == "nt", reason="os.kill ends a process on Windows")
     def test_ctrl_c_while_the_libraries_load(self, tmp_path):
@@ -329,11 +195,29 @@ class TestFaults:
         ended = subprocess.run([sys.executable, visualizer.__file__], capture_output=True, text=True, env=environment)
         assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
 
-    def test_ctrl_c_is_said_in_a_word(self, small_run, tmp_path, capsys, monkeypatch):
-        def interrupt(*args):
-            raise KeyboardInterrupt
+    @pytest.mark.parametrize("name", ["conv1_filters.png", "report.html", "summary.json"])
+    def test_a_full_disk_names_the_file_and_what_to_do(self, small_run, tmp_path, capsys, monkeypatch, name):
+        def atomic_file(path):
+            if path.name == name:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return checkpoint.atomic_file(path)
 
-        monkeypatch.setattr(visualizer, "write_figures", interrupt)
-        with pytest.raises(SystemExit) as end:
-            visualize(small_run, tmp_path, "--figures", "filters")
-        assert end.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+        monkeypatch.setattr(output, "atomic_file", atomic_file)
+        flags = ["--ckpt", small_run / "model.pt", "--out", tmp_path, "--device", "cpu", "--figures", "filters"]
+        ends(capsys, visualizer.main, flags, 1, tmp_path / name, "No space left on device", "free space", "--out")
+
+    def test_figures_of_another_network_are_removed_and_nothing_else(self, small_run, tmp_path, capsys):
+        out, other = tmp_path / "plots", tmp_path / "other"
+        visualize(small_run, out, "--figures", "filters", "training_curves")
+        state = checkpoint.load(small_run / "model.pt")
+        state["model"]["fc.bias"][0] += 1
+        other.mkdir()
+        torch.save(state, other / "model.pt")
+        for file in (out / "mine.png", tmp_path / "outside.png"):
+            file.touch()
+        summary = read(out)
+        (out / "summary.json").write_text(json.dumps(summary | {"files": [*summary["files"], "../outside.png"]}))
+        visualize(other, out, "--figures", "training_curves", "--no-report")
+        assert {path.name for path in out.iterdir()} == {"training_curves.png", "summary.json", "mine.png"}
+        assert (tmp_path / "outside.png").exists() and read(out)["files"] == ["training_curves.png"]
+        assert "removed 5 files of another network" in capsys.readouterr().out
