@@ -6,8 +6,8 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from children import Child
 from conftest import assert_inside
+from run_checks import Child
 from test_training_curves import HISTORY
 
 from analysis.channels import ChannelResult, TopImage
