@@ -49,10 +49,7 @@ def before_steps(steps, action):
 
 
 def interrupt(run, steps, number=signal.SIGTERM, resumes=None):
-    """The exit codes of `run(*flags)`, which gets a signal in these iterations, counted over all calls, and is resumed.
-
-    resumes: how often, if not after every signal
-    """
+    """The exit codes of `run`, which gets a signal in these iterations, over all calls; it is resumed after each."""
     codes = []
     before = signal.signal(number, signal.SIG_DFL)  # it is ignored where the tests run in the background
     with before_steps(steps, lambda: os.kill(os.getpid(), number)):

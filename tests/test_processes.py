@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -117,8 +118,7 @@ def test_the_result_is_measured_on_every_held_out_image_and_said_once(two, folde
     _, held = sources.hold_out(48, 6)
     loss, accuracy = evaluate(network, images[held], labels[held], Preprocess(40, info.mean, info.std))
     assert torch.equal(network.fc.weight, load(out)["ema"]["fc.weight"])
-    assert info.result["test_accuracy"] == accuracy
-    assert info.result["test_loss"] == pytest.approx(loss, rel=1e-5)
+    assert info.result["test_accuracy"] == accuracy and info.result["test_loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_interrupted_and_resumed_it_ends_as_if_it_had_not_been(two, folder_template, tmp_path):
@@ -158,7 +158,12 @@ def test_a_process_that_dies_ends_the_others_with_one_error(folder_template, tmp
     assert 3 <= state["step"] < 36 and all(value.isfinite().all() for value in state["model"].values())
 
 
-def test_a_batch_that_cannot_be_shared_is_refused():
+def test_one_process_of_each_machine_loads_first_and_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
+    for rank, local_rank, turn in ((0, 0, 0), (2, 0, 1), (3, 1, 2)):
+        monkeypatch.setattr("training.distributed.dist", dist := Mock())
+        with World(rank, 4, local_rank).local_rank_zero_first():
+            assert dist.barrier.call_count == turn
+        assert dist.barrier.call_count == 3
     args = train.parse_args(["--batch-size", "15"])
     with pytest.raises(DataError, match="--batch-size 15 is for all 2 processes: pass a multiple of 2, at least 4"):
         train.make_plan(args, 48, World(0, 2))

@@ -25,9 +25,9 @@ def test_the_lines_are_the_history_with_last_values_and_steps_of_the_learning_ra
 
 def test_the_few_iterations_of_a_runs_end_are_no_point():
     end = HISTORY[3] | {"step": 910, "loss": 9.0}
-    again = HISTORY[3] | {"step": 1210, "loss": 0.5}  # of a run that was joined
-    (train, *_), _ = (axes.lines for axes in training_curves.training_curves([*HISTORY, end, again], 0.1).axes)
-    assert train.get_xydata().tolist() == [[300, 2.0], [600, 1.5], [900, 1.0], [1210, 0.5]]
+    again = [HISTORY[3] | {"step": step, "loss": 0.5} for step in (1210, 1360)]  # of a run that was joined
+    (train, *_), _ = (axes.lines for axes in training_curves.training_curves([*HISTORY, end, *again], 0.1).axes)
+    assert train.get_xydata().tolist() == [[300, 2.0], [600, 1.5], [900, 1.0], [1210, 0.5], [1360, 0.5]]
     assert train.get_label() == "train 0.500 (label smoothing 0.1)"
 
 
