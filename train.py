@@ -9,14 +9,7 @@ torchrun --nproc_per_node=2 train.py                      two GPUs, half of ever
 """
 
 import math
-import os
-import signal
 import sys
-
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    # while torch is imported, for seconds, Ctrl-C would end in a traceback
-    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"interrupted\n") and os._exit(130))
-
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
 from dataclasses import fields
@@ -29,39 +22,35 @@ from dataset.folders import DataError
 from dataset.placement import IMAGES_ON
 from dataset.sources import DATASETS
 from network import ResNet18
-from runtime import checkpoint
+from runtime import checkpoint, command_line
 from runtime.checkpoint import CheckpointError
 from runtime.command_line import ArgumentParser, number, one_line_errors, output_folder, size_and_epochs
 from runtime.device import keep_freed_memory, pick_device, pick_precision
 from runtime.signals import exclusive_lock, graceful_shutdown
 from training.data import load_data
 from training.distributed import World, join_world
-from training.loop import Loop, final_result, summarize
-from training.optimizer import DEFAULT_GAMMA, SCHEDULES, Optimization, learning_rate
-from training.plan import Plan
-from training.resume import check_resumable, check_unused, load_resume_state
-from training.run import CURVES, Run, Settings
+from training.loop import Loop
+from training.optimizer import DEFAULT_GAMMA, SCHEDULES, Optimization, Plan, learning_rate, set_learning_rate
+from training.resume import check_resumable, load_resume_state
+from training.run import Run, Settings
 
 
 def parse_args(argv=None):
     """The flags of the command line; a usage error ends in one line and exit code 2."""
     parser = ArgumentParser(__doc__, reads_files=True)
     count, positive, share = number(int, least=1), number(float, above=0), number(float, least=0, below=1)
+    side, pixels, portion = number(int, 8, most=4096), number(int, 0, most=4096), number(float, above=0, most=1)
 
     add = parser.add_argument_group("data").add_argument
     add("--data", default="cifar10", help=f"{', '.join(DATASETS)}, or a folder with train/ and test/<class>/*")
     add("--root", default="data", help="folder for CIFAR-10's download and for the decoded images of a folder")
-    add("--image-size", type=number(int, least=8, most=4096),
-        help="side of the network's input in pixels (default: 224, or the last of --sizes)")  # fmt: skip
+    add("--image-size", type=side, help="side of the network's input in pixels (default: 224, or the last of --sizes)")
     add("--augment", action=BooleanOptionalAction, default=True, help="random augmentation, as set below")
-    add("--shift", type=number(int, least=0, most=4096), default=4, help="largest shift, in pixels before resizing")
+    add("--shift", type=pixels, default=4, help="largest shift, in pixels before resizing")
     add("--flip", choices=FLIPS, default="random", help="horizontal flip: random, or alternate (every other epoch)")
-    add("--cutout", type=number(int, least=0, most=4096), default=0,
-        help="side of the hidden square in pixels before resizing, smaller at smaller --sizes; 0: none")  # fmt: skip
-    add("--cutmix", type=number(float, least=0, most=1), default=0.0, metavar="P",
-        help="probability of CutMix: a batch's images get a box of other images, which share in the loss")  # fmt: skip
-    add("--scale-crop", type=number(float, above=0, most=1), metavar="MIN",
-        help="for photographs, instead of --shift: RandomResizedCrop with MIN to 1 of the image's area")  # fmt: skip
+    add("--cutout", type=pixels, default=0, help="side of the hidden square, in pixels before resizing; 0: none")
+    add("--cutmix", type=number(float, least=0, most=1), default=0.0, metavar="P", help="probability of CutMix")
+    add("--scale-crop", type=portion, metavar="MIN", help="instead of --shift: crop MIN to 1 of the area, and resize")
     add("--hold-out", type=number(int, least=0), default=0, help="training images that replace the test images")
 
     add = parser.add_argument_group("optimization").add_argument
@@ -77,39 +66,34 @@ def parse_args(argv=None):
     add("--label-smoothing", type=share, default=0.0, help="label smoothing, 0 to 1")
     add("--schedule", choices=SCHEDULES, default="step", help="learning-rate schedule")
     add("--lr-step-size", type=count, default=20, help="epochs between decays of --schedule step")
-    add("--lr-gamma", type=positive, help="decay factor of --schedule step (default: 0.1) and, per epoch, of "
-        "exponential (default: 0.9656, which is 0.35 in 30 epochs)")  # fmt: skip
+    add("--lr-gamma", type=positive, help="decay factor of --schedule step (default: 0.1) or exponential (0.9656)")
     add("--lr-warmup-epochs", type=number(float, least=0), default=0.0, help="epochs of linear warm-up")
-    add("--ema-decay", type=share, default=0.0,
-        help="decay of the moving average of the weights, which is then evaluated and saved; 0: none")  # fmt: skip
+    add("--ema-decay", type=share, default=0.0, help="decay of the weights' EMA, which is evaluated and saved; 0: none")
     add("--max-steps", type=count, help="stop after this many iterations")
     add("--seed", type=number(int, least=0, most=2**32 - 1), default=0, help="seed of weights, order and augmentation")
     add("--init", metavar="CKPT", help="initial weights, for fine-tuning")
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--images-on", choices=IMAGES_ON, default="auto", help="keep the images on the device, or on the host and copy "
-        "a batch at a time; auto: on the device if they take less than half of its free memory")  # fmt: skip
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-        help="auto: bf16 where it is native, else fp32, whose convolutions use TF32 on newer NVIDIA GPUs")  # fmt: skip
+    add("--images-on", choices=IMAGES_ON, default="auto", help="auto: device, if half of its free memory is enough")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 if it is native, else fp32")
     add("--compile", action="store_true", help="compile the network with torch.compile")
     add("--cuda-graph", action=BooleanOptionalAction,
         help="replay each iteration as one CUDA graph (default: on a CUDA GPU with one process)")  # fmt: skip
 
-    add = parser.add_argument_group("output").add_argument
+    output = parser.add_argument_group("output")
+    add = output.add_argument
     add("--out", default="checkpoints", help="folder for last.pt, model.pt, history.jsonl, training_curves.png")
     add("--log-every", type=count, default=300, help="iterations between log lines")
     add("--save-every", type=count, help="iterations between checkpoints (default: about once a minute)")
-    add("--snapshots", type=count, nargs="+", default=[], metavar="EPOCH",
-        help="epochs after which to save the weights, for evolution.png")  # fmt: skip
+    add("--snapshots", type=count, nargs="+", default=[], metavar="EPOCH", help="epochs to save, for evolution.png")
     add("--test-flip", action="store_true", help="at the end, also evaluate each image averaged with its mirror image")
     add("--tensorboard", action="store_true", help="also write event files (needs the package tensorboard)")
+    add = output.add_mutually_exclusive_group().add_argument
     add("--resume", action="store_true", help="continue the interrupted run in --out exactly")
     add("--overwrite", action="store_true", help="replace the run in --out")
 
     args = parser.parse_args(argv)
-    if args.resume and args.overwrite:
-        parser.error("--resume continues a run, --overwrite replaces it: pass one of them")
     if args.lr_gamma and args.schedule not in DEFAULT_GAMMA:
         parser.error(f"--lr-gamma has no effect on --schedule {args.schedule}: leave it out")
     if args.cutmix and args.scale_crop:
@@ -131,25 +115,22 @@ def set_sizes(parser: ArgumentParser, args) -> None:
     sizes, epochs = zip(*args.sizes, strict=True)
     if list(sizes) != sorted(set(sizes)):
         parser.error(f"--sizes {' '.join(map(str, sizes))}: the image sizes must increase")
-    for name, derived in (("epochs", sum(epochs)), ("image_size", sizes[-1])):
-        if getattr(args, name) not in (None, derived):
-            flag = f"--{name.replace('_', '-')}"
-            parser.error(f"{flag} {getattr(args, name)} contradicts --sizes ({derived}): leave one of them out")
-        setattr(args, name, derived)
+    for flag, given, derived in (("--epochs", args.epochs, sum(epochs)), ("--image-size", args.image_size, sizes[-1])):
+        if given not in (None, derived):
+            parser.error(f"{flag} {given} contradicts --sizes ({derived}): leave one of them out")
+    args.epochs, args.image_size = sum(epochs), sizes[-1]
 
 
 def make_settings(args, device: torch.device) -> Settings:
     """The settings of the training loop, of its augmentation and of its optimizer."""
+    values = vars(args) | {"precision": pick_precision(args.precision, device, args.image_size)}  # --sizes are above 31
+    values["shift"] = 0 if args.scale_crop else args.shift
 
-    def by_flag(kind: type, **changes) -> dict:
-        return {field.name: getattr(args, field.name) for field in fields(kind) if hasattr(args, field.name)} | changes
+    def by_flag(kind: type, **more):
+        return kind(**{field.name: values[field.name] for field in fields(kind) if field.name in values}, **more)
 
-    augmentation = Augmentation(0, "none")
-    if args.augment:
-        augmentation = Augmentation(**by_flag(Augmentation, shift=0 if args.scale_crop else args.shift))
-    precision = pick_precision(args.precision, device, args.image_size)  # --sizes are at least 32
-    optimization = Optimization(**by_flag(Optimization))
-    return Settings(**by_flag(Settings, precision=precision, augmentation=augmentation, optimization=optimization))
+    augmentation = by_flag(Augmentation) if args.augment else Augmentation(0, "none")
+    return by_flag(Settings, augmentation=augmentation, optimization=by_flag(Optimization))
 
 
 def train(args, world: World) -> None:
@@ -157,7 +138,7 @@ def train(args, world: World) -> None:
     device = pick_device(args.device, world.local_rank)
     torch.backends.cudnn.benchmark = True  # shapes are static within an image size
     settings = make_settings(args, device)
-    state = world.broadcast(lambda: earlier_state(args))
+    state = world.broadcast(lambda: load_resume_state(Path(args.out), vars(args), vars(parse_args([]))))
 
     # data: uint8, on the device or on the host
     data = load_data(args.data, args.root, args.image_size, args.hold_out, device, args.images_on, world)
@@ -173,39 +154,21 @@ def train(args, world: World) -> None:
     del state  # its tensors would stay in memory
 
     # loop
-    loop = Loop(run, suggest_shorter=args.data != "shapes")
-    with graceful_shutdown(world.size == 1, world.is_main) as signals, loop.progress.bar, run.writer or nullcontext():
-        loop.progress.say(loop.describe())
-        stop = train_epochs(loop, signals)
+    loop = Loop(run)
+    with graceful_shutdown(world.size == 1, world.is_main) as signals, loop.bar, run.writer or nullcontext():
+        loop.say(loop.describe())
+        for batch in loop.iterations():  # of all epochs: the images, and how each of them is augmented
+            run.learning_rate = learning_rate(run.step, plan, settings.optimization)
+            set_learning_rate(run.optimizer, run.learning_rate)
+            run.count(loop.step(*batch))
+            if stop := loop.end_step(signals):
+                break
         run.save()
         if run.step < plan.total_steps:
-            instead = " instead of --overwrite" if args.overwrite else ""
-            print(f"stopped after iteration {run.step:,}; to continue: the same command with --resume{instead}")
+            print(f"stopped after iteration {run.step:,}; to continue: the same command with --resume")
             sys.exit(128 + stop)
         loop.end()
     finish(run, loop.evaluate(flip=True)[1] if args.test_flip else None)
-
-
-def train_epochs(loop: Loop, signals: list[int]) -> int:
-    """Trains to the end of the plan, or until a signal arrives; returns the signal, or 0."""
-    run, plan = loop.run, loop.run.plan
-    for epoch in range(run.step // plan.steps_per_epoch, math.ceil(plan.total_steps / plan.steps_per_epoch)):
-        step, batches = loop.start_epoch(epoch)
-        for batch in batches:  # of one iteration: images and crops
-            run.set_learning_rate(learning_rate(run.step, plan, run.settings.optimization))
-            run.count(step(*batch))
-            if stop := loop.end_step(signals):
-                return stop
-    return 0
-
-
-def earlier_state(args) -> dict | None:
-    """The saved state that --resume continues from, or None for a new run."""
-    if args.resume:
-        return load_resume_state(Path(args.out), vars(args), vars(parse_args([])))
-    if not args.overwrite:
-        check_unused(Path(args.out))
-    return None
 
 
 def make_plan(args, train_images: int, world: World) -> Plan:
@@ -217,8 +180,9 @@ def make_plan(args, train_images: int, world: World) -> Plan:
     steps_per_epoch = train_images // size
     if steps_per_epoch == 0:
         raise DataError(f"--batch-size {size} is more than the {train_images} training images: lower it")
-    sizes = tuple(args.sizes or [(args.image_size, args.epochs)])
-    return Plan(sizes, steps_per_epoch, min(args.epochs * steps_per_epoch, args.max_steps or math.inf))
+    sizes = args.sizes or [(args.image_size, args.epochs)]
+    image_sizes = tuple(size for size, epochs in sizes for _ in range(epochs))
+    return Plan(image_sizes, steps_per_epoch, min(args.epochs * steps_per_epoch, args.max_steps or math.inf))
 
 
 def make_network(args, num_classes: int, is_new: bool, world: World) -> ResNet18:
@@ -234,11 +198,11 @@ def make_network(args, num_classes: int, is_new: bool, world: World) -> ResNet18
 
 def finish(run: Run, flip_accuracy: float | None) -> None:
     """Writes model.pt and the training curves, and prints the result and the next command."""
-    result = final_result(run, flip_accuracy)
+    result = run.result(flip_accuracy)
     if not run.world.is_main:
         return
-    run.save_model(result)
-    curves = run.model.with_name(CURVES)
+    run.save_model(run.model, result=result)
+    curves = run.folder / "training_curves.png"
     try:  # a figure that fails must not cost the run
         from figures import style, training_curves  # matplotlib would delay the start
 
@@ -247,15 +211,18 @@ def finish(run: Run, flip_accuracy: float | None) -> None:
     except Exception as error:
         curves.unlink(missing_ok=True)  # of an overwritten run
         print(f"warning: {curves} could not be drawn ({checkpoint.first_line(error)})", file=sys.stderr)
+    flipped = f" ({flip_accuracy:.2%} averaged with mirror images)" if flip_accuracy is not None else ""
+    memory = f", {result['peak_gpu_bytes'] / 1e9:.1f} GB of GPU memory" if "peak_gpu_bytes" in result else ""
+    print(
+        f"train accuracy {result['train_accuracy']:.2%} (mean over the last epoch, as trained), test accuracy "
+        f"{result['test_accuracy']:.2%}{flipped}{memory}, in {command_line.format_duration(result['seconds'])}"
+    )
     files = ", ".join(file.name for file in (run.model, run.last, run.log, curves) if file.exists())
-    print(f"{summarize(result)}\n{curves.parent}: {files}\nnext: python visualizer.py --ckpt {run.model}")
+    print(f"{run.folder}: {files}\nnext: python visualizer.py --ckpt {run.model}")
 
 
 def main(argv=None):
-    """The script. argv: flags, by default sys.argv[1:].
-
-    Exits with 1 after an error that the user can fix, 2 after wrong usage, 128 + the signal when interrupted.
-    """
+    """The script. Exits with 1 after an error that the user can fix, 2 after wrong usage, 128 + signal when stopped."""
     with one_line_errors(DataError, CheckpointError, FloatingPointError):
         args = parse_args(argv)
         keep_freed_memory()
@@ -265,6 +232,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

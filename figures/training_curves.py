@@ -34,38 +34,40 @@ def draw_training_curves(inspection: LoadedNetwork, settings: Settings) -> Itera
 def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
     """Loss and accuracy over the iterations, from the lines of history.jsonl, with their last values.
 
-    Test points of different image sizes are not connected, and each size has a band with its name. Training lines over
-    few iterations, as at the end of a run, are mostly noise and left out. label_smoothing is named in the legend,
-    because it raises the training loss alone.
+    Test points of different image sizes are not connected. Training lines over few iterations, as at the end of a run,
+    are mostly noise and left out. label_smoothing is named in the legend, because it raises the training loss alone.
     """
     figure = Figure((WIDTH_INCHES, 3), layout="constrained")
     train, test = ([entry for entry in history if entry["kind"] == kind] for kind in ("train", "test"))
     lines = {"train": [_without_short_lines(train)] if train else [], "test": _by_image_size(test)}
-    for axes, name, factor, text in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("{} {:.3f}", "{} {:.2f} %"), strict=True
-    ):
+    smoothing = f" (label smoothing {label_smoothing:g})" if label_smoothing else ""
+    sizes = _by_image_size(history)
+    falls = [  # the iterations after which a constant learning rate falls to less than two thirds
+        before["step"]
+        for earlier, before, after in zip(train, train[1:], train[2:], strict=False)
+        if earlier["learning_rate"] == before["learning_rate"] > 1.5 * after["learning_rate"]
+    ]
+    panels = ("loss", "loss (cross-entropy)", 1, "{} {:.3f}"), ("accuracy", "accuracy (%)", 100, "{} {:.2f} %")
+    for axes, (name, label, factor, last_value) in zip(figure.subplots(1, 2), panels, strict=True):
         for (kind, segments), color in zip(lines.items(), ("#2166ac", ERROR_COLOR), strict=True):
             for segment in segments:
                 steps, values = [entry["step"] for entry in segment], [factor * entry[name] for entry in segment]
-                style = "-" if kind == "train" and len(segment) >= 40 else ".-"
-                line = axes.plot(steps, values, style, color=color, markersize=4, linewidth=1)[0]
+                marks = "-" if kind == "train" and len(segment) >= 40 else ".-"
+                line = axes.plot(steps, values, marks, color=color, markersize=4, linewidth=1)[0]
             if segments:  # the legend has the last segment's last value
-                smoothing = f" (label smoothing {label_smoothing:g})" if label_smoothing else ""
-                line.set_label(text.format(kind, values[-1]) + smoothing * ((kind, name) == ("train", "loss")))
-        _mark_image_sizes(axes, history)
-        for step in _learning_rate_steps(train):
+                line.set_label(last_value.format(kind, values[-1]) + smoothing * ((kind, name) == ("train", "loss")))
+        if len(sizes) > 1:
+            _mark_image_sizes(axes, sizes)
+        for step in falls:
             axes.axvline(step, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
-        axes.set_xlabel("iteration")
-        axes.set_ylabel("loss (cross-entropy)" if name == "loss" else "accuracy (%)")
+        axes.set(xlabel="iteration", ylabel=label, axisbelow=True)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color="0.92", linewidth=0.5)
-        axes.set_axisbelow(True)
         if axes.lines:
             axes.legend(title="last values", title_fontsize=7, frameon=False, alignment="left")
     notes = ["Train: mean since the point before, with augmentation. Test: after an epoch, without it."]
-    notes += ["Bands: the size of the images."] * (len(_by_image_size(history)) > 1)
-    notes += ["Dotted: the learning rate falls."] * bool(_learning_rate_steps(train))
+    notes += ["Bands: the size of the images."] * (len(sizes) > 1) + ["Dotted: the learning rate falls."] * bool(falls)
     heading(figure, "Loss and accuracy during training", " ".join(notes))
     return figure
 
@@ -82,26 +84,12 @@ def _by_image_size(lines: list[dict]) -> list[list[dict]]:
     return [list(group) for _, group in groupby(lines, key=lambda entry: entry.get("image_size"))]
 
 
-def _mark_image_sizes(axes: Axes, history: list[dict]) -> None:
-    """Bands of two shades with the image size in pixels above each, if there are several sizes."""
-    segments = _by_image_size(history)
-    if len(segments) < 2:
-        return
-    start = 0
-    for n, segment in enumerate(segments):
-        end = segment[-1]["step"]
+def _mark_image_sizes(axes: Axes, sizes: list[list[dict]]) -> None:
+    """Bands of two shades with the image size in pixels above each."""
+    ends = [segment[-1]["step"] for segment in sizes]
+    for n, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
         if n % 2:
             axes.axvspan(start, end, color="0.95", linewidth=0, zorder=-1)
-        label = str(segment[0]["image_size"]) + " px" * (n == 0)
+        label = str(sizes[n][0]["image_size"]) + " px" * (n == 0)
         axes.text((start + end) / 2, 1.01, label, ha="center", transform=axes.get_xaxis_transform())
-        start = end
-    axes.set_xlim(right=start)
-
-
-def _learning_rate_steps(train: list[dict]) -> list[int]:
-    """The iterations after which a constant learning rate falls to less than two thirds."""
-    return [
-        before["step"]
-        for earlier, before, after in zip(train, train[1:], train[2:], strict=False)
-        if earlier["learning_rate"] == before["learning_rate"] > 1.5 * after["learning_rate"]
-    ]
+    axes.set_xlim(right=ends[-1])

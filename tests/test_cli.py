@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import Child
 from conftest import ends
+from run_checks import Child
 
 import train
 import visualizer

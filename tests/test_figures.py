@@ -4,9 +4,9 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from children import Child
 from conftest import assert_inside, assert_same_pictures
 from matplotlib.text import Text
+from run_checks import Child
 
 from analysis.channels import ChannelResult, TopImage, reconstruct_top_images
 from analysis.inspection import Picture, inspect

@@ -12,59 +12,31 @@ from reverse_network import RULES, ReverseResNet18, class_signal, isolate
 class TestIsolate:
     features = torch.arange(2 * 3 * 2 * 2, dtype=torch.float32).reshape(2, 3, 2, 2)
 
-    @pytest.mark.parametrize(
-        "channels, units, kept",
-        [
-            ([0, 2], "map", {(0, 0): [0, 1, 2, 3], (1, 2): [20, 21, 22, 23]}),
-            (1, "peak", {(0, 1): [0, 0, 0, 7], (1, 1): [0, 0, 0, 19]}),
-            (1, torch.tensor([1, 2]), {(0, 1): [0, 5, 0, 0], (1, 1): [0, 0, 18, 0]}),
-        ],
-        ids=["map", "peak", "positions"],
-    )
+    @pytest.mark.parametrize("channels, units, kept", [
+        ([0, 2], "map", {(0, 0): [0, 1, 2, 3], (1, 2): [20, 21, 22, 23]}),
+        (1, "peak", {(0, 1): [0, 0, 0, 7], (1, 1): [0, 0, 0, 19]}),
+        (1, torch.tensor([1, 2]), {(0, 1): [0, 5, 0, 0], (1, 1): [0, 0, 18, 0]}),
+    ], ids=["map", "peak", "positions"])  # fmt: skip
     def test_by_hand(self, channels, units, kept):
         expected = torch.zeros(2, 3, 4)
-        for place, values in kept.items():
-            expected[place] = torch.tensor(values, dtype=torch.float32)
+        for image_and_channel, values in kept.items():
+            expected[image_and_channel] = torch.tensor(values, dtype=torch.float32)
         assert torch.equal(isolate(self.features, channels, units), expected.reshape(2, 3, 2, 2))
 
-    @pytest.mark.parametrize(
-        "one", [1, np.int64(1), np.uint8(1), np.array(1), torch.tensor(1), torch.tensor(1, dtype=torch.uint8)], ids=repr
-    )
-    @pytest.mark.parametrize("several", [list, tuple, np.array, torch.tensor, lambda values: np.array(values)[::-1]])
-    def test_any_integers(self, one, several):
-        expected = isolate(self.features, 1, 1)
-        assert torch.equal(isolate(self.features, one, one), expected)
-        assert torch.equal(isolate(self.features, [one, one], several([1, 1])), expected)
+    @pytest.mark.parametrize("one", [np.uint8(1), torch.tensor(1)], ids=repr)
+    def test_any_integers(self, one):
+        for ones in (one, [one, one], np.array([1, 1])[::-1], torch.tensor([1, 1])):
+            assert torch.equal(isolate(self.features, one, ones), isolate(self.features, 1, 1))
 
-    @pytest.mark.parametrize(
-        "wrong",
-        [True, 1.0, [True, 1], [0.0, 1], [0], [0, 1, 2], [[0, 1]], None, np.bool_(True), np.array([0.0, 1]),
-         torch.tensor(True), torch.tensor([0.0, 1]), torch.tensor([0]), torch.tensor([[0, 1]])],
-        ids=repr,
-    )  # fmt: skip
+    @pytest.mark.parametrize("wrong", [True, 1.0, [True, 1], [0], [[0, 1]], None, torch.tensor(True)], ids=repr)
     def test_anything_else_is_told_what_is_expected(self, wrong):
-        for name, arguments in {"channels": (wrong,), "units": (0, wrong)}.items():
-            with pytest.raises(ValueError, match=f"{name} must be an integer for all images, or one for each of the 2"):
+        for arguments, words in (((wrong,), "channels must be an integer for all images, or one for each of the 2"),
+                                 ((0, wrong), "units must be an integer for all images, or one for each of the 2"),
+                                 (([0, 9],), "channels must be 0 to 2"), ((-1,), "channels must be 0 to 2"),
+                                 ((0, torch.tensor([4, 0])), "units must be 0 to 3"),
+                                 ((0, "all"), "unknown units 'all'")):  # fmt: skip
+            with pytest.raises(ValueError, match=words):
                 isolate(self.features, *arguments)
-
-    def test_tensors_on_a_device_are_not_read(self):
-        """The device "meta" has no values to read, like a GPU without waiting for it."""
-        features, one = self.features.to("meta"), torch.tensor(99, device="meta")
-        assert isolate(features, one, one).shape == features.shape
-        assert isolate(features, one.expand(2), one.expand(2)).device == features.device
-        for wrong in (one.float(), one.bool(), one.expand(3), one.expand(1, 2)):
-            with pytest.raises(ValueError, match="channels must be an integer"):
-                isolate(features, wrong)
-
-    @pytest.mark.parametrize(
-        "arguments, words",
-        [((3,), "channels must be 0 to 2"), ((-1,), "channels must be 0 to 2"), (([0, 9],), "channels must be 0 to 2"),
-         ((0, torch.tensor([4, 0])), "units must be 0 to 3"), ((0, "all"), "unknown units 'all'")],
-        ids=str,
-    )  # fmt: skip
-    def test_out_of_range(self, arguments, words):
-        with pytest.raises(ValueError, match=words):
-            isolate(self.features, *arguments)
 
 
 class TestClassSignal:
@@ -97,9 +69,8 @@ class TestClassSignal:
 
     def test_one_class_for_all_and_invalid_classes(self, random_network):
         features = torch.rand(2, 512, 2, 3, dtype=torch.float64)
-        signal = class_signal(random_network, features, [4, 4])
-        for four in (4, np.int64(4), torch.tensor(4), np.array([4, 4])):
-            assert torch.equal(class_signal(random_network, features, four), signal)
+        one, both = (class_signal(random_network, features, classes) for classes in (torch.tensor(4), [4, 4]))
+        assert torch.equal(one, both)
         for wrong, words in {4.0: "classes must be an integer", 10: "classes must be 0 to 9"}.items():
             with pytest.raises(ValueError, match=words):
                 class_signal(random_network, features, wrong)

@@ -1,36 +1,37 @@
-"""The training step and the evaluation against torch put together by hand; faster forms of the step against itself."""
+"""Step, evaluation and learning rate against torch put together by hand; faster forms of the step against itself."""
 
 import copy
-import functools
+from functools import partial
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
 import torch
 from narrow import NarrowResNet18
 from torch import nn
+from torch.optim import lr_scheduler, swa_utils
 
+import train
 from dataset.batches import Augmentation, Batches
+from dataset.placement import HostImages
 from dataset.preprocess import Preprocess
 from network import ResNet18
 from training import evaluation
 from training.acceleration import accelerate, warm_up
 from training.distributed import ALONE
-from training.optimizer import Optimization, load_optimizer_state, sgd
+from training.optimizer import SCHEDULES, Optimization, Plan, learning_rate, load_optimizer_state, sgd
 from training.step import EMA, TrainStep
-
-ITERATIONS = 6
 
 
 def make(device="cpu", dtype=torch.float32, image_size=32, average=0.0, norm_decay=False, nesterov=False, smoothing=0.0,
-         precision="fp32", cutmix=0.0, network=NarrowResNet18):  # fmt: skip
+         precision="fp32", cutmix=0.0, network=NarrowResNet18, on_host=False):  # fmt: skip
     """A training step on noise, and the rows of its first epoch."""
     torch.manual_seed(0)
-    images = torch.randint(0, 256, (8 * ITERATIONS, 3, 32, 32), dtype=torch.uint8, device=device)
+    images = torch.randint(0, 256, (48, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(len(images), device=device) % 4
     preprocess = Preprocess(image_size, [0.5] * 3, [0.25] * 3, device)
     if dtype == torch.float64:
         preprocess.mean_255, preprocess.std_255 = preprocess.mean_255.double(), preprocess.std_255.double()
+    images = HostImages(images) if on_host else images.to(device)
     batches = Batches(images, labels, preprocess, 8, 0, Augmentation(cutmix=cutmix))
     network = network(4).to(device, dtype, memory_format=torch.channels_last)
     ema = EMA(network, average) if average else None
@@ -73,9 +74,7 @@ def test_two_steps_are_sgd_on_the_cross_entropy(norm_decay, nesterov, cutmix):
 def test_the_moving_average_is_torchs_with_batch_norm_statistics_of_its_own():
     """Of the weights by torch.optim.swa_utils; conv1's statistics are what its own weights make of the inputs."""
     step, rows = make(average=0.8)
-    theirs = torch.optim.swa_utils.AveragedModel(
-        step.network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.8)
-    )
+    theirs = swa_utils.AveragedModel(step.network, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.8))
     theirs.update_parameters(step.network)  # the first call copies
     for batch in rows:
         step(batch)
@@ -94,15 +93,13 @@ def test_the_moving_average_is_torchs_with_batch_norm_statistics_of_its_own():
 
 def test_the_optimizer_of_another_device_keeps_its_own_learning_rate_and_kernels():
     """A checkpoint's `fused` belongs to the device it was written on; only the momentum is taken over."""
-    step, rows = make()
+    (step, rows), (other, _) = make(), make()
     step(rows[0])
-    state = step.optimizer.state_dict()
-    for group in state["param_groups"]:
-        group["fused"], group["lr"] = False, 0.5
-    other, _ = make()
-    rate = other.optimizer.param_groups[0]["lr"]
+    state, group = step.optimizer.state_dict(), other.optimizer.param_groups[0]
+    rate, state["param_groups"] = group["lr"], [group | {"fused": False, "lr": 0.5} for group in state["param_groups"]]
     load_optimizer_state(other.optimizer, state)
-    assert other.optimizer.param_groups[0]["lr"] is rate and other.optimizer.param_groups[0]["fused"]
+    group = other.optimizer.param_groups[-1]
+    assert group["lr"] is rate and group["fused"]
     for a, b in zip(step.optimizer.state.values(), other.optimizer.state.values(), strict=True):
         assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
 
@@ -110,9 +107,9 @@ def test_the_optimizer_of_another_device_keeps_its_own_learning_rate_and_kernels
 def losses(step, call, rows):
     """Of an epoch with a learning rate that changes."""
     sums = []
-    for position, batch in enumerate(rows):
+    for position, batch in enumerate(step.batches.iterate(rows)):
         step.optimizer.param_groups[0]["lr"].fill_(0.05 / (position + 1))
-        sums.append(call(batch).clone())
+        sums.append(call(*batch).clone())
     return torch.stack(sums)
 
 
@@ -124,8 +121,7 @@ def assert_same_state(first, second, **tolerance):
 def test_a_warm_up_leaves_no_trace():
     """What a capture and a compilation begin with: after it, training is the same bit for bit."""
     (plain, rows), (warmed_up, _) = make(average=0.9), make(average=0.9)
-    warm_up(warmed_up, (rows[0], None))
-    assert_same_state(plain, warmed_up, rtol=0, atol=0)
+    warm_up(warmed_up, (rows[0], None), 3)
     assert torch.equal(losses(plain, plain, rows[:2]), losses(warmed_up, warmed_up, rows[:2]))
     assert_same_state(plain, warmed_up, rtol=0, atol=0)
 
@@ -139,7 +135,7 @@ def small_network(classes):
 @pytest.mark.slow
 def test_a_compiled_step_gives_the_same_losses(monkeypatch):
     """In float64, for training makes much of small differences. Traced and differentiated, but no code is generated."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     (plain, rows), (faster, _) = (make(average=0.9, dtype=torch.float64, network=small_network) for _ in range(2))
     said = []
     call = accelerate(faster, (rows[0], None), use_compile=True, use_cuda_graph=False, say=said.append)
@@ -153,79 +149,49 @@ def test_a_compiled_step_gives_the_same_losses(monkeypatch):
 @pytest.mark.parametrize("use_compile", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("dtype, precision", [(torch.float64, "fp32"), (torch.float32, "bf16")], ids=str)
 def test_a_captured_step_gives_the_same_losses(use_compile, dtype, precision):
-    (plain, rows), (faster, _) = (
-        make("cuda", dtype, 64, 0.9, precision=precision, cutmix=0.5, network=ResNet18) for _ in range(2)
-    )
-    said = []
-    call = accelerate(faster, (rows[0], None), use_compile, None, say=said.append)
+    """And with images on the host the same as with images on the device."""
+    settings = {"precision": precision, "cutmix": 0.5, "network": ResNet18}
+    (plain, rows), (faster, _), said = *(make("cuda", dtype, 64, 0.9, on_host=host, **settings) for host in (0, 1)), []
+    (batch,) = faster.batches.iterate(rows[:1])
+    call = accelerate(faster, batch, use_compile, None, say=said.append)
     assert call is not faster
     assert all("in" in text and not text.startswith("not") for text in said), said
     tolerance = {"rtol": 1e-5, "atol": 1e-5} if precision == "fp32" else {"rtol": 0.1, "atol": 0.3}
     torch.testing.assert_close(losses(plain, plain, rows)[:, 0], losses(faster, call, rows)[:, 0], **tolerance)
 
 
-class TestWhatIsNotPossible:
-    @pytest.mark.parametrize("asked", [None, True, False])
-    def test_only_on_a_gpu_a_single_process_captures_its_step_unless_that_is_turned_off(self, monkeypatch, asked):
-        monkeypatch.setattr("training.acceleration.capture", lambda step, batch: "the captured step")
-        step, gpu = make()[0], (SimpleNamespace(device=torch.device("cuda")), None)
-        two = SimpleNamespace(size=2, wrap_ddp=lambda network: network)
-        for batch, world, missing in ((gpu, ALONE, None), (gpu, two, "a single process"),
-                                      ((torch.zeros(1), None), ALONE, "a CUDA GPU")):  # fmt: skip
+def test_only_a_single_process_on_a_gpu_captures_its_step_and_what_fails_is_said(monkeypatch):
+    (step, rows), two = make(), SimpleNamespace(size=2, wrap_ddp=lambda network: network)
+    gpu, cpu = ((SimpleNamespace(device=torch.device(name)), None) for name in ("cuda", "cpu"))
+
+    def fails(*_):
+        raise OSError("none here")
+
+    monkeypatch.setattr("training.acceleration.capture", lambda step, batch: "the captured step")
+    calls = [accelerate(step, gpu, False, asked) for asked in (None, True, False)]
+    assert calls == ["the captured step", "the captured step", step]
+    for batch, world, missing in ((gpu, two, "a single process"), (cpu, ALONE, "a CUDA GPU")):
+        for asked in (None, True):
             said = []
-            call = accelerate(step, batch, False, asked, world, said.append)
-            captures = asked is not False and missing is None
-            assert call == "the captured step" if captures else call is step
-            assert missing is None or said == [f"not captured: this needs {missing}"] * bool(asked)
-
-    def test_without_a_compiler_the_run_goes_on_but_of_several_processes_none_alone(self, monkeypatch):
-        step, rows = make()
-        network, before, said = step.network, [value.clone() for value in step.state()], []
-
-        def missing(inputs):  # when the network is first called
-            raise OSError("no compiler here")
-
-        monkeypatch.setattr(torch, "compile", lambda network, **_: missing_forward(network, missing))
-        assert accelerate(step, (rows[0], None), use_compile=True, use_cuda_graph=None, say=said.append) is step
-        assert said == ["not compiled, continuing without: OSError, no compiler here"]
-        assert step.network is network
-        assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
-        two = SimpleNamespace(size=2, wrap_ddp=lambda network: network)
-        with pytest.raises(OSError, match="not compiled .no compiler here.: leave out --compile"):
-            accelerate(step, (rows[0], None), True, None, two, said.append)
-
-    def test_on_an_old_torch_a_failed_capture_ends_the_run(self, monkeypatch):
-        """Its allocator stays in a capturing state; continuing would fail later, without a reason."""
-        step, gpu, said = make()[0], (SimpleNamespace(device=torch.device("cuda")), None), []
-        monkeypatch.setattr("training.acceleration.capture", Mock(side_effect=RuntimeError("no graph")))
-        monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.9.0"))
-        assert accelerate(step, gpu, False, None, say=said.append) is step and "no graph" in said[0]
-        monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.0"))
-        with pytest.raises(OSError, match="pass --no-cuda-graph"):
-            accelerate(step, gpu, False, None)
-
-
-def missing_forward(network, forward):
-    network = copy.copy(network)
-    network.forward = forward
-    return network
+            assert accelerate(step, batch, False, asked, world, said.append) is step
+            assert said == [f"not captured: this needs {missing}"] * bool(asked)
+    monkeypatch.setattr("training.acceleration.capture", fails)
+    assert accelerate(step, gpu, False, None, say=said.append) is step
+    assert said[-1] == "not captured, continuing without: OSError, none here"
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    step.network.forward = fails
+    with pytest.raises(OSError, match="not compiled .none here.: leave out --compile"):
+        accelerate(step, (rows[0], None), use_compile=True, use_cuda_graph=None)
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_an_evaluation_counts_every_image_once(monkeypatch, flip):
     """Of images that make two full batches and a small part of a third; flip: averaged with mirror images."""
     monkeypatch.setattr(evaluation, "PIXELS_PER_BATCH", 100 * 16 * 16)
-    images, sizes = torch.randint(0, 256, (2 * 100 + 3, 3, 16, 16), dtype=torch.uint8), []
-    network, labels, preprocess = (
-        NarrowResNet18(10),
-        torch.arange(len(images)) % 10,
-        Preprocess(16, [0.5] * 3, [0.25] * 3),
-    )
-    hook = network.conv1.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    images, network = torch.randint(0, 256, (2 * 100 + 3, 3, 16, 16), dtype=torch.uint8), NarrowResNet18(10)
+    labels, preprocess = torch.arange(len(images)) % 10, Preprocess(16, [0.5] * 3, [0.25] * 3)
     loss, accuracy = evaluation.evaluate(network, images, labels, preprocess, flip=flip)
-    hook.remove()
     assert network.training  # put back
-    assert sizes == [100] * (6 if flip else 3)  # of static shape
     network.eval()
     with torch.inference_mode():
         logits = network(preprocess(images))
@@ -233,4 +199,42 @@ def test_an_evaluation_counts_every_image_once(monkeypatch, flip):
             logits = (logits + network(preprocess(images.flip(3)))) / 2
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
     assert accuracy == pytest.approx((logits.argmax(1) == labels).float().mean().item(), abs=1e-6)
-    assert evaluation.mean_metrics(torch.zeros(3)) == (0.0, 0.0)
+
+
+def ours(steps, steps_per_epoch, flags):
+    args = train.parse_args(["--lr", "0.2", *flags.split()])
+    settings = train.make_settings(args, torch.device("cpu")).optimization
+    return [learning_rate(step, Plan((), steps_per_epoch, steps), settings) for step in range(steps)]
+
+
+def linear_after_warm_up(optimizer, _):
+    up, down = (lr_scheduler.LinearLR(optimizer, *ends) for ends in ((1 / 10, 1, 9), (1, 0, 30)))
+    return lr_scheduler.SequentialLR(optimizer, [up, down], [10])
+
+
+@pytest.mark.parametrize("flags, scheduler, steps, period", [
+    ("", lambda optimizer, _: lr_scheduler.StepLR(optimizer, 20, 0.1), 50 * 4, 4),
+    ("--schedule exponential", lambda optimizer, _: lr_scheduler.ExponentialLR(optimizer, 0.35 ** (1 / 30)), 124, 4),
+    ("--schedule cosine", lr_scheduler.CosineAnnealingLR, 120, 1),
+    ("--schedule linear --lr-warmup-epochs 2.5", linear_after_warm_up, 40, 1),
+    *(("--schedule onecycle", partial(lr_scheduler.OneCycleLR, max_lr=0.2, cycle_momentum=False), steps, 1)
+      for steps in (120, 97, 7)),
+])  # fmt: skip
+def test_it_is_torchs(flags, scheduler, steps, period):
+    """period: iterations from one step of the scheduler to the next."""
+    optimizer, rates = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.2), []
+    theirs = scheduler(optimizer, total_steps=steps) if "onecycle" in flags else scheduler(optimizer, steps)
+    for step in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if (step + 1) % period == 0 and step + 1 < steps:
+            theirs.step()
+    assert ours(steps, 4, flags) == pytest.approx(rates, rel=1e-9, abs=1e-12)
+
+
+def test_the_warm_up_rises_and_the_shortest_runs_have_a_learning_rate():
+    plain, warm = ours(40, 4, ""), ours(40, 4, "--lr-warmup-epochs 2.5")
+    assert warm[:10] == pytest.approx([0.02 * step for step in range(1, 11)]) and warm[10:] == plain[10:]
+    for schedule in SCHEDULES:
+        for steps in (1, 2, 3):
+            assert all(0 < rate <= 0.2 for rate in ours(steps, 1, f"--schedule {schedule}"))

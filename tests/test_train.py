@@ -1,112 +1,77 @@
-"""What a run of train.py leaves behind and says, and how it ends."""
+"""What a run of train.py leaves behind and says, how it ends, and how it grows in image size."""
 
 import os
+import re
 import signal
-import subprocess
 import sys
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from conftest import ends
-from narrow import NarrowResNet18
-from run_checks import kill, lines_of, run_on
+from narrow import NarrowResNet18, make_narrow
+from run_checks import assert_same_run, interrupt, kill, lines_of, run_on
 
 import train
 from dataset import sources
 from dataset.preprocess import Preprocess
 from runtime import checkpoint
-from runtime.command_line import format_duration
-from training.distributed import ALONE
 from training.evaluation import evaluate
+from training.loop import Loop
+from training.optimizer import Plan
 
 pytestmark = pytest.mark.usefixtures("narrow")
 
 
-class TestRun:
-    def test_the_files_it_leaves(self, narrow_run):
-        assert sorted(os.listdir(narrow_run)) == ["history.jsonl", "last.pt", "model.pt", "training_curves.png"]
-        model = checkpoint.load(narrow_run / "model.pt")
-        assert model.keys() == {"model", "classes", "mean", "std", "image_size", "config", "result", "history"}
-        assert model["classes"] == ("disk", "ring", "stripes") and model["image_size"] == 32
-        assert model["config"]["batch_size"] == 16
-        network, info = checkpoint.load_network(narrow_run / "last.pt")  # a run's own state can be looked at, too
-        assert network.fc.out_features == 3 and info.history == model["history"] == lines_of(narrow_run)
-
-    def test_the_history(self, narrow_run):
-        lines, keys = lines_of(narrow_run), {"kind", "epoch", "step", "image_size", "loss", "accuracy"}
-        more = {"train": {"learning_rate", "images_per_second"}, "test": set()}
-        # 48 images in batches of 16: 3 iterations per epoch
-        assert [(line["kind"], line["epoch"], line["step"]) for line in lines] == [
-            ("train", 1, 2), ("test", 1, 3), ("train", 2, 4), ("train", 2, 6), ("test", 2, 6)
-        ]  # fmt: skip
-        assert all(line.keys() == keys | more[line["kind"]] and 0 <= line["accuracy"] <= 1 for line in lines)
-
-    def test_the_result_is_that_of_the_weights(self, narrow_run):
-        network, info = checkpoint.load_network(narrow_run / "model.pt")
-        images, labels, _ = sources.load(str(narrow_run.parent / "pictures"), "test")
-        loss, accuracy = evaluate(network, images, labels, Preprocess(32, info.mean, info.std))
-        assert loss == pytest.approx(info.result["test_loss"], rel=1e-5) and info.result["epoch"] == 2
-        assert accuracy == info.result["test_accuracy"] == info.history[-1]["accuracy"]
-
-    def test_its_weights_follow_the_seed(self):
-        first, again, other = (
-            train.make_network(train.parse_args(["--seed", seed]), 3, True, ALONE).fc.weight for seed in "112"
-        )
-        assert torch.equal(first, again) and not torch.equal(first, other)
-
-    def test_a_short_one_in_bf16_on_a_cpu(self, folder, tmp_path, capsys, monkeypatch):
-        """It says how long it will take, keeps the weights in float32, and ends with a result."""
-        monkeypatch.setattr("training.progress.SLOW_RUN_SECONDS", 0)
-        run_on(folder, tmp_path / "run", "--max-steps", "4", "--precision", "bf16")
-        out, model = capsys.readouterr().out, checkpoint.load(tmp_path / "run" / "model.pt")
-        assert "this will take about" in out and "for a quick look: --data shapes" in out
-        assert "next: python visualizer.py --ckpt" in out
-        assert model["result"]["step"] == 4 and model["model"]["conv1.weight"].dtype == torch.float32
-
-    def test_below_17_pixels_it_is_fp32_and_says_so(self, folder, tmp_path, capsys):
-        run_on(folder, tmp_path / "run", "--max-steps", "2", "--precision", "bf16", "--image-size", "8")
-        assert "below 17 pixels" in capsys.readouterr().out
-        assert checkpoint.load(tmp_path / "run" / "model.pt")["result"]["precision"] == "fp32"
-
-    @pytest.mark.slow
-    def test_held_out_images_stand_in_for_the_test_split(self, folder, tmp_path, capsys):
-        run_on(folder, tmp_path, "--epochs", "1", "--hold-out", "10", "--test-flip")
-        out = capsys.readouterr().out
-        assert "38 training and 10 test images" in out and "with mirror images" in out
-        result = checkpoint.load(tmp_path / "model.pt")["result"]
-        assert 0 <= result["test_accuracy_flipped"] <= 1 and result["step"] == 2
+def test_the_files_it_leaves(narrow_run):
+    assert sorted(os.listdir(narrow_run)) == ["history.jsonl", "last.pt", "model.pt", "training_curves.png"]
+    model = checkpoint.load(narrow_run / "model.pt")
+    assert model.keys() == {"model", "classes", "mean", "std", "image_size", "config", "result", "history"}
+    assert model["classes"] == ("disk", "ring", "stripes") and model["config"]["batch_size"] == 16
+    network, info = checkpoint.load_network(narrow_run / "last.pt")  # a run's own state can be looked at, too
+    assert network.fc.out_features == 3 and info.history == model["history"] == (lines := lines_of(narrow_run))
+    # 48 images in batches of 16: 3 iterations per epoch
+    assert [(line["kind"], line["epoch"], line["step"]) for line in lines] == [
+        ("train", 1, 2), ("test", 1, 3), ("train", 2, 4), ("train", 2, 6), ("test", 2, 6)]  # fmt: skip
+    keys = {"kind", "epoch", "step", "image_size", "loss", "accuracy"}
+    assert lines[-1].keys() == keys and lines[0].keys() == keys | {"learning_rate", "images_per_second"}
 
 
-class TestInit:
-    def test_going_on_at_another_image_size(self, narrow_run, tmp_path):
-        """And with new classes, except for the last layer."""
-        flags = "--image-size 48 --lr 1e-9 --weight-decay 0 --max-steps 1 --init".split()
-        run_on(narrow_run.parent / "pictures", tmp_path, *flags, str(narrow_run / "model.pt"))
-        before, after = (checkpoint.load(out / "model.pt")["model"] for out in (narrow_run, tmp_path))
-        assert torch.allclose(before["fc.weight"], after["fc.weight"], atol=1e-6)
-        network = NarrowResNet18(5)
-        last = network.fc.weight.clone()
-        checkpoint.load_pretrained(narrow_run / "model.pt", network)
-        assert torch.equal(network.fc.weight, last) and torch.equal(network.conv1.weight, before["conv1.weight"])
+@pytest.mark.slow
+@pytest.mark.parametrize("size, precision", [("32", "bf16"), ("8", "fp32")])  # at 8, bf16 would be wrong
+def test_a_short_one_with_held_out_images_and_a_broken_figure(folder, tmp_path, capsys, monkeypatch, size, precision):
+    """It says how long it will take, keeps the weights in float32, and ends with a result."""
+    monkeypatch.setattr("training.loop.SLOW_RUN_SECONDS", 0)
+    monkeypatch.setattr("figures.training_curves.training_curves", Mock(side_effect=SyntaxError("invalid syntax")))
+    flags = "--max-steps 4 --precision bf16 --hold-out 10 --test-flip --image-size".split()
+    run_on(folder, tmp_path / "run", *flags, size)
+    said, model = capsys.readouterr(), checkpoint.load(tmp_path / "run" / "model.pt")
+    for words in ("38 training and 10 test images", "this will take about", "for a quick look: --data shapes",
+                  "averaged with mirror images", "next: python visualizer.py --ckpt"):  # fmt: skip
+        assert words in said.out
+    assert "training_curves.png could not be drawn (invalid syntax)" in said.err
+    assert model["result"]["step"] == 4 and model["result"]["precision"] == precision
+    assert model["model"]["conv1.weight"].dtype == torch.float32
+    assert model["result"]["test_accuracy_flipped"] in [n / 10 for n in range(11)]
 
-    def test_a_lower_learning_rate_is_not_proposed_where_it_cannot_help(self, narrow_run, tmp_path, capsys):
-        """The first loss, before any update, is that of the weights passed to --init."""
-        state = checkpoint.load(narrow_run / "model.pt")
-        state["model"]["fc.weight"] *= 1e38
-        torch.save(state, tmp_path / "weights.pt")
-        flags = ["--epochs", "1", "--init", str(tmp_path / "weights.pt")]
 
-        def run(flags):
-            run_on(narrow_run.parent / "pictures", tmp_path / "run", *flags)
-
-        assert "--lr" not in ends(capsys, run, flags, 1, "other weights to --init")
-        assert "--lr" not in ends(capsys, run, [*flags, "--precision", "bf16"], 1, "--precision fp32")
+def test_init_is_what_it_starts_from_at_another_image_size(narrow_run, tmp_path):
+    """And with new classes, except for the last layer."""
+    flags = "--image-size 48 --lr 1e-9 --weight-decay 0 --max-steps 1 --init".split()
+    run_on(narrow_run.parent / "pictures", tmp_path, *flags, str(narrow_run / "model.pt"))
+    before, after = (checkpoint.load(out / "model.pt")["model"] for out in (narrow_run, tmp_path))
+    assert torch.allclose(before["fc.weight"], after["fc.weight"], atol=1e-6)
+    other = NarrowResNet18(5)
+    last = other.fc.weight.clone()
+    checkpoint.load_pretrained(narrow_run / "model.pt", other)
+    assert torch.equal(other.fc.weight, last) and torch.equal(other.conv1.weight, before["conv1.weight"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--log-every", "1000"), ("--max-steps", "1")], ids=" ".join)
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(folder, tmp_path, capsys, monkeypatch, flags):
-    monkeypatch.setattr("training.run.SAVE_EVERY_SECONDS", 0)
+    monkeypatch.setattr("training.loop.SAVE_EVERY_SECONDS", 0)
     out = tmp_path / "run"
     flags = ["--epochs", "3", "--lr", "1e38", *flags]
     ends(capsys, lambda flags: run_on(folder, out, *flags), flags, 1, "lower --lr")
@@ -115,21 +80,8 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(folder, tmp_pa
         assert all(value.isfinite().all() for value in checkpoint.load(file)["model"].values())
 
 
-def test_cifar10_by_name(fake_cifar10, tmp_path):
-    root, _ = fake_cifar10
-    flags = "--image-size 32 --batch-size 10 --max-steps 1 --root".split()
-    train.main([*flags, str(root), "--out", str(tmp_path)])
-    assert checkpoint.load(tmp_path / "model.pt")["classes"][0] == "airplane"
-
-
-def test_tensorboard_is_named_where_it_is_missing(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    flags = ["--tensorboard"]
-    ends(capsys, lambda flags: run_on(folder, tmp_path / "run", *flags), flags, 1, "pip install tensorboard")
-
-
-def test_tensorboard_has_every_number_of_the_history_once(folder, tmp_path):
-    """Interrupted after a line that it writes again; then overwritten, which removes the old events."""
+def test_tensorboard_has_every_number_of_the_history_once(folder, tmp_path, capsys, monkeypatch):
+    """Killed after a line that it writes again; then overwritten, which removes the old events."""
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "run"
     flags = ["--epochs", "2", "--save-every", "3", "--tensorboard"]
@@ -137,64 +89,82 @@ def test_tensorboard_has_every_number_of_the_history_once(folder, tmp_path):
     run_on(folder, out, *flags, "--resume")
 
     def assert_events_are_the_history():
-        events = accumulator.EventAccumulator(str(out / "tensorboard")).Reload()
-        scalars = {
-            tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
-        }
-        expected = {}
+        events, expected = accumulator.EventAccumulator(str(out / "tensorboard")).Reload(), {}
         for line in lines_of(out):
             for name in line.keys() - {"kind", "epoch", "step"}:
                 value = pytest.approx(line[name], rel=1e-6)
                 expected.setdefault(f"{line['kind']}/{name}", []).append((line["step"], value))
-        assert scalars == expected and len(scalars["train/loss"]) == len(scalars["test/accuracy"]) + 1
+        assert set(events.Tags()["scalars"]) == expected.keys() > {"train/loss", "test/accuracy"}
+        for name, points in expected.items():
+            assert [(event.step, event.value) for event in events.Scalars(name)] == points
 
     assert_events_are_the_history()
     run_on(folder, out, *flags, "--overwrite", "--seed", "1")
     assert_events_are_the_history()
-    assert len(list((out / "tensorboard").iterdir())) == 1
     run_on(folder, out, "--max-steps", "1", "--overwrite")
     assert not list((out / "tensorboard").iterdir())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    ends(capsys, lambda more: run_on(folder, out, *flags, *more), ["--overwrite"], 1, "pip install tensorboard")
 
 
-def test_a_broken_figure_does_not_cost_the_run(folder, tmp_path, capsys, monkeypatch):
-    def fails(*_):
-        raise SyntaxError("invalid syntax")
-
-    monkeypatch.setattr("figures.training_curves.training_curves", fails)
-    run_on(folder, tmp_path / "run", "--max-steps", "1")
-    said = capsys.readouterr()
-    assert "training_curves.png could not be drawn (invalid syntax)" in said.err and "next: python" in said.out
-    assert checkpoint.load(tmp_path / "run" / "model.pt")["result"]["step"] == 1
-    monkeypatch.setitem(sys.modules, "figures", None)
-    run_on(folder, tmp_path / "other", "--max-steps", "1")
-    assert (tmp_path / "other" / "model.pt").exists() and "could not be drawn" in capsys.readouterr().err
+def run_growing(pictures, out, *flags):
+    """At three sizes; 3 iterations per epoch."""
+    fixed = ("--sizes 32:1 40:2 64:1 --ema-decay 0.7 --cutout 8 --cutmix 0.5 --flip alternate --schedule linear "
+             "--nesterov --lr-warmup-epochs 1 --batch-size 16 --log-every 2 --device cpu --precision fp32 "
+             "--snapshots 2")  # fmt: skip
+    train.main(["--data", str(pictures), "--out", str(out), *fixed.split(), *flags])
 
 
-def test_an_interrupt_before_training_ends_in_one_word(folder, tmp_path, capsys, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
+@pytest.fixture(scope="module")
+def growing(narrow_run, tmp_path_factory):
+    """The folder of a run at three sizes, for each of which its step has been built anew."""
+    out, sizes = tmp_path_factory.mktemp("growing"), []
 
-    monkeypatch.setattr(train, "load_data", interrupted)
-    with pytest.raises(SystemExit) as stop:
-        run_on(folder, tmp_path / "run")
-    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
+    def accelerate(step, *_):
+        sizes.append((step.batches.preprocess.image_size, step.batches.augmentation.cutout))
+        return step
+
+    with pytest.MonkeyPatch.context() as patch:
+        make_narrow(patch)
+        patch.setattr("training.loop.accelerate", accelerate)
+        run_growing(narrow_run.parent / "pictures", out)
+    assert sizes == [(32, 4), (40, 5), (64, 8)]  # compiled code and a graph of one size cannot be used at another
+    return out
+
+
+def test_the_remaining_time_is_that_of_the_pixels(monkeypatch):
+    """By hand, from the middle of an epoch on; the first iteration of a resumed run does not count."""
+    plan = Plan((32, 32, 64), 10, 28)  # the last epoch is cut short
+    loop = Loop(SimpleNamespace(step=12, plan=plan))
+    loop.run.step, loop.started = 15, 100.0
+    monkeypatch.setattr("training.loop.time.monotonic", lambda: 104.0)
+    small, large = 32**2 + 64**2, 64**2 + 64**2
+    assert loop.seconds_left() == pytest.approx(4 * (5 * small + 8 * large) / (2 * small))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_an_interrupt_while_torch_is_imported_ends_in_one_word(tmp_path):
-    """A torch that interrupts its own import."""
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    ended = subprocess.run(
-        [sys.executable, train.__file__],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored in the background
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
+def test_growing_has_its_size_in_every_line_and_ends_with_the_moving_average(growing, narrow_run):
+    lines = lines_of(growing)
+    assert [line["image_size"] for line in lines if line["kind"] == "test"] == [32, 40, 40, 64]
+    assert [line["image_size"] for line in lines if line["kind"] == "train"] == [32, 40, 40, 40, 64, 64]
+    model = checkpoint.load(growing / "model.pt")
+    assert model["image_size"] == model["result"]["image_size"] == 64 and model["history"] == lines
+    assert checkpoint.load(growing / "snapshot_2.pt")["image_size"] == 40
+    network, metadata = checkpoint.load_network(growing)
+    images, labels, _ = sources.load(str(narrow_run.parent / "pictures"), "test")
+    loss, _ = evaluate(network, images, labels, Preprocess(64, metadata.mean, metadata.std))
+    assert loss == pytest.approx(metadata.result["test_loss"], rel=1e-5)
+    state = checkpoint.load(growing / "last.pt")
+    assert torch.equal(network.fc.weight, state["ema"]["fc.weight"])
+    assert not torch.equal(network.fc.weight, state["model"]["fc.weight"])
+    assert not torch.equal(network.bn1.running_mean, state["model"]["bn1.running_mean"])
 
 
-@pytest.mark.parametrize("seconds, text", [(5, "5 s"), (600, "10 min"), (46000, "12.8 h")])
-def test_durations(seconds, text):
-    assert format_duration(seconds) == text
+@pytest.mark.slow
+def test_growing_and_interrupted_it_ends_as_if_it_had_not_been(growing, narrow_run, tmp_path, capsys):
+    """Twice in an epoch, at the last iteration before a change of size, and at the first one after it."""
+    pictures = narrow_run.parent / "pictures"
+    codes = interrupt(lambda *flags: run_growing(pictures, tmp_path, *flags), {2, 3, 4, 9, 11})
+    assert codes == [128 + signal.SIGTERM] * 5
+    assert_same_run(growing, tmp_path)
+    assert len(re.findall("40 px: loss", capsys.readouterr().out)) >= 3

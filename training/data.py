@@ -14,8 +14,6 @@ from dataset.preprocess import color_histogram, mean_and_std
 from dataset.store import Split
 from training.distributed import ALONE, World
 
-SAMPLE = 1024  # images of a split that are compared when a run is resumed
-
 
 @dataclass(frozen=True)
 class Data:
@@ -33,39 +31,34 @@ def load_data(source: str, root: str | Path, image_size: int, hold_out: int, dev
               images_on: str = "auto", world: World = ALONE) -> Data:  # fmt: skip
     """A data set of `dataset.sources.load`; with `hold_out`, this many training images replace the test images.
 
-    images_on: one of `dataset.placement.IMAGES_ON`. Raises DataError if the data cannot be used or differ between the
-    processes.
+    images_on: of `dataset.placement.IMAGES_ON`. Raises DataError if the data are unusable or differ between processes.
     """
     with world.local_rank_zero_first():
         train = sources.load_split(source, "train", root, image_size)
         if hold_out >= len(train.images):
             raise DataError(f"--hold-out {hold_out} leaves none of {len(train.images)} training images: lower it")
         test = train if hold_out else sources.load_split(source, "test", root, image_size)
-    kept, held, histogram = None, None, train.histogram
+    kept, held, histogram = slice(None), slice(None), train.histogram
     if hold_out:
         kept, held = sources.hold_out(len(train.images), hold_out)
         histogram = histogram - sum(color_histogram(train.images[part]) for part in held.split(256))
     mean, std = map(tuple, mean_and_std(histogram))
-    facts = tuple(train.classes), mean, std, fingerprint(source, {"train": train, "test": test})
-    if not world.all_equal(facts):
+    facts = tuple(train.classes), mean, std, fingerprint(source, train=train, test=test)
+    if any(world.all_reduce_max(facts != world.broadcast(lambda: facts))):
         raise DataError("the processes found different images: give every machine the same data")
+    placed = [
+        (place(split.images, device, images_on, index if hold_out else None), split.labels[index].to(device))
+        for split, index in ((train, kept), (test, held))
+    ]
+    return Data(*placed, *facts)
 
-    def at(split: Split, index: Tensor | None) -> tuple[Tensor | HostImages, Tensor]:
-        labels = split.labels if index is None else split.labels[index]
-        return place(split.images, device, images_on, index), labels.to(device)
 
-    return Data(at(train, kept), at(test, held), *facts)
-
-
-def fingerprint(source: str, splits: dict[str, Split]) -> str:
-    """A hash of the labels, of a folder's file names, and of about SAMPLE images of each split.
-
-    It notices what classes, mean and standard deviation do not: images that have changed places.
-    """
+def fingerprint(source: str, **splits: Split) -> str:
+    """A hash of the labels, a folder's file names, and about 1,000 images of each split, which it has by its name."""
     digest = hashlib.sha256()
     for name, split in splits.items():
         files = sources.list_files(source, name) or []
         digest.update("\0".join(file.relative_to(source).as_posix() for file in files).encode(errors="surrogateescape"))
         digest.update(split.labels.numpy().tobytes())
-        digest.update(split.images[:: max(1, len(split.images) // SAMPLE)].numpy().tobytes())
+        digest.update(split.images[:: max(1, len(split.images) // 1024)].numpy().tobytes())
     return digest.hexdigest()

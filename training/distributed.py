@@ -1,6 +1,5 @@
-"""Training in several processes, as torchrun starts them."""
+"""Training in several processes, as torchrun starts them; a single one does not communicate."""
 
-import inspect
 import os
 import sys
 import time
@@ -14,13 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-LONGEST_WAIT = timedelta(days=7)  # for the data
 ERROR_GRACE_SECONDS = 3  # before other ranks report an error: it is mostly rank 0's, which ends them, too
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a training; by default a single one, for which nothing here communicates."""
+    """The processes of a training; by default a single one."""
 
     rank: int = 0  # of this process
     size: int = 1  # number of processes, torch's world size
@@ -28,20 +26,14 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0, which alone prints and writes."""
+        """Whether this is rank 0, the only one to print and write."""
         return self.rank == 0
-
-    def shard(self, batch_size: int) -> slice:
-        """This process's part of a batch; all parts have the same size."""
-        part = batch_size // self.size
-        return slice(self.rank * part, (self.rank + 1) * part)
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """The sum over all processes, in all of them; `values` is not changed."""
-        if self.size == 1:
-            return values
         total = values.clone()
-        dist.all_reduce(total)
+        if self.size > 1:
+            dist.all_reduce(total)
         return total
 
     def all_reduce_max(self, *values: float) -> list[float]:
@@ -60,20 +52,13 @@ class World:
         dist.broadcast_object_list(value, device=torch.device("cpu"))
         return value[0]
 
-    def all_equal(self, value: Any) -> bool:
-        """Whether all processes have the value of rank 0."""
-        return self.all_reduce_max(value != self.broadcast(lambda: value)) == [0]
-
     @contextmanager
     def local_rank_zero_first(self) -> Iterator[None]:
-        """Runs the block in rank 0, then in one process of each machine, then in the others: one download.
-
-        The others wait as long as it takes; torch's own limit of 30 minutes is too short to decode a large folder.
-        """
+        """Runs the block in rank 0, then in one process of each machine, then in the others: one download."""
         if self.size == 1:
             yield
             return
-        group = dist.new_group(backend="gloo", timeout=LONGEST_WAIT)
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=7))  # torch's 30 minutes are too short
         turn = 0 if self.is_main else 1 if self.local_rank == 0 else 2
         for now in range(3):
             if now == turn:
@@ -93,10 +78,8 @@ class World:
         device = next(network.parameters()).device
         devices = [device] if device.type == "cuda" else None
         # Buffers are not broadcast before every forward pass: training does not read them, evaluation broadcasts them.
-        ddp = nn.parallel.DistributedDataParallel
-        renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # since torch 2.13
-        no_broadcast = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-        return ddp(network, devices, gradient_as_bucket_view=True, **no_broadcast)
+        name = "broadcast_buffers" if torch.__version__ < (2, 13) else "forward_sync_buffers"
+        return nn.parallel.DistributedDataParallel(network, devices, gradient_as_bucket_view=True, **{name: False})
 
 
 ALONE = World()
@@ -104,28 +87,23 @@ ALONE = World()
 
 @contextmanager
 def join_world(device: str) -> Iterator[World]:
-    """The processes that torchrun started, or this one alone.
+    """The processes that torchrun started, or this one alone. All but rank 0 are silent; an error in one ends all.
 
-    All but rank 0 are silent. An error in one process ends the others. Raises ConnectionError if others cannot be
-    reached any more. device: "cpu" excludes communication through GPUs.
+    device: "cpu" excludes communication through GPUs. Raises ConnectionError if others cannot be reached any more.
     """
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not os.environ.keys() >= set(names):
         yield ALONE
         return
-    if "LOCAL_RANK" not in os.environ:
-        raise OSError("RANK is set, but LOCAL_RANK is not: start the processes with torchrun, or unset RANK")
-    rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    uses_gpus = device != "cpu" and torch.cuda.is_available()
+    world = World(*(int(os.environ[name]) for name in names))
     if ":" in device:
         raise OSError(f"--device {device} names one device: leave the number out, and each process takes its own")
-    if uses_gpus and not dist.is_nccl_available():
-        raise OSError("this torch has no NCCL for several GPUs: use Linux, or one process without torchrun")
-    dist.init_process_group("cpu:gloo,cuda:nccl" if uses_gpus else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo")
     try:
-        with _silent() if rank > 0 else nullcontext():
-            yield World(rank, size, local_rank)
+        with nullcontext() if world.is_main else _silent():
+            yield world
     except Exception as error:
-        time.sleep(ERROR_GRACE_SECONDS if rank > 0 else 0)
+        time.sleep(0 if world.is_main else ERROR_GRACE_SECONDS)
         # gloo has no error class for a lost connection
         if isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error)):
             raise ConnectionError("another process of this training has ended: see its error; then --resume") from error

@@ -16,10 +16,9 @@ PIXELS_PER_BATCH = 128 * 224 * 224  # about 1 GB on the device
 @torch.inference_mode()
 def evaluate(network: ResNet18, images: Tensor | HostImages, labels: Tensor, preprocess: Preprocess,
              precision: str = "fp32", world: World = ALONE, flip: bool = False) -> tuple[float, float]:  # fmt: skip
-    """Mean cross-entropy and accuracy (0..1) over all images (N, 3, H, W) uint8, each counted once.
+    """Mean cross-entropy and accuracy (0..1) over all images (N, 3, H, W) uint8, each counted once, in all processes.
 
-    All batches have one size: the last one is padded with an image that does not count. Each of several processes takes
-    every n-th batch, and all get the result. flip: average the logits of an image and of its mirror image.
+    Batches have one size: the last is padded with an image that does not count. flip: average with the mirror images.
     """
     was_training = network.training
     network.eval()

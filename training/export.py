@@ -14,14 +14,10 @@ from training.resume import LOCAL_FLAGS
 
 
 def exported(path: str | Path, data: str | None = None) -> dict[str, Any]:
-    """A checkpoint with the weights of convolutions and the linear layer in half precision.
+    """A finished run's model.pt with the weights of convolutions and the linear layer in half precision.
 
-    path  model.pt of a finished run
-    data  where visualizer.py finds the test images unless it is told; by default the run's own data, unless that is a
-          folder
-
-    Raises CheckpointError for anything else than such a run, for one whose accuracy was measured on training images,
-    and for a folder's images without `data`.
+    data: where visualizer.py finds the test images; by default the run's own data. Raises CheckpointError for another
+    file, if the accuracy was measured on training images, and for a folder's images without `data`.
     """
     network, metadata = checkpoint.load_network(path)
     if not {"seconds", "epoch", "step", "test_accuracy"} <= metadata.result.keys() or "recipe" in metadata.config:

@@ -1,4 +1,4 @@
-"""SGD, and its learning rate as a function of the iteration alone, so resuming needs no scheduler state."""
+"""The length of a run, SGD, and its learning rate: functions of the iteration, so resuming needs no scheduler state."""
 
 import math
 from dataclasses import dataclass
@@ -7,15 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.plan import Plan
-
 SCHEDULES = ("step", "exponential", "linear", "cosine", "onecycle")
 DEFAULT_GAMMA = {"step": 0.1, "exponential": 0.35 ** (1 / 30)}  # of the schedules that do not depend on the length
 
 
 @dataclass(frozen=True)
 class Optimization:
-    """Settings of the loss, of SGD and of its learning rate, by the names of train.py's flags."""
+    """Settings of the loss, SGD and its learning rate, by the names of train.py's flags."""
 
     lr: float = 0.025  # at its peak
     momentum: float = 0.9
@@ -30,23 +28,31 @@ class Optimization:
     ema_decay: float = 0.0  # of the exponential moving average of the weights; 0 disables it
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The length of a run."""
+
+    image_sizes: tuple[int, ...]  # of each epoch, in pixels
+    steps_per_epoch: int  # iterations
+    total_steps: int  # iterations of the run, at most those of all epochs
+
+
 def sgd(network: nn.Module, settings: Optimization) -> torch.optim.SGD:
     """SGD whose learning rate is a tensor on the device and whose momentum buffers exist from the start.
 
     Capturing a step as a CUDA graph needs both. On MPS, which would read the tensor on the host, it is a float.
     """
     parameters = list(network.parameters())
-    decayed = [value for value in parameters if value.ndim > 1 or settings.norm_decay]
-    others = [value for value in parameters if value.ndim == 1 and not settings.norm_decay]
-    groups = [{"params": decayed}] + ([{"params": others, "weight_decay": 0.0}] if others else [])
-    device = parameters[0].device
-    fused = device.type != "mps"
+    groups = [{"params": parameters}]
+    if not settings.norm_decay:
+        groups = [{"params": [value for value in parameters if value.ndim > 1]},
+                  {"params": [value for value in parameters if value.ndim == 1], "weight_decay": 0.0}]  # fmt: skip
+    fused = parameters[0].device.type != "mps"
     optimizer = torch.optim.SGD(groups, settings.lr, settings.momentum, weight_decay=settings.weight_decay,
                                 nesterov=settings.nesterov, fused=fused)  # fmt: skip
-    if fused:
-        shared = torch.full((), settings.lr, device=device)
-        for group in optimizer.param_groups:
-            group["lr"] = shared
+    rate = torch.full((), settings.lr, device=parameters[0].device) if fused else settings.lr
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     for value in parameters:
         optimizer.state[value]["momentum_buffer"] = torch.zeros_like(value)
     return optimizer
@@ -55,18 +61,16 @@ def sgd(network: nn.Module, settings: Optimization) -> torch.optim.SGD:
 def set_learning_rate(optimizer: torch.optim.SGD, learning_rate: float) -> None:
     """Sets the learning rate of all groups, in place where it is a tensor, which all groups share."""
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(learning_rate)
-        else:
-            group["lr"] = learning_rate
+        is_tensor = isinstance(group["lr"], torch.Tensor)
+        group["lr"] = group["lr"].fill_(learning_rate) if is_tensor else learning_rate
 
 
 def load_optimizer_state(optimizer: torch.optim.SGD, state: dict[str, Any]) -> None:
     """Restores the momentum; the learning rate and `fused` remain those of this device."""
-    kept = [{name: group[name] for name in ("lr", "fused")} for group in optimizer.param_groups]
+    kept = {name: optimizer.param_groups[0][name] for name in ("lr", "fused")}
     optimizer.load_state_dict(state)
-    for group, own in zip(optimizer.param_groups, kept, strict=True):
-        group.update(own)
+    for group in optimizer.param_groups:
+        group.update(kept)
 
 
 def learning_rate(step: int, plan: Plan, settings: Optimization) -> float:
@@ -87,14 +91,10 @@ def learning_rate(step: int, plan: Plan, settings: Optimization) -> float:
         return factor * peak * (1 if step < warmup else (total_steps - step) / (total_steps - warmup))
     if settings.schedule == "cosine":
         return factor * _cosine(peak, 0, step / total_steps)
-    return factor * _one_cycle(peak, step, total_steps)
-
-
-def _one_cycle(peak: float, step: int, total_steps: int) -> float:
-    rise, last = 0.3 * total_steps - 1, total_steps - 1
+    rise, last = 0.3 * total_steps - 1, total_steps - 1  # of "onecycle"
     if step <= rise:
-        return _cosine(peak / 25, peak, step / rise)
-    return _cosine(peak, peak / 25e4, (step - rise) / (last - rise))
+        return factor * _cosine(peak / 25, peak, step / rise)
+    return factor * _cosine(peak, peak / 25e4, (step - rise) / (last - rise))
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

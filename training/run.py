@@ -1,4 +1,4 @@
-"""A training run: its parts, its state, and the files that is saved in."""
+"""A training run: its parts, its state, and the files that it is saved in."""
 
 import json
 import math
@@ -17,13 +17,8 @@ from runtime.checkpoint import Metadata
 from training.data import Data
 from training.distributed import ALONE, World
 from training.evaluation import mean_metrics
-from training.optimizer import Optimization, load_optimizer_state, set_learning_rate, sgd
-from training.plan import Plan
+from training.optimizer import Optimization, Plan, load_optimizer_state, sgd
 from training.step import EMA
-
-CURVES = "training_curves.png"
-SAVE_EVERY_SECONDS = 60
-AGREE_EVERY_STEPS = 30  # on GPUs, several processes agree on stopping only this often
 
 
 @dataclass(frozen=True)
@@ -45,32 +40,28 @@ class Settings:
 class Run:
     """What a training consists of, and everything that changes in it.
 
-    folder                of last.pt, last.prev.pt, model.pt and history.jsonl
-    network               on one device, with the weights the run starts with
-    data, settings, plan  on which images, how and how long it is trained
-    config                all flags of train.py, which checkpoints hold
-    world                 every process has a run; rank 0 alone writes files
-
-    If there is a moving average of the weights (`ema`), it is evaluated and saved in model.pt.
+    folder   of last.pt, last.prev.pt, model.pt and history.jsonl
+    network  on one device, with the weights the run starts with
+    config   all flags of train.py, which checkpoints hold
+    world    every process has a run; rank 0 alone writes files
     """
 
     def __init__(self, folder: Path, network: ResNet18, data: Data, settings: Settings, plan: Plan,
                  config: dict[str, Any], world: World = ALONE):  # fmt: skip
-        names = "last.pt", "model.pt", "history.jsonl", "tensorboard"
-        self.last, self.model, self.log, self.events = (folder / name for name in names)
+        self.folder = folder
+        self.last, self.model, self.log = (folder / name for name in ("last.pt", "model.pt", "history.jsonl"))
         self.network, self.data, self.settings, self.plan, self.world = network, data, settings, plan, world
-        self.metadata = Metadata(data.classes, data.mean, data.std, plan.sizes[-1][0], config)
+        self.metadata = Metadata(data.classes, data.mean, data.std, plan.image_sizes[-1], config)
         self.optimizer = sgd(network, settings.optimization)
         decay = settings.optimization.ema_decay
         self.ema = EMA(network, decay) if decay else None
-        self.writer, self.old_events = None, []
+        self.evaluated = self.ema.network if self.ema else network  # and saved in model.pt
         self.step = 0  # iterations done
         self.learning_rate = math.nan  # of the last iteration
-        self.seconds_before = 0.0  # before the last interruption
-        self.started = self.saved = time.monotonic()
         self.history: list[dict[str, Any]] = []  # the lines of history.jsonl
-        self.saved_step = None
-        self.is_new, self.last_is_good = True, False
+        self.writer = None  # of event files
+        self.started = self.saved = time.monotonic()
+        self.saved_step, self.is_new, self.last_is_good = None, True, False
         # `metric_sums` of this process, since the last line and in this epoch
         device = network.fc.weight.device
         dtype = torch.float32 if device.type == "mps" else torch.float64  # exact in any order of summation
@@ -79,39 +70,35 @@ class Run:
     def begin(self, state: dict[str, Any] | None, tensorboard: bool = False) -> None:
         """Continues a saved state, or starts a new run.
 
-        An older run's history.jsonl is replaced at once, its other files when this run saves its first checkpoint.
-        tensorboard: write every number of the history to event files, too.
+        An older run's history.jsonl and event files are replaced at once, its other files when this run saves its first
+        checkpoint. tensorboard: write every number of the history to event files, too.
         """
-        if state is not None:
-            self._restore(state)
+        if state:
+            self.is_new, self.last_is_good = False, "is_previous" not in state
+            self.network.load_state_dict(state["model"])
+            load_optimizer_state(self.optimizer, state["optimizer"])
+            if self.ema:
+                self.ema.network.load_state_dict(state["ema"])
+            self.step, self.history, self.learning_rate = state["step"], state["history"], state["learning_rate"]
+            self.started -= state["seconds"]
         if not self.world.is_main:
             return
-        self.old_events = list(self.events.glob("events.out.tfevents.*"))
+        if state:
+            self.since_line.copy_(state["since_line"])
+            self.in_epoch.copy_(state["in_epoch"])
         if tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
                 raise OSError("--tensorboard needs a package that is missing: pip install tensorboard") from error
-            # hides the points of an earlier part of this run that will be written again
-            self.writer = SummaryWriter(self.events, purge_step=self.step + 1 if state else None)
-        names = (self.last.name, self.model.name, self.log.name, checkpoint.SNAPSHOT.format("*"), CURVES)
-        for name in names:
-            for leftover in self.last.parent.glob(f".{name}.*.tmp"):  # of a process that was killed while writing
-                leftover.unlink()
+        old_events = [] if state else self.folder.glob("tensorboard/events.out.tfevents.*")
+        killed_writes = self.folder.glob(".*.*.[0-9]*.tmp")  # of `atomic_file`
+        for leftover in (*old_events, *killed_writes):
+            leftover.unlink()
         with checkpoint.atomic_file(self.log) as file:  # lines after the saved state will be written again
             file.writelines(json.dumps(entry).encode() + b"\n" for entry in self.history)
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.is_new, self.last_is_good = False, not state["is_previous"]
-        self.network.load_state_dict(state["model"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
-        self.set_learning_rate(state["learning_rate"])
-        if self.ema:
-            self.ema.network.load_state_dict(state["ema"])
-        self.step, self.seconds_before, self.history = state["step"], state["seconds"], state["history"]
-        if self.world.is_main:
-            self.since_line.copy_(state["since_line"])
-            self.in_epoch.copy_(state["in_epoch"])
+        if tensorboard:  # points after the saved state are hidden
+            self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=self.step + 1 if state else None)
 
     @property
     def epoch(self) -> int:
@@ -121,17 +108,7 @@ class Run:
     @property
     def image_size(self) -> int:
         """The image size of that epoch."""
-        return self.plan.image_size(self.epoch - 1)
-
-    @property
-    def evaluated(self) -> ResNet18:
-        """The network that is evaluated and saved in model.pt."""
-        return self.ema.network if self.ema else self.network
-
-    @property
-    def seconds(self) -> float:
-        """Duration of the run, evaluation included, without the interruptions."""
-        return self.seconds_before + time.monotonic() - self.started
+        return self.plan.image_sizes[self.epoch - 1]
 
     def count(self, sums: Tensor) -> None:
         """Counts an iteration with these `metric_sums`."""
@@ -139,41 +116,20 @@ class Run:
         self.since_line += sums
         self.in_epoch += sums
 
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Sets the learning rate of the next iteration."""
-        if learning_rate != self.learning_rate:
-            self.learning_rate = learning_rate
-            set_learning_rate(self.optimizer, learning_rate)
-
-    def check_finite(self) -> None:
-        """Raises FloatingPointError if a loss since the last line, a weight or a statistic is not finite."""
+    def check_finite(self, loss: float = 0.0) -> None:
+        """Raises FloatingPointError if this loss, one since the last line, a weight or a statistic is not finite."""
         values = [self.world.all_reduce_sum(self.since_line), *self.network.state_dict().values()]
         finite = torch.stack([value.isfinite().all() for value in values]).tolist()
-        if self.step == 1 and not finite[0]:
-            advice = "--precision fp32" if self.settings.precision == "bf16" else "other weights to --init"
-            raise FloatingPointError(f"the loss is not finite before any update of the weights: pass {advice}")
-        if not all(finite):
-            raise self._diverged("is not finite")
+        if not (all(finite) and math.isfinite(loss)):
+            advice = "a lower --lr" + ", or --precision fp32" * (self.settings.precision == "bf16")
+            raise FloatingPointError(
+                f"the loss is not finite at iteration {self.step}, with learning rate {self.learning_rate:.3g}: "
+                f"pass {advice}; the checkpoints in {self.folder} are from before this"
+            )
 
-    def _diverged(self, what: str) -> FloatingPointError:
-        advice = "pass a lower --lr" + (", or --precision fp32" if self.settings.precision == "bf16" else "")
-        return FloatingPointError(
-            f"the loss {what} at iteration {self.step}, with learning rate {self.learning_rate:.3g}: {advice}; "
-            f"the checkpoints in {self.last.parent} are from before this"
-        )
-
-    def record_training(self, images_per_second: float) -> dict[str, Any]:
-        """Records the iterations since the last line; a new interval starts."""
-        self.check_finite()
-        loss, accuracy = mean_metrics(self.world.all_reduce_sum(self.since_line))
-        self.since_line.zero_()
-        speed = {"learning_rate": self.learning_rate, "images_per_second": images_per_second}
-        return self.record("train", loss, accuracy, **speed)
-
-    def record(self, kind: str, loss: float, accuracy: float, **more: float) -> dict[str, Any]:
-        """Appends a line to the history and its file, and returns it. Raises FloatingPointError for a loss of NaN."""
-        if not math.isfinite(loss):
-            raise self._diverged(f"({kind}) is {loss}")
+    def record(self, kind: str, loss: float, accuracy: float, **more: float) -> None:
+        """Appends a line to the history and its file; see `check_finite`."""
+        self.check_finite(loss)
         entry = {"kind": kind, "epoch": self.epoch, "step": self.step, "image_size": self.image_size}
         entry |= {"loss": loss, "accuracy": accuracy, **more}
         self.history.append(entry)
@@ -183,26 +139,9 @@ class Run:
         if self.writer:
             for name in entry.keys() - {"kind", "epoch", "step"}:
                 self.writer.add_scalar(f"{kind}/{name}", entry[name], self.step)
-        return entry
-
-    def agree(self, signals: list[int]) -> tuple[int, bool]:
-        """What all processes do next: the signal they stop for (0: none), and whether they save.
-
-        On GPUs, where iterations are short, several processes agree only every AGREE_EVERY_STEPS.
-        """
-        every = self.settings.save_every
-        due = self.step % every == 0 if every else time.monotonic() - self.saved > SAVE_EVERY_SECONDS
-        if self.world.size > 1 and self.since_line.device.type == "cuda":
-            if self.step % AGREE_EVERY_STEPS and not (every and due):
-                return 0, False
-        stop, save = self.world.all_reduce_max(signals[0] if signals else 0, due)
-        return int(stop), bool(save)
 
     def save(self) -> None:
-        """Writes last.pt, unless it holds this step, and keeps the one before as last.prev.pt.
-
-        Raises FloatingPointError instead of saving values that are not finite.
-        """
+        """Writes last.pt, unless it holds this step, and keeps the one before as last.prev.pt; see `check_finite`."""
         if self.saved_step == self.step:
             return
         self.check_finite()
@@ -215,7 +154,7 @@ class Run:
             "step": self.step,
             "learning_rate": self.learning_rate,
             "steps_per_epoch": self.plan.steps_per_epoch,
-            "seconds": self.seconds,
+            "seconds": time.monotonic() - self.started,
             "fingerprint": self.data.fingerprint,
             "since_line": since_line,
             "in_epoch": in_epoch,
@@ -224,21 +163,31 @@ class Run:
             state["ema"] = self.ema.network.state_dict()
         checkpoint.save(state, self.last, keep_previous=self.last_is_good)
         if self.is_new:  # the rest of an overwritten run can go, now that this one has a checkpoint
-            snapshots = checkpoint.snapshots(self.last.parent).values()
-            for file in (self.model, checkpoint.previous(self.last), *snapshots, *self.old_events):
+            for file in (self.model, checkpoint.previous(self.last), *checkpoint.snapshots(self.folder).values()):
                 file.unlink(missing_ok=True)
         self.is_new, self.last_is_good = False, True
 
-    def save_model(self, result: dict[str, Any]) -> None:
-        """Writes model.pt: what visualizer.py needs."""
-        checkpoint.save(self._model_entries(self.evaluated, result=result), self.model)
-
-    def save_snapshot(self) -> None:
-        """Writes the current model.pt under the epoch's name, with the epoch's image size."""
-        self.save()  # first, so that no snapshot lies beside an overwritten run
+    def save_model(self, path: Path, **changes: Any) -> None:
+        """Writes what visualizer.py needs, as model.pt or as a snapshot. changes: of the metadata."""
         if self.world.is_main:
-            state = self._model_entries(self.evaluated, image_size=self.image_size)
-            checkpoint.save(state, self.last.parent / checkpoint.SNAPSHOT.format(self.epoch))
+            checkpoint.save(self._model_entries(self.evaluated) | changes, path)
 
-    def _model_entries(self, network: ResNet18, **changes: Any) -> dict[str, Any]:
-        return {"model": network.state_dict()} | vars(self.metadata) | {"history": self.history} | changes
+    def _model_entries(self, network: ResNet18) -> dict[str, Any]:
+        return {"model": network.state_dict()} | vars(self.metadata) | {"history": self.history}
+
+    def result(self, flip_accuracy: float | None) -> dict[str, Any]:
+        """The result of the finished run, as model.pt holds it. flip_accuracy: averaged with mirror images (0..1)."""
+        device, test = self.in_epoch.device, [entry for entry in self.history if entry["kind"] == "test"][-1]
+        train_loss, train_accuracy = mean_metrics(self.world.all_reduce_sum(self.in_epoch))
+        result = {name: test[name] for name in ("epoch", "step", "image_size")}
+        result |= {"train_loss": train_loss, "train_accuracy": train_accuracy}
+        result |= {"test_loss": test["loss"], "test_accuracy": test["accuracy"]}
+        result |= {"train_images": len(self.data.train[0]), "test_images": len(self.data.test[0])}
+        result |= {"seconds": round(time.monotonic() - self.started, 1), "torch": str(torch.__version__)}
+        result |= {"precision": self.settings.precision, "device": device.type}
+        if flip_accuracy is not None:
+            result["test_accuracy_flipped"] = flip_accuracy
+        if device.type == "cuda":
+            result["device"] = torch.cuda.get_device_name(device)
+            result["peak_gpu_bytes"] = torch.cuda.max_memory_reserved()
+        return result

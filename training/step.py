@@ -13,7 +13,7 @@ from dataset.batches import Batches
 class EMA:
     """Exponential moving average of a network's parameters, as a network with batch-norm statistics of its own.
 
-    torch.optim.swa_utils.AveragedModel reads its counter on the host in every update; a CUDA graph cannot do that.
+    Not torch.optim.swa_utils.AveragedModel, whose update reads a counter on the host: a CUDA graph cannot.
     """
 
     def __init__(self, network: nn.Module, decay: float):
@@ -35,11 +35,9 @@ class EMA:
 class TrainStep:
     """One iteration: batch, loss, gradient, update. Shapes are static and the host waits for nothing.
 
-    network          what is called; may be wrapped or compiled, but its parameters are the optimizer's
-    batches          maps rows to inputs and labels
-    precision        "fp32", or "bf16": autocast, with weights and optimizer in float32
-    label_smoothing  of the cross-entropy, 0 to 1
-    ema              moving average of the weights, updated after every iteration
+    network    what is called; may be wrapped or compiled, but its parameters are the optimizer's
+    batches    maps rows to inputs and labels
+    precision  "fp32", or "bf16": autocast, with weights and optimizer in float32
     """
 
     def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, precision: str,
@@ -76,9 +74,9 @@ class TrainStep:
 
     def state(self) -> list[Tensor]:
         """Every tensor that an iteration changes."""
-        networks = [self.network] + ([self.ema.network] if self.ema else [])
         momentum = [value["momentum_buffer"] for value in self.optimizer.state.values()]
-        return [value for network in networks for value in network.state_dict().values()] + momentum
+        average = self.ema.network.state_dict().values() if self.ema else []
+        return [*self.network.state_dict().values(), *momentum, *average]
 
 
 def metric_sums(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
