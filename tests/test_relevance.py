@@ -1,18 +1,21 @@
 """Relevance (LRP) against zennit, on torchvision's ResNet-18 with the same weights; what is conserved."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 import torchvision
+from conftest import drawn_shapes
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox
 from zennit.torchvision import ResNetCanonizer
 
-from analysis import relevance as lrp
-from analysis.relevance import pixel_box, relevance, relevance_of_units
+from analysis.relevance import STABILIZER, pixel_box, relevance, relevance_of_units
+from dataset.preprocess import Preprocess
 from network import STAGES
 from reverse_network import isolate
+from runtime.checkpoint import SHIPPED, load_network
 
 BOX = pixel_box([0.4, 0.5, 0.45], [0.25, 0.2, 0.3])
 
@@ -38,7 +41,8 @@ def zennit_relevance(network, images, signal, stage=None):
         bn.running_var += bn.eps  # what zennit leaves of a batch norm is the identity only without eps
         bn.eps = 0.0
     low, high = (color.double()[None].expand_as(images) for color in BOX)
-    composite = EpsilonGammaBox(low=low, high=high, canonizers=[ResNetCanonizer()])
+    same = dict.fromkeys(("epsilon", "stabilizer"), STABILIZER)
+    composite = EpsilonGammaBox(low=low, high=high, canonizers=[ResNetCanonizer()], **same)
     if stage:  # torchvision's modules: conv1, bn1, relu, maxpool, layer1, ...
         model = torch.nn.Sequential(*list(model.children())[: 4 + STAGES.index(stage) if stage != "conv1" else 3])
     with Gradient(model, composite) as attributor:
@@ -69,9 +73,8 @@ def test_the_relevance_for_a_unit_equals_zennit_and_inactive_units_have_none(ran
     assert relative_error(result, zennit_relevance(random_network, images, signal.clone(), stage)) < 1e-10
 
 
-def test_without_biases_the_relevance_sums_to_the_logit(random_network, images, monkeypatch):
+def test_without_biases_the_relevance_sums_to_the_logit(random_network, images):
     """Only the stabilizer takes a share."""
-    monkeypatch.setattr(lrp, "STABILIZER", 1e-12)
     unbiased = copy.deepcopy(random_network)
     with torch.inference_mode():
         for name, values in unbiased.state_dict().items():
@@ -79,4 +82,18 @@ def test_without_biases_the_relevance_sums_to_the_logit(random_network, images, 
                 values.zero_()
         logits = unbiased(images)[[0, 1], [3, 8]]
         result = relevance(unbiased, images, unbiased.trace(images), [3, 8], BOX)
-    assert torch.allclose(result.sum((1, 2, 3)), logits, rtol=1e-10)
+    assert torch.allclose(result.sum((1, 2, 3)), logits, rtol=1e-6, atol=0)
+
+
+@torch.inference_mode()
+def test_small_denominators_in_single_precision_on_the_shipped_network():
+    """They neither overflow nor amplify rounding: of the same trace, so that no unit or switch differs."""
+    network, metadata = load_network(SHIPPED)
+    box = pixel_box(metadata.mean, metadata.std)
+    inputs = Preprocess(112, metadata.mean, metadata.std)(torch.from_numpy(drawn_shapes("test")[0][:4].copy()))
+    exact = copy.deepcopy(network).double()
+    trace = exact.trace(inputs.double())
+    features = {stage: values.float() for stage, values in trace.features.items()}
+    rounded = replace(trace, features=features, blocks=[(inner.float(), out.float()) for inner, out in trace.blocks])
+    expected = relevance(exact, inputs.double(), trace, [0, 3, 5, 8], box)
+    assert relative_error(relevance(network, inputs, rounded, [0, 3, 5, 8], box), expected) < 1e-3
