@@ -31,6 +31,7 @@ from runtime.device import bf16_if_native
 
 STEPS = 10
 BASELINES = ("Sobel edges", "random")  # do not use the network
+RIVALS = ("random", "class activation map", "guided")  # every method's score is compared with theirs
 MOST_CHANNELS = 9  # per stage
 COLUMNS = 4
 
@@ -133,12 +134,12 @@ def class_scores(curves: Tensor, methods: Sequence[str] = tuple(METHODS)) -> dic
     """method -> its part of faithfulness.json, the highest score first. curves: as of `class_curves`.
 
     The score is the mean over the steps of the two curves' difference, least minus most important blocks first: 0 for
-    chance, higher is better; with the mean and the interval over the images. `over_random`: its difference to that of
-    the random map, image by image; None without that map.
+    chance, higher is better; with the mean and the interval over the images. `minus`: its difference to that of each
+    of RIVALS that was scored, image by image.
     """
     most, least = curves.unbind(2)  # (N, M, STEPS)
     scores = (least - most).mean(2)
-    random = scores[:, methods.index("random")] if "random" in methods else None
+    rivals = {name: scores[:, methods.index(name)] for name in RIVALS if name in methods}
     content = {}
     for n, name in enumerate(methods):
         score = estimate(scores[:, n])
@@ -146,7 +147,7 @@ def class_scores(curves: Tensor, methods: Sequence[str] = tuple(METHODS)) -> dic
             "score": score.mean,
             "low": score.low,
             "high": score.high,
-            "over_random": None if random is None else estimate(scores[:, n] - random)._asdict(),
+            "minus": {rival: estimate(scores[:, n] - theirs)._asdict() for rival, theirs in rivals.items()},
             "most": most[:, n].double().mean(0).tolist(),
             "least": least[:, n].double().mean(0).tolist(),
         }
@@ -220,7 +221,8 @@ def faithfulness_figure(content: dict, stage_titles: dict[str, str], note: str =
         "mean over the steps, with its 95 % interval over the images; 0: chance. Baselines do not use the network.",
         "Below: share of the activation that is left when the most important tenth of the blocks in the receptive "
         "field is removed (○) or alone is kept (●); bar: 95 % interval over the channels. Turned: the same picture "
-        "turned by 180° about the unit; the difference is what its shape adds to its place. Color: the rule, or grey.",
+        "turned by 180° about the unit; the difference is what its shape adds to its place. Color: the rule whose "
+        "picture a map is made of, or grey.",
     )
     heights = 0.5 + 1.25 * rows, 0.75 + 0.15 * len(unit_faithfulness.METHODS)
     figure = Figure((WIDTH_INCHES, sum(heights) + sum(heading_inches(*text))), layout="constrained")

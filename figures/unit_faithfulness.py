@@ -21,22 +21,25 @@ from analysis.importance import random_maps, saliency, sobel_edges
 from analysis.inspection import Inspection
 from analysis.receptive_field import Units, blocks_seen, crop_to_receptive_field, locate_units
 from analysis.reconstruction import ALL_RULES
+from analysis.relevance import Box, pixel_box, relevance_of_units
 from analysis.settings import Settings
 from figures.style import RULE_STYLE
 from network import ResNet18
+from reverse_network import isolate
 from runtime.device import bf16_if_native
 
 SHARES = (0.05, 0.1, 0.2)  # of the blocks in the receptive field
 CHANGES = tuple((kind, share) for kind in ("removed", "kept") for share in SHARES)
-TURNED = {rule: f"{rule}, turned" for rule in ALL_RULES}
+TURNED = {rule: f"{rule}, turned" for rule in (*ALL_RULES, "relevance")}
 SQUARE = "square at the unit"
 METHODS = (
-    *(name for rule in ("guided", "gradient", "deconvnet") for name in (rule, TURNED[rule])),
+    *(name for rule in ("relevance", "guided", "gradient", "deconvnet") for name in (rule, TURNED[rule])),
     SQUARE,
     "the unit's map",
     "Sobel edges",
     "random",
 )
+COLORS = {"relevance": "#2166ac"} | {rule: color for rule, (color, _) in RULE_STYLE.items()}
 
 
 @torch.inference_mode()
@@ -100,7 +103,10 @@ def unit_shares(
     maps |= {name: compute() for name, compute in others.items() if name in methods}
     maps = {name: pixels.to(device) for name, pixels in maps.items()}
     shares = {name: units.inputs.new_empty(len(ranks), len(changes), device="cpu") for name in methods}
+    box = pixel_box(inspection.metadata.mean, inspection.metadata.std)
     for members, cropped, crops in crop_to_receptive_field(network, units, maps):
+        if "relevance" in methods:
+            crops["relevance"] = unit_relevance(network, cropped, box)
         crops |= {turned: turn_about_unit(crops[rule], cropped) for rule, turned in TURNED.items() if turned in methods}
         importance = {
             name: square_importance(cropped) if name == SQUARE else block_means(crops[name], cropped.block)
@@ -174,6 +180,15 @@ def unit_maps(network: ResNet18, units: Units) -> Tensor:
     return F.interpolate(maps[:, None], units.inputs.shape[-2:], mode="bilinear")[:, 0]
 
 
+def unit_relevance(network: ResNet18, units: Units, box: Box) -> Tensor:
+    """(N, H, W): the part of every pixel in its unit's activation, summed over the colors; box: as of `pixel_box`."""
+    trace = network.trace(units.inputs, units.stage)
+    features = trace.features[units.stage]
+    positions = units.cells[:, 0] * features.shape[-1] + units.cells[:, 1]
+    signal = isolate(features, units.channels, positions)
+    return relevance_of_units(network, units.inputs, trace, signal, units.stage, box).sum(1)
+
+
 def turn_about_unit(maps: Tensor, units: Units) -> Tensor:
     """Maps (N, H, W), each turned by 180 degrees about its unit's center; 0 where that brings in what is outside.
 
@@ -228,8 +243,9 @@ def by_change(values: Iterable) -> dict[str, dict]:
 
 
 def color_of(method: str) -> str:
-    """A rule's color for its picture, also turned or times another map; grey for all else."""
-    return next((color for rule, (color, _) in RULE_STYLE.items() if method.startswith(rule)), "0.25")
+    """A rule's color for its picture and for what is made of it, such as "CAM + guided"; grey for all else."""
+    words = method.replace(",", "").split()
+    return next((color for rule, color in COLORS.items() if rule in words), "0.25")
 
 
 def draw_dots(axes: Axes, content: dict[str, dict], title: str, highest: float) -> None:

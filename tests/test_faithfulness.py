@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from conftest import assert_inside, drawn_shapes, score_under
+from conftest import assert_inside, drawn_shapes, ends, score_under
 from matplotlib.figure import Figure
 
 from analysis.activations import split_dead_channels
@@ -122,7 +122,7 @@ def test_noise_depends_on_the_seed_alone():
 
 def test_scores_by_definition():
     curves = torch.rand(6, 3, 2, STEPS)
-    names = ["a", "random", "b"]
+    names = ["deconvnet", "random", "guided"]
     content = class_scores(curves, names)
     scores = [numbers["score"] for numbers in content.values()]
     assert scores == sorted(scores, reverse=True)
@@ -131,8 +131,10 @@ def test_scores_by_definition():
         assert numbers["most"] == pytest.approx(curves[:, n, 0].mean(0).tolist())
         assert numbers["least"] == pytest.approx(curves[:, n, 1].mean(0).tolist())
         assert (numbers["score"], numbers["low"], numbers["high"]) == pytest.approx(estimate(values))
-        over_random = estimate(values - (curves[:, 1, 1] - curves[:, 1, 0]).mean(1))
-        assert numbers["over_random"] == pytest.approx(over_random._asdict(), abs=1e-7)
+        assert list(numbers["minus"]) == ["random", "guided"]
+        for rival, other in (("random", 1), ("guided", 2)):
+            difference = estimate(values - (curves[:, other, 1] - curves[:, other, 0]).mean(1))
+            assert numbers["minus"][rival] == pytest.approx(difference._asdict(), abs=1e-7)
 
 
 SETTINGS = Settings(score_images=5)
@@ -163,7 +165,6 @@ class TestFigure:
         _, content = drawn
         assert content["images"] == spread(5, 12).tolist() and content["block"] == 1 and content["steps"] == STEPS == 10
         assert content["methods"].keys() == METHODS.keys()
-        assert set(content["methods"]["random"]["over_random"].values()) == {0}
 
     def test_panels_show_the_curves_with_the_highest_score_first(self, drawn):
         figure, content = drawn
@@ -205,16 +206,35 @@ def test_scores_in_bf16_are_close_to_those_in_fp32(inspection, monkeypatch):
 
 
 class TestBenchmark:
-    def test_its_numbers_are_those_of_the_figure(self, small_run, inspection, tmp_path, capsys):
-        file = tmp_path / "scores.json"
-        flags = ["--ckpt", str(small_run / "model.pt"), "--images", "3", "--json", str(file), "--device", "cpu"]
+    def test_its_numbers_are_those_of_the_figure_also_after_an_interruption(
+        self, small_run, inspection, tmp_path, capsys, monkeypatch
+    ):
+        file, curves, computed = tmp_path / "scores.json", class_curves(inspection, spread(3, 12), batch_size=1), []
+        flags = ["--ckpt", small_run / "model.pt", "--images", 3, "--batch-size", 1, "--device", "cpu"]
+        flags = list(map(str, [*flags, "--curves", tmp_path / "curves.pt", "--json", file]))
+
+        def until_the_third(inspection, images, batch_size):
+            if len(computed) == 2:
+                raise KeyboardInterrupt
+            computed.append(images)
+            return class_curves(inspection, images, batch_size=batch_size)
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit):
+            patch.setattr(benchmark, "class_curves", until_the_third)
+            benchmark.main(flags)
+        patch.setattr(
+            benchmark, "class_curves", lambda *args, **how: computed.append(args[1]) or class_curves(*args, **how)
+        )
         benchmark.main(flags)
-        expected = class_scores(class_curves(inspection, spread(3, 12)))
+        assert torch.cat(computed).tolist() == spread(3, 12).tolist()
+        expected = class_scores(curves)
         content, printed = json.loads(file.read_text()), capsys.readouterr().out
         assert content["images"] == 3 and "coverage" not in content
         for name, found in content["scores"].items():
-            assert found["mean"] == pytest.approx(expected[name]["score"], abs=1e-4)
-            assert f"| {name} | {found['mean']:.3f} (" in printed
+            assert found["score"] == pytest.approx(expected[name]["score"], abs=1e-4)
+            assert f"| {name} | {found['score']:.3f} (" in printed
+            assert f"| {found['minus']['guided']['mean']:.3f} (" in printed
+        ends(capsys, benchmark.main, [*flags, "--images", 4], 1, "curves.pt")
 
     def test_intervals_cover_the_mean_about_as_often_as_they_should(self, monkeypatch):
         monkeypatch.setattr("analysis.blocks.RESAMPLES", 400)

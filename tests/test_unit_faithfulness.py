@@ -17,6 +17,7 @@ from analysis.receptive_field import (
     receptive_field,
     units_inside,
 )
+from analysis.relevance import pixel_box, relevance_of_units
 from analysis.settings import Settings
 from figures.faithfulness import class_scores, faithfulness_figure
 from figures.style import format_percent
@@ -31,9 +32,12 @@ from figures.unit_faithfulness import (
     stage_content,
     surviving_shares,
     turn_about_unit,
+    unit_relevance,
 )
+from reverse_network import isolate
 
 SIZE = (130, 110)
+BOX = pixel_box([0.5] * 3, [0.1] * 3)
 # all units of conv4_x see the padding
 STAGES_AND_BORDER = [*product(("conv1", "conv2_x", "conv3_x"), (True, False)), ("conv4_x", True)]
 
@@ -82,15 +86,21 @@ def test_a_unit_in_the_crop_of_what_it_sees_is_the_unit_in_the_image(random_netw
     with torch.inference_mode():
         units = live_units(random_network, stage, images, border)
         whole = activations(random_network, units, images)
+        features = (trace := random_network.trace(images, stage)).features[stage]
+        signal = isolate(features, units.channels, units.cells[:, 0] * features.shape[3] + units.cells[:, 1])
+        relevance = relevance_of_units(random_network, images, trace, signal, stage, BOX).sum(1)
         groups = list(crop_to_receptive_field(random_network, units, maps))
         for members, cropped, crops in groups:
             of_crops = activations(random_network, cropped, cropped.inputs)
             assert of_crops.tolist() == pytest.approx(whole[members].tolist(), rel=1e-10)
             height, width = cropped.inputs.shape[-2:]
+            relevant = unit_relevance(random_network, cropped, BOX)
             assert height <= min(receptive_field(random_network, stage).size + 15, SIZE[0] - 1)
             for m, n in enumerate(members):
                 row, column = units.corners[n] - cropped.corners[m]
                 assert torch.equal(cropped.inputs[m], images[n, :, row : row + height, column : column + width])
+                inside = relevance[n, row : row + height, column : column + width]
+                assert (relevant[m] - inside).norm() < 1e-10 * relevance[n].norm()
                 assert torch.equal(crops["row"][m, :, 0], torch.arange(row, row + height))
                 assert torch.equal(crops["column"][m, 0], torch.arange(column, column + width))
     assert torch.cat([members for members, _, _ in groups]).sort().values.tolist() == [0, 1, 2, 3]
@@ -163,30 +173,33 @@ def inspection(small_run):
 
 
 class TestChannels:
-    def test_guided_at_conv1_by_pixel(self, inspection):
-        """Blocks are pixels there; the guided picture of a unit is its filter, so that its pixels are known."""
+    @pytest.mark.parametrize("method", ["guided", "relevance"])
+    def test_conv1_by_pixel(self, inspection, method):
+        """Blocks are pixels there; guided is the filter, relevance by autograd from Montavon et al. 2017, table 1."""
         channel = int(inspection.search.top["conv1"].scores[:, 1].argmax())
         channels, by_method = channel_shares(inspection, SETTINGS, "conv1", [channel], count=2)
         assert channels == [channel] and by_method.keys() == set(METHODS)
-        top, network = inspection.search.top["conv1"], inspection.network
-        importance = network.conv1.weight[channel].abs().sum(0)
-        order = importance.flatten().argsort(descending=True)[: round(0.1 * 49)]
-        kept, removed = [], []
+        top, network, left = inspection.search.top["conv1"], inspection.network, []
+        weight = network.conv1.weight[channel] * network.bn1.weight[channel].sign()
         for index, position in zip(top.indices[channel, :2], top.positions[channel, :2].tolist(), strict=True):
             image = inspection.inputs(inspection.images[index][None])
             row, column = divmod(position, 16)
+            box = pixel_box(inspection.metadata.mean, inspection.metadata.std)
+            window = image[0, :, 2 * row - 3 : 2 * row + 4, 2 * column - 3 : 2 * column + 4]
+            pixels = torch.stack([window, *(color.expand(3, 7, 7) for color in box)]).requires_grad_()
+            score = (torch.stack([weight, -weight.clamp(min=0), -weight.clamp(max=0)]).detach() * pixels).sum()
+            relevance = (pixels * torch.autograd.grad(score, pixels)[0]).sum(0)
+            importance = relevance if method == "relevance" else weight.abs()
+            order = importance.sum(0).flatten().argsort(descending=True)[: round(0.1 * 49)]
             mask = torch.zeros(32, 32)
             mask[2 * row - 3 + order // 7, 2 * column - 3 + order % 7] = 1
             with torch.inference_mode():
-                features = network.trace(torch.cat([image, image * mask, image * (1 - mask)]), "conv1").features[
-                    "conv1"
-                ]
-            whole, only, without = features[:, channel, row, column].tolist()
-            kept.append(only / whole)
-            removed.append(without / whole)
-        shares = dict(zip(CHANGES, by_method["guided"][0].tolist(), strict=True))
-        assert shares["kept", 0.1] == pytest.approx(np.mean(kept), rel=1e-3)
-        assert shares["removed", 0.1] == pytest.approx(np.mean(removed), rel=1e-3)
+                inputs = torch.cat([image, image * (1 - mask), image * mask])
+                left.append(network.trace(inputs, "conv1").features["conv1"][:, channel, row, column])
+        shares = dict(zip(CHANGES, by_method[method][0].tolist(), strict=True))
+        removed, kept = (torch.stack(left)[:, 1:] / torch.stack(left)[:, :1]).mean(0)
+        assert shares["removed", 0.1] == pytest.approx(removed.item(), rel=1e-3)
+        assert shares["kept", 0.1] == pytest.approx(kept.item(), rel=1e-3)
 
     def test_dead_channels_are_left_out(self, inspection):
         top = inspection.search.top["conv5_x"]
