@@ -23,9 +23,8 @@ from analysis.inspection import Inspection, PictureInspection, spread
 from analysis.receptive_field import receptive_field
 from analysis.relevance import pixel_box
 from analysis.settings import Settings
-from figures import unit_faithfulness
+from figures import style, unit_faithfulness
 from figures.registry import register
-from figures.style import WIDTH_INCHES, format_two_digits, heading, heading_inches, styled, unpooling_note
 from network import STAGES, ResNet18
 from runtime.device import bf16_if_native
 
@@ -39,14 +38,11 @@ COLUMNS = 4
 def spread_images(inspection: Inspection, count: int | None = None) -> Tensor:
     """(n,) int64: `count` images, evenly spread over the test split.
 
-    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, from 2 to 8: about 40 s at 224x224 on two
-    cores with all methods.
+    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, from 2 to 8.
     """
     total = len(inspection.images)
-    searched = total if inspection.searched is None else len(inspection.searched)
-    default = min(8, max(2, searched // 20)) if inspection.device.type == "cpu" else 1000
-    count = min(count or default, total)
-    return spread(count, total)
+    default = min(8, max(2, len(inspection.searched) // 20)) if inspection.device.type == "cpu" else 1000
+    return spread(min(count or default, total), total)
 
 
 @torch.inference_mode()
@@ -94,12 +90,7 @@ def importance_batch(
 
 
 def remaining_probability(
-    network: ResNet18,
-    inputs: Tensor,
-    classes: Tensor,
-    ranks: Tensor,
-    side: int,
-    batch_size: int = 24,
+    network: ResNet18, inputs: Tensor, classes: Tensor, ranks: Tensor, side: int, batch_size: int = 24
 ) -> Tensor:
     """The probability of classes[n] as blocks are removed, relative to the whole image's: (N, M, 2, STEPS).
 
@@ -142,15 +133,10 @@ def class_scores(curves: Tensor, methods: Sequence[str] = tuple(METHODS)) -> dic
     rivals = {name: scores[:, methods.index(name)] for name in RIVALS if name in methods}
     content = {}
     for n, name in enumerate(methods):
-        score = estimate(scores[:, n])
-        content[name] = {
-            "score": score.mean,
-            "low": score.low,
-            "high": score.high,
-            "minus": {rival: estimate(scores[:, n] - theirs)._asdict() for rival, theirs in rivals.items()},
-            "most": most[:, n].double().mean(0).tolist(),
-            "least": least[:, n].double().mean(0).tolist(),
-        }
+        score, low, high = estimate(scores[:, n])
+        minus = {rival: estimate(scores[:, n] - theirs)._asdict() for rival, theirs in rivals.items()}
+        curves = {"most": most[:, n].double().mean(0).tolist(), "least": least[:, n].double().mean(0).tolist()}
+        content[name] = {"score": score, "low": low, "high": high, "minus": minus} | curves
     return dict(sorted(content.items(), key=lambda item: -item[1]["score"]))
 
 
@@ -196,24 +182,24 @@ def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tu
             stages[stage] = unit_faithfulness.stage_content(channels, shares)
             titles[stage] = f"{stage}, {len(channels)} channels\n{side}x{side} px a block"
     content = {**by_class, "channels": stages}
-    yield Path("faithfulness"), faithfulness_figure(content, titles, unpooling_note(settings.unpool))
+    yield Path("faithfulness"), faithfulness_figure(content, titles, style.unpooling_note(settings.unpool))
     yield Path("faithfulness"), content
 
 
 def format_score(numbers: dict) -> str:
     """0.34 (0.30 to 0.38)."""
-    mean, low, high = (format_two_digits(numbers[name]) for name in ("score", "low", "high"))
+    mean, low, high = (style.format_two_digits(numbers[name]) for name in ("score", "low", "high"))
     return f"{mean} ({low} to {high})"
 
 
-@styled
+@style.styled
 def faithfulness_figure(content: dict, stage_titles: dict[str, str], note: str = "") -> Figure:
     """Above, a panel of curves per method for the class; below, a panel of dots per stage for the channels.
 
     content  of faithfulness.json
     note     on unpooling
     """
-    scores, stages = content["methods"], content["channels"]
+    scores, stages, side = content["methods"], content["channels"], content["block"]
     rows = math.ceil(len(scores) / COLUMNS)
     text = (
         f"Do removed blocks matter as the picture says{note}?",
@@ -225,27 +211,22 @@ def faithfulness_figure(content: dict, stage_titles: dict[str, str], note: str =
         "picture a map is made of, or grey.",
     )
     heights = 0.5 + 1.25 * rows, 0.75 + 0.15 * len(unit_faithfulness.METHODS)
-    figure = Figure((WIDTH_INCHES, sum(heights) + sum(heading_inches(*text))), layout="constrained")
-    heading(figure, *text)
+    figure = Figure((style.WIDTH_INCHES, sum(heights) + sum(style.heading_inches(*text))), layout="constrained")
+    style.heading(figure, *text)
     above, below = figure.subfigures(2, height_ratios=heights)
-    side = content["block"]
-    subtitles = (
-        f"Probability of the predicted class: {len(content['images']):,} test images, blocks of {side}x{side} px",
-        "Activation of channels' strongest units",
-    )
-    for half, subtitle in zip((above, below), subtitles, strict=True):
-        half.suptitle(subtitle, x=0.01, ha="left", fontsize=7, weight="bold")
+    images = f"{len(content['images']):,} test images, blocks of {side}x{side} px"
+    above.suptitle(f"Probability of the predicted class: {images}", x=0.01, ha="left", fontsize=7, weight="bold")
+    below.suptitle("Activation of channels' strongest units", x=0.01, ha="left", fontsize=7, weight="bold")
     grid = above.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
     draw_classes(grid, scores)
     curves = grid[0, 0].get_legend_handles_labels()
     legend = above.legend(*curves, loc="upper right", ncols=2, frameon=False, borderaxespad=0, handlelength=1.6)
     for line in legend.get_lines():
         line.set_color("black")  # of any method
-    tenths = [numbers[kind]["0.1"]["high"] for methods in stages.values() for numbers in methods.values()
-              for kind in ("removed", "kept")]  # fmt: skip
-    panels = below.subplots(1, len(stages), sharey=True, squeeze=False)[0] if stages else ()
-    for axes, stage in zip(panels, stages, strict=True):
-        unit_faithfulness.draw_dots(axes, stages[stage], stage_titles[stage], highest=max([1, *tenths]))
+    panels = below.subplots(1, len(stages), sharex=True, sharey=True, squeeze=False)[0] if stages else ()
+    for axes, (stage, numbers) in zip(panels, stages.items(), strict=True):
+        unit_faithfulness.draw_dots(axes, numbers)
+        axes.set_title(stage_titles[stage], loc="left")
     return figure
 
 

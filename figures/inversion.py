@@ -14,9 +14,9 @@ from tqdm import tqdm
 from analysis.fourier_image import images_like_data, minimise
 from analysis.inspection import Inspection, Picture, one_per_class, pictures_asked_for
 from analysis.settings import Settings
+from figures import style
 from figures.image_grid import to_array
 from figures.registry import register
-from figures.style import WIDTH_INCHES, heading, styled, truncate
 from network import STAGES
 
 IMAGES = 4
@@ -46,10 +46,8 @@ def draw_inversion(inspection: Inspection, settings: Settings) -> Iterator[tuple
         rows, measured = {}, []
         for stage in tqdm(STAGES, "inversion", unit="stages", leave=False, disable=None):
             rows[stage], errors, psnr = invert(inspection, pictures, stage, settings.seed)
-            measured += [
-                {"image": picture.origin, "stage": stage, "feature_error": error, "psnr": decibels}
-                for picture, error, decibels in zip(pictures, errors, psnr, strict=True)
-            ]
+            for picture, error, decibels in zip(pictures, errors, psnr, strict=True):
+                measured.append({"image": picture.origin, "stage": stage, "feature_error": error, "psnr": decibels})
         yield Path(pictures[0].folder, "inversion"), inversion_figure(pictures, rows, measured)
         entries += measured
     yield Path("inversion"), entries
@@ -63,20 +61,17 @@ def invert(
     Returns them, (N, 3, S, S) in 0..1 on the CPU; the squared error of their features, relative to the squares of the
     features; the peak signal-to-noise ratio to the pictures in dB.
     """
-    network, images = inspection.network, torch.stack([picture.image for picture in pictures])
-    images = images.to(inspection.device) / 255
+    images = torch.stack([picture.image for picture in pictures]).to(inspection.device) / 255
     found = images_like_data(inspection, len(images), images.shape[-1], seed)
 
     def features(pixels: Tensor) -> Tensor:
-        return network.trace(inspection.preprocess(255 * pixels), stage).features[stage].float()
+        return inspection.network.trace(inspection.preprocess(255 * pixels), stage).features[stage].float()
+
+    def errors(pixels: Tensor) -> Tensor:
+        return (features(pixels) - target).square().sum((1, 2, 3)) / target.square().sum((1, 2, 3))
 
     with torch.no_grad():
         target = features(images)
-    energy = target.square().sum((1, 2, 3))
-
-    def errors(pixels: Tensor) -> Tensor:
-        return (features(pixels) - target).square().sum((1, 2, 3)) / energy
-
     minimise(found, lambda pixels: errors(pixels).sum(), STEPS[stage])
     with torch.no_grad():
         pixels = found()
@@ -84,15 +79,15 @@ def invert(
         return pixels.cpu(), errors(pixels).tolist(), psnr.tolist()
 
 
-@styled
+@style.styled
 def inversion_figure(pictures: list[Picture], stages: dict[str, Tensor], measured: list[dict]) -> Figure:
     """A row for each picture: the original, then the image found for each stage, with its two numbers."""
     originals = torch.stack([picture.image for picture in pictures]) / 255
     rows = len(pictures)
-    figure = Figure((WIDTH_INCHES, 0.95 + 1.31 * rows), layout="constrained")
+    figure = Figure((style.WIDTH_INCHES, 0.95 + 1.31 * rows), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
-    heading(figure, "What each stage still knows of an image", CAPTION.format(side=originals.shape[-1]))
-    names = [truncate(picture.label or Path(str(picture.origin)).stem, 20) for picture in pictures]
+    style.heading(figure, "What each stage still knows of an image", CAPTION.format(side=originals.shape[-1]))
+    names = [style.truncate(picture.label or Path(str(picture.origin)).stem, 20) for picture in pictures]
     numbers = [f"{format_error(entry['feature_error'])}, {entry['psnr']:.0f} dB" for entry in measured]
     texts = [*names, *numbers]  # column by column
     grid = figure.subplots(rows, 1 + len(stages), squeeze=False)
