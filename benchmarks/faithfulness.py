@@ -1,13 +1,9 @@
 """Score the importance maps of a class on many test images, and check the score itself.
 
 python benchmarks/faithfulness.py --data FOLDER --images 1000 --curves curves.pt --json scores.json
-python benchmarks/faithfulness.py --ckpt runs/shapes/model.pt --images 100
 
-It prints
-
-- the table of scores, those of edges and of a random map among them, and their differences image by image;
-- how often the interval of 100 images, drawn from all that were computed, covers their mean score;
-- for drawn shapes, whose object is known: how much of the most important fifth of the blocks lies on it.
+It prints the scores and their differences image by image; how often the interval of 100 images, drawn from all, covers
+the mean score of all; and for drawn shapes, how much of the most important fifth of the blocks lies on the object.
 """
 
 import hashlib
@@ -25,15 +21,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from analysis.blocks import block_means, block_side, estimate
 from analysis.importance import METHODS
 from analysis.inspection import Inspection, add_preprocessing, add_test_images, load_inspection
-from dataset import sources
-from dataset.shapes import draw_shapes
+from dataset import shapes, sources
 from figures.faithfulness import RIVALS, STEPS, block_ranks, class_curves, class_scores, spread_images
 from runtime import checkpoint
-from runtime.checkpoint import CheckpointError
 from runtime.command_line import ArgumentParser, number, one_line_errors
 from runtime.device import keep_freed_memory
 
-CELL = "{mean:.3f} ({low:.3f} to {high:.3f})"
 DRAWS, DRAWN = 100, 100  # of the interval's check: repetitions, and images in each
 
 
@@ -47,13 +40,13 @@ def parse_args(argv=None):
     add("--images", type=number(int, least=2), default=1000, help="number of test images, evenly spread")
     add("--batch-size", type=number(int, least=1), default=25, help="images per forward pass")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--curves", metavar="FILE", help="save the curves there after every batch, and go on from those in it")
+    add("--curves", metavar="FILE", help="save the curves there after every batch; a second call goes on from them")
     add("--json", metavar="FILE", help="also write the numbers there")
     return parser.parse_args(argv)
 
 
 def resumable_curves(inspection: Inspection, images: Tensor, batch_size: int, file: str | None) -> Tensor:
-    """`class_curves`, batch by batch: they are saved in the file after each, and those in it are not computed again.
+    """`class_curves`, saved in the file after every batch; what it holds already is not computed again.
 
     Raises CheckpointError when the file is of another network, or of other images or methods.
     """
@@ -61,22 +54,12 @@ def resumable_curves(inspection: Inspection, images: Tensor, batch_size: int, fi
     for values in (*inspection.network.state_dict().values(), inspection.images[images]):
         digest.update(values.cpu().contiguous().numpy())
     saved = {"digest": digest.hexdigest(), "curves": torch.empty(0, len(METHODS), 2, STEPS)}
-    if file and Path(file).exists():
-        earlier = checkpoint.load(file)
-        if earlier.get("digest") != saved["digest"]:
-            raise CheckpointError(f"{file} is of another network, other images or other methods: pass another file")
-        saved = earlier
-    done = len(saved["curves"])
-    with tqdm(total=len(images), initial=done, desc="curves", unit="images", disable=None) as progress:
-        for part in images[done:].split(batch_size):
-            curves = class_curves(inspection, part, batch_size=batch_size)
-            saved["curves"] = torch.cat([saved["curves"], curves])
-            if file:
-                checkpoint.save(saved, file)
-            progress.update(len(part))
-    return saved["curves"]
-
-    progress.update(len(part))
+    if file and Path(file).exists() and (saved := checkpoint.load(file)).get("digest") != digest.hexdigest():
+        raise checkpoint.CheckpointError(f"{file} is of another network, other images or methods: pass another")
+    for part in tqdm(images[len(saved["curves"]) :].split(batch_size), "curves", unit="batches", disable=None):
+        saved["curves"] = torch.cat([saved["curves"], class_curves(inspection, part, batch_size=batch_size)])
+        if file:
+            checkpoint.save(saved, file)
     return saved["curves"]
 
 
@@ -88,42 +71,38 @@ def coverage(scores: Tensor) -> int:
 
 
 def shares_on_object(inspection: Inspection, images: Tensor, masks: Tensor) -> tuple[dict[str, float], float]:
-    """method -> share of the most important fifth of the blocks' area on the object; and the object's share of all.
-
-    images: indices (N,) int64 in the test split; masks: (N, S, S) bool, of the stored images
-    """
-    side, shares = block_side(inspection.metadata.image_size), []
+    """method -> share of the most important fifth of the blocks on the object, masks (N, S, S) bool; and of all."""
+    side = block_side(inspection.metadata.image_size)
     area = block_means(inspection.resized(255 * masks[:, None].expand(-1, 3, -1, -1).byte())[:, 0], side)  # (N, n)
-    for part in torch.arange(len(images)).split(25):
-        ranks = block_ranks(inspection, images[part])[2].cpu()
-        fifth = ranks.shape[2] // 5
-        shares.append(((ranks < fifth) * area[part, None]).sum(2) / fifth)
-    return dict(zip(METHODS, torch.cat(shares).mean(0).tolist(), strict=True)), area.mean().item()
+    ranks = torch.cat([block_ranks(inspection, part)[2].cpu() for part in images.split(25)])  # (N, M, n)
+    fifth = ranks.shape[2] // 5
+    shares = ((ranks < fifth) * area[:, None]).sum(2).mean(0) / fifth
+    return dict(zip(METHODS, shares.tolist(), strict=True)), area.mean().item()
 
 
 def main(argv=None):
     """The script."""
     args = parse_args(argv)
     keep_freed_memory()
-    with one_line_errors(sources.DataError, CheckpointError):
-        loaded = load_inspection(args.ckpt, args.device, args.data, args.root)
-        inspection = add_test_images(add_preprocessing(loaded))
+    with one_line_errors(sources.DataError, checkpoint.CheckpointError):
+        inspection = load_inspection(args.ckpt, args.device, args.data, args.root)
+        inspection = add_test_images(add_preprocessing(inspection))
         images = spread_images(inspection, args.images)
         curves = resumable_curves(inspection, images, args.batch_size, args.curves)
-    scores, block = class_scores(curves), block_side(inspection.metadata.image_size)
+    scores, side = class_scores(curves), block_side(inspection.metadata.image_size)
     report = {"images": len(images), "scores": scores}
-    print(f"{len(images):,} images, blocks of {block}x{block} pixels; scores and differences with 95 % intervals\n")
-    print(f"| method | score | minus {' | minus '.join(RIVALS)} |\n|{'---|' * (2 + len(RIVALS))}")
+    print(f"{len(images):,} images, blocks of {side}x{side} pixels\n")
+    print(f"| method | score | minus {' | minus '.join(RIVALS)} |\n|---|{'---|' * (1 + len(RIVALS))}")
     for name, score in scores.items():
-        cells = (CELL.format(**each) for each in (score | {"mean": score["score"]}, *score["minus"].values()))
-        print(f"| {name} | {' | '.join(cells)} |")
+        estimates = [score | {"mean": score["score"]}, *score["minus"].values()]
+        print("|", name, *("| {mean:.3f} ({low:.3f} to {high:.3f})".format(**each) for each in estimates), "|")
     if len(images) > DRAWN:
         by_image = (curves[:, :, 1] - curves[:, :, 0]).mean(2)  # (N, M)
         report["coverage"] = {name: coverage(by_image[:, n]) for n, name in enumerate(METHODS)}
         print(f"\nintervals of {DRAWN} images that cover the mean of all, of {DRAWS}: {report['coverage']}")
     if inspection.source == "shapes":
-        shares, size = shares_on_object(inspection, images, torch.from_numpy(draw_shapes("test")[2])[images])
-        report |= {"on_object": shares, "object": size}
+        masks = torch.from_numpy(shapes.draw_shapes("test")[2])[images]
+        report["on_object"], report["object"] = shares, size = shares_on_object(inspection, images, masks)
         print(f"\nshare of the most important fifth of the blocks on the object ({size:.3f} of the image)")
         print("\n".join(f"{name}: {shares[name]:.3f}" for name in scores))
     if args.json:

@@ -33,6 +33,7 @@ BASELINES = ("Sobel edges", "random")  # do not use the network
 RIVALS = ("random", "class activation map", "guided")  # every method's score is compared with theirs
 MOST_CHANNELS = 9  # per stage
 COLUMNS = 4
+ALL = tuple(METHODS)
 
 
 def spread_images(inspection: Inspection, count: int | None = None) -> Tensor:
@@ -47,11 +48,7 @@ def spread_images(inspection: Inspection, count: int | None = None) -> Tensor:
 
 @torch.inference_mode()
 def class_curves(
-    inspection: Inspection,
-    images: Tensor,
-    unpool: str = "sum",
-    batch_size: int = 24,
-    methods: Sequence[str] = tuple(METHODS),
+    inspection: Inspection, images: Tensor, unpool: str = "sum", batch_size: int = 24, methods: Sequence[str] = ALL
 ) -> Tensor:
     """`remaining_probability` for test images (N,) int64: (N, len(methods), 2, STEPS), on the CPU.
 
@@ -68,7 +65,7 @@ def class_curves(
 
 @torch.inference_mode()
 def block_ranks(
-    inspection: Inspection, images: Tensor, unpool: str = "sum", methods: Sequence[str] = tuple(METHODS)
+    inspection: Inspection, images: Tensor, unpool: str = "sum", methods: Sequence[str] = ALL
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For images of the test split, (N,) int64: the network's input, the predicted classes, and the blocks' ranks.
 
@@ -80,9 +77,7 @@ def block_ranks(
     return batch.inputs, batch.classes, torch.stack([importance_ranks(block_means(each, side)) for each in maps], 1)
 
 
-def importance_batch(
-    inspection: PictureInspection, stored: Tensor, seeds: Tensor, unpool: str = "sum"
-) -> ImportanceBatch:
+def importance_batch(inspection: PictureInspection, stored: Tensor, seeds: Tensor, unpool: str) -> ImportanceBatch:
     """Of stored images (N, 3, H, W) uint8, to explain the predicted classes; seeds: (N,) int64."""
     box = pixel_box(inspection.metadata.mean, inspection.metadata.std)
     inputs = inspection.inputs(stored)
@@ -121,22 +116,20 @@ def remaining_probability(
     return left / whole[:, :, None, None]
 
 
-def class_scores(curves: Tensor, methods: Sequence[str] = tuple(METHODS)) -> dict[str, dict]:
+def class_scores(curves: Tensor, methods: Sequence[str] = ALL) -> dict[str, dict]:
     """method -> its part of faithfulness.json, the highest score first. curves: as of `class_curves`.
 
     The score is the mean over the steps of the two curves' difference, least minus most important blocks first: 0 for
     chance, higher is better; with the mean and the interval over the images. `minus`: its difference to that of each
     of RIVALS that was scored, image by image.
     """
-    most, least = curves.unbind(2)  # (N, M, STEPS)
-    scores = (least - most).mean(2)
+    scores = (curves[:, :, 1] - curves[:, :, 0]).mean(2)  # (N, M)
     rivals = {name: scores[:, methods.index(name)] for name in RIVALS if name in methods}
     content = {}
-    for n, name in enumerate(methods):
+    for n, (name, means) in enumerate(zip(methods, curves.double().mean(0).tolist(), strict=True)):
         score, low, high = estimate(scores[:, n])
         minus = {rival: estimate(scores[:, n] - theirs)._asdict() for rival, theirs in rivals.items()}
-        curves = {"most": most[:, n].double().mean(0).tolist(), "least": least[:, n].double().mean(0).tolist()}
-        content[name] = {"score": score, "low": low, "high": high, "minus": minus} | curves
+        content[name] = {"score": score, "low": low, "high": high, "minus": minus, "most": means[0], "least": means[1]}
     return dict(sorted(content.items(), key=lambda item: -item[1]["score"]))
 
 
@@ -171,14 +164,13 @@ def scores_in_words(content: dict) -> str:
 )
 def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of faithfulness.json."""
-    network, image_size = inspection.network, inspection.metadata.image_size
     by_class, stages, titles = class_content(inspection, settings), {}, {}
     for stage in (stage for stage in STAGES if stage in inspection.search.top):
         asked = chosen_channels(settings, inspection.search, stage)[:MOST_CHANNELS]
         units = max(1, len(by_class["images"]) // MOST_CHANNELS)
         channels, shares = unit_faithfulness.channel_shares(inspection, settings, stage, asked, units)
         if channels:
-            side = block_side(min(receptive_field(network, stage).size, image_size))
+            side = block_side(min(receptive_field(inspection.network, stage).size, inspection.metadata.image_size))
             stages[stage] = unit_faithfulness.stage_content(channels, shares)
             titles[stage] = f"{stage}, {len(channels)} channels\n{side}x{side} px a block"
     content = {**by_class, "channels": stages}
@@ -194,11 +186,7 @@ def format_score(numbers: dict) -> str:
 
 @style.styled
 def faithfulness_figure(content: dict, stage_titles: dict[str, str], note: str = "") -> Figure:
-    """Above, a panel of curves per method for the class; below, a panel of dots per stage for the channels.
-
-    content  of faithfulness.json
-    note     on unpooling
-    """
+    """Above, a panel of curves per method for the class; below, a panel of dots per stage. note: on unpooling."""
     scores, stages, side = content["methods"], content["channels"], content["block"]
     rows = math.ceil(len(scores) / COLUMNS)
     text = (
@@ -227,12 +215,12 @@ def faithfulness_figure(content: dict, stage_titles: dict[str, str], note: str =
     for axes, (stage, numbers) in zip(panels, stages.items(), strict=True):
         unit_faithfulness.draw_dots(axes, numbers)
         axes.set_title(stage_titles[stage], loc="left")
+        axes.set_xlim(left=0, auto=None)
     return figure
 
 
 def draw_classes(grid: np.ndarray, scores: dict[str, dict]) -> None:
     """A panel per method: the probability left, most and least important blocks first, and the score between them."""
-    highest = max([1.05, *(value for numbers in scores.values() for value in (*numbers["most"], *numbers["least"]))])
     removed = np.arange(STEPS + 1) * 100 / STEPS
     for axes, (name, numbers) in zip(grid.flat, scores.items(), strict=False):
         color = unit_faithfulness.color_of(name)
@@ -241,7 +229,8 @@ def draw_classes(grid: np.ndarray, scores: dict[str, dict]) -> None:
         axes.plot(removed, least, color=color, linewidth=1.2, label="least important first")
         axes.plot(removed, most, "--", color=color, linewidth=1.2, label="most important first")
         axes.set_title(f"{name}{' (baseline)' * (name in BASELINES)}\n{format_score(numbers)}", loc="left", color=color)
-        axes.set(xlim=(0, 100), xticks=range(0, 101, 25), ylim=(0, highest))
+        axes.set(xlim=(0, 100), xticks=range(0, 101, 25))
+        axes.set_ylim(bottom=0, auto=None)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid.flat[len(scores) :]:
         axes.set_axis_off()

@@ -40,8 +40,7 @@ CAPTION = (
 )
 def draw_inversion(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
     """Images with the features of four test images, or of each of the user's; then the content of inversion.json."""
-    asked_for = pictures_asked_for(inspection, settings)
-    entries = []
+    asked_for, entries = pictures_asked_for(inspection, settings), []
     for pictures in [[picture] for picture in asked_for] or [one_per_class(inspection, IMAGES)]:
         rows, measured = {}, []
         for stage in tqdm(STAGES, "inversion", unit="stages", leave=False, disable=None):
@@ -56,10 +55,9 @@ def draw_inversion(inspection: Inspection, settings: Settings) -> Iterator[tuple
 def invert(
     inspection: Inspection, pictures: list[Picture], stage: str, seed: int
 ) -> tuple[Tensor, list[float], list[float]]:
-    """Images whose features at a stage are nearly those of the pictures.
+    """Images whose features at a stage are nearly those of the pictures, (N, 3, S, S) in 0..1 on the CPU.
 
-    Returns them, (N, 3, S, S) in 0..1 on the CPU; the squared error of their features, relative to the squares of the
-    features; the peak signal-to-noise ratio to the pictures in dB.
+    Also the squared error of the features, relative to their squares, and the peak signal-to-noise ratio in dB.
     """
     images = torch.stack([picture.image for picture in pictures]).to(inspection.device) / 255
     found = images_like_data(inspection, len(images), images.shape[-1], seed)
@@ -83,20 +81,18 @@ def invert(
 def inversion_figure(pictures: list[Picture], stages: dict[str, Tensor], measured: list[dict]) -> Figure:
     """A row for each picture: the original, then the image found for each stage, with its two numbers."""
     originals = torch.stack([picture.image for picture in pictures]) / 255
-    rows = len(pictures)
-    figure = Figure((style.WIDTH_INCHES, 0.95 + 1.31 * rows), layout="constrained")
+    figure = Figure((style.WIDTH_INCHES, 0.95 + 1.31 * len(pictures)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     style.heading(figure, "What each stage still knows of an image", CAPTION.format(side=originals.shape[-1]))
     names = [style.truncate(picture.label or Path(str(picture.origin)).stem, 20) for picture in pictures]
     numbers = [f"{format_error(entry['feature_error'])}, {entry['psnr']:.0f} dB" for entry in measured]
-    texts = [*names, *numbers]  # column by column
-    grid = figure.subplots(rows, 1 + len(stages), squeeze=False)
+    texts = iter([*names, *numbers])  # column by column
+    grid = figure.subplots(len(pictures), 1 + len(stages), squeeze=False)
     for column, (stage, images) in enumerate({"original": originals, **stages}.items()):
         grid[0, column].set_title(stage, loc="left", pad=3)
-        for row, image in enumerate(to_array(images)):
-            axes = grid[row, column]
+        for axes, image in zip(grid[:, column], to_array(images), strict=True):
             axes.imshow(image, interpolation="bilinear")  # as the network resizes it
-            axes.text(0, -0.03, texts[column * rows + row], va="top", transform=axes.transAxes)
+            axes.text(0, -0.03, next(texts), va="top", transform=axes.transAxes)
             axes.set_axis_off()
     return figure
 

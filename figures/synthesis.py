@@ -80,8 +80,8 @@ def draw_synthesis(inspection: Inspection, settings: Settings) -> Iterator[tuple
     }
     shown = [inspection.top_images(top, channel)[:EXAMPLES] for channel in channels]
     examples = [inspection.resized(inspection.images[images]) for images in shown]
-    searched = len(inspection.searched)
-    yield Path("synthesis"), synthesis_figure(excited.cpu(), examples, certain.cpu(), content, searched)
+    caption = CAPTION.format(searched=len(inspection.searched))
+    yield Path("synthesis"), synthesis_figure(excited.cpu(), examples, certain.cpu(), content, caption)
     yield Path("synthesis"), content
 
 
@@ -111,9 +111,8 @@ def move(inputs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 @style.styled
-def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, content: dict, searched: int) -> Figure:
+def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, content: dict, caption: str) -> Figure:
     """Channels in three columns, each image beside its test images; classes in five."""
-    caption = CAPTION.format(searched=searched)
     above, below = style.heading_inches(TITLE, caption)
     channel_top = above + HEADING
     class_top = channel_top + math.ceil(len(excited) / 3) * CHANNEL_ROW + HEADING

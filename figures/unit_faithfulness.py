@@ -29,7 +29,8 @@ from reverse_network import isolate
 from runtime.device import bf16_if_native
 
 SHARES = (0.05, 0.1, 0.2)  # of the blocks in the receptive field
-CHANGES = tuple((kind, share) for kind in ("removed", "kept") for share in SHARES)
+Change = tuple[str, float]
+CHANGES: tuple[Change, ...] = tuple((kind, share) for kind in ("removed", "kept") for share in SHARES)
 TURNED = {rule: f"{rule}, turned" for rule in (*ALL_RULES, "relevance")}
 SQUARE = "square at the unit"
 METHODS = (
@@ -61,7 +62,7 @@ def channel_shares(
     scored, shares = [], {name: [] for name in METHODS}
     for n, channel in enumerate(tqdm(alive, f"faithfulness, {stage}", unit="channels", leave=False, disable=None)):
         ranks, stored, units = live_units(inspection, stage, channel)
-        maps = {rule: saliency(by_channel[n, ranks]) for rule, by_channel in pictures.items()}
+        maps = {rule: saliency(by_channel[n, ranks]).to(inspection.device) for rule, by_channel in pictures.items()}
         maps |= other_maps(inspection, stored, units, seeds=n * count + ranks)
         maps |= {turned: turn_about_unit(maps[rule], units) for rule, turned in TURNED.items()}
         left = unit_shares(inspection.network, units, maps, CHANGES, settings.batch_size)
@@ -100,7 +101,7 @@ def other_maps(inspection: Inspection, stored: Tensor, units: Units, seeds: Tens
 
 @torch.inference_mode()
 def unit_shares(
-    network: ResNet18, units: Units, maps: Mapping[str, Tensor], changes: Sequence[tuple[str, float]], batch_size: int
+    network: ResNet18, units: Units, maps: Mapping[str, Tensor], changes: Sequence[Change], batch_size: int
 ) -> dict[str, Tensor]:
     """`surviving_shares` in crops to what the units see, by maps (N, H, W) and SQUARE, on the CPU."""
     device = units.inputs.device
@@ -131,20 +132,15 @@ def kept_by_tenth(inspection: Inspection, settings: Settings, result: ChannelRes
 
 
 def surviving_shares(
-    network: ResNet18,
-    units: Units,
-    importance: Mapping[str, Tensor],
-    changes: Sequence[tuple[str, float]],
-    batch_size: int = 24,
+    network: ResNet18, units: Units, importance: Mapping[str, Tensor], changes: Sequence[Change], batch_size: int = 24
 ) -> dict[str, Tensor]:
     """What is left of each unit's activation: method -> (N, len(changes)), relative to that in the whole image.
 
     importance  method -> (N, n) of the blocks
     changes     of CHANGES: the most important share of the blocks seen, at least one, is removed, or it alone is kept
 
-    NaN where the whole image does not activate the unit: rounding can take all of a weak activation.
-
-    Raises CheckpointError when an activation is not finite.
+    NaN where the whole image does not activate the unit: rounding can take all of a weak activation. Raises
+    CheckpointError when an activation is not finite.
     """
     seen = blocks_seen(units)
     ranks = torch.stack([importance_ranks(blocks.masked_fill(~seen, -torch.inf)) for blocks in importance.values()], 1)
@@ -201,26 +197,19 @@ def stage_content(channels: Sequence[int], shares: Mapping[str, Tensor]) -> dict
     """A stage's part of faithfulness.json: method -> numbers over the channels, and those of each channel."""
     content = {}
     for name, by_channel in shares.items():
-        content[name] = estimates(by_channel)
+        content[name] = by_change(estimate(values)._asdict() for values in by_channel.T)
         if name in TURNED:
-            content[name]["minus_turned"] = estimates(by_channel - shares[TURNED[name]])
-        content[name]["by_channel"] = {
-            str(channel): by_change(values) for channel, values in zip(channels, by_channel.tolist(), strict=True)
-        }
+            differences = by_channel - shares[TURNED[name]]
+            content[name]["minus_turned"] = by_change(estimate(values)._asdict() for values in differences.T)
+        by_number = zip(map(str, channels), map(by_change, by_channel.tolist()), strict=True)
+        content[name]["by_channel"] = dict(by_number)
     return content
-
-
-def estimates(shares: Tensor) -> dict[str, dict]:
-    """(C, len(CHANGES)) -> "removed" or "kept" -> share of the blocks -> mean over the channels, with its interval."""
-    return by_change(estimate(over_channels)._asdict() for over_channels in shares.T)
 
 
 def by_change(values: Iterable) -> dict[str, dict]:
     """A value for each of CHANGES -> "removed" or "kept" -> share of the blocks, as text -> value."""
-    content: dict[str, dict] = {}
-    for (kind, share), value in zip(CHANGES, values, strict=True):
-        content.setdefault(kind, {})[str(share)] = value
-    return content
+    by_pair = dict(zip(CHANGES, values, strict=True))
+    return {kind: {str(share): by_pair[kind, share] for share in SHARES} for kind in ("removed", "kept")}
 
 
 def color_of(method: str) -> str:
@@ -229,11 +218,8 @@ def color_of(method: str) -> str:
     return next((color for rule, color in COLORS.items() if rule in words), "0.25")
 
 
-def draw_dots(axes: Axes, content: dict[str, dict]) -> None:
-    """A row per method: what is left without the most important tenth (hollow), and with nothing else (filled).
-
-    content: of a stage, as `stage_content` returns it
-    """
+def draw_dots(axes: Axes, content: dict[str, dict]) -> None:  # content: as of `stage_content`
+    """A row per method: what is left without the most important tenth (hollow), and with nothing else (filled)."""
     for row, name in enumerate(METHODS):
         color = color_of(name)
         for kind, face in (("removed", "white"), ("kept", color)):
@@ -245,7 +231,7 @@ def draw_dots(axes: Axes, content: dict[str, dict]) -> None:
     for label, name in zip(axes.get_yticklabels(), METHODS, strict=False):  # none but in the first panel
         label.set_color(color_of(name))
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.set(ylim=(len(METHODS) - 0.5, -0.5), xlim=(0, None))
+    axes.set_ylim(len(METHODS) - 0.5, -0.5)
     axes.grid(axis="y", color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
