@@ -29,6 +29,7 @@ from reverse_network import isolate
 
 SIZE = (42, 34)
 CLASSES = torch.tensor([3, 8])
+CAMS = {"class activation map": "layer4", "LayerCAM conv3_x": "layer2", "LayerCAM conv4_x": "layer3"}
 BOX = pixel_box([0.4, 0.5, 0.45], [0.25, 0.2, 0.3])
 
 
@@ -42,7 +43,6 @@ def images():
 
 @pytest.fixture
 def batch(random_network, images):
-    """Both images, to be explained for CLASSES."""
     return ImportanceBatch(random_network, images.sigmoid(), images, torch.tensor([0, 1]), BOX, classes=CLASSES)
 
 
@@ -59,18 +59,11 @@ def relative_error(result, expected):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize(
-    "name, theirs, layer",
-    [
-        ("class activation map", "GradCAM", "layer4"),
-        ("LayerCAM conv3_x", "LayerCAM", "layer2"),
-        ("LayerCAM conv4_x", "LayerCAM", "layer3"),
-    ],
-)
-def test_cams_equal_pytorch_grad_cam(random_network, images, batch, name, theirs, layer):
+@pytest.mark.parametrize("name, layer", CAMS.items())
+def test_cams_equal_pytorch_grad_cam(random_network, images, batch, name, layer):
     """Before it drops negative values and scales: the CAM is Grad-CAM times the number of positions."""
     grad_cam = pytest.importorskip("pytorch_grad_cam")
-    layer = getattr(random_network, layer)
+    theirs, layer = "GradCAM" if layer == "layer4" else "LayerCAM", getattr(random_network, layer)
     targets = [grad_cam.utils.model_targets.ClassifierOutputTarget(number) for number in CLASSES.tolist()]
     with getattr(grad_cam, theirs)(random_network, [layer]) as cam:
         cam(images.clone(), targets)
@@ -88,13 +81,12 @@ def test_gradients_equal_autograd(random_network, images, batch, classes):
     trace = random_network.trace(inputs)
     logits = random_network.classify(trace.features["conv5_x"])
     explained = logits.argmax(1) if classes is None else classes
-    stages = ("conv2_x", "conv3_x", "conv4_x", "conv5_x")
-    sources = [inputs, *(trace.features[stage] for stage in stages)]
+    sources = [inputs, *(trace.features[stage] for stage in STAGES[1:])]
     gradient, *at_stages = torch.autograd.grad(logits.gather(1, explained[:, None]).sum(), sources)
     batch = replace(batch, classes=classes)
     assert torch.equal(batch.classes, explained)
     with torch.inference_mode():
-        for stage, expected in zip(stages, at_stages, strict=True):
+        for stage, expected in zip(STAGES[1:], at_stages, strict=True):
             assert relative_error(batch.gradient(stage), expected) < 1e-12
     assert relative_error(maps_of(batch, "gradient"), gradient.abs().sum(1)) < 1e-12
     assert relative_error(maps_of(batch, "gradient x input"), (gradient * images).sum(1)) < 1e-12

@@ -161,12 +161,10 @@ def test_the_figure_shows_what_the_json_has(inspection):
 
 def test_scores_in_bf16_are_close_to_those_in_fp32(inspection, monkeypatch):
     """0.4 % a layer: of logits up to 1, less than 0.1. Trained logits of hundreds would have no bound."""
-    network, images = ResNet18(3).eval(), torch.arange(4)
+    network, images, methods = ResNet18(3).eval(), torch.arange(4), ["guided", "random"]
     with torch.no_grad():
-        largest = network(inspection.inputs(inspection.images)).abs().max()
-        network.fc.weight /= largest
-        network.fc.bias /= largest
-    inspection, methods = replace(inspection, network=network), ["guided", "random"]
+        network.fc.weight /= network(inspection.inputs(inspection.images)).abs().max()
+    inspection = replace(inspection, network=network)
     exact = faithfulness.class_curves(inspection, images, methods=methods)
     score_under(monkeypatch, lambda: torch.autocast("cpu", torch.bfloat16))
     assert 0 < (faithfulness.class_curves(inspection, images, methods=methods) - exact).abs().max() < 0.1

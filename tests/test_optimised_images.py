@@ -9,7 +9,7 @@ from analysis.fourier_image import FourierImages, color_root, minimise
 from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import inversion, synthesis
-from figures.inversion import draw_inversion, format_error
+from figures.inversion import draw_inversion
 from figures.synthesis import draw_synthesis, move
 from network import STAGES
 
@@ -86,8 +86,9 @@ def test_inversion_shows_images_with_the_errors_it_states(inspection, monkeypatc
         error = (features[1] - features[0]).square().sum() / features[0].square().sum()
         assert entry["feature_error"] == pytest.approx(error.item(), rel=1e-3)
         assert entry["feature_error"] < 0.5
-        text = figure.get_axes()[6 * row + column + 1].texts[0].get_text()
-        assert text == f"{format_error(entry['feature_error'])}, {entry['psnr']:.0f} dB"
+        percent, decibels = figure.get_axes()[6 * row + column + 1].texts[0].get_text().split(" %, ")
+        assert float(percent) == pytest.approx(100 * error.item(), rel=0.06, abs=0.51)
+        assert decibels == f"{entry['psnr']:.0f} dB"
         assert entry["psnr"] == pytest.approx(-10 * np.log10((found - original).square().mean().item()), rel=1e-3)
 
 
