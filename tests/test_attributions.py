@@ -134,32 +134,28 @@ def zennit_relevance(network, images, signal, stage):
         bn.running_var += bn.eps  # what zennit leaves of a batch norm is the identity only without eps
         bn.eps = 0.0
     low, high = (color.double()[None].expand_as(images) for color in BOX)
-    same = dict.fromkeys(("epsilon", "stabilizer"), STABILIZER)
-    composite = EpsilonGammaBox(low=low, high=high, canonizers=[ResNetCanonizer()], **same)
+    stabilizers = {"epsilon": STABILIZER, "stabilizer": STABILIZER}
+    composite = EpsilonGammaBox(low=low, high=high, canonizers=[ResNetCanonizer()], **stabilizers)
     if stage:  # torchvision's modules: conv1, bn1, relu, maxpool, layer1, ...
         model = torch.nn.Sequential(*list(model.children())[: 4 + STAGES.index(stage) if stage != "conv1" else 3])
     with Gradient(model, composite) as attributor:
         return attributor(images.clone(), signal)[1].sum(1)
 
 
-def test_the_relevance_for_a_class_equals_zennit(random_network, images, batch):
+@pytest.mark.parametrize("stage", [*STAGES, None])
+def test_relevance_equals_zennit_and_inactive_units_have_none(random_network, images, batch, stage):
+    """Of a unit at each stage; of a class (None), where zennit also stabilizes the logit and the pooled features."""
     with torch.inference_mode():
-        logits = random_network(images)
-    signal = torch.zeros_like(logits).scatter(1, CLASSES[:, None], logits.gather(1, CLASSES[:, None]))
-    # zennit also stabilizes the logit and the pooled features
-    assert relative_error(maps_of(batch, "relevance"), zennit_relevance(random_network, images, signal, None)) < 1e-5
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_the_relevance_for_a_unit_equals_zennit_and_inactive_units_have_none(random_network, images, stage):
-    with torch.inference_mode():
-        features = (trace := random_network.trace(images, stage)).features[stage]
-        signal = isolate(features, features.amax((2, 3)).argmax(1), "peak")
-        result = relevance_of_units(random_network, images, trace, signal, stage, BOX).sum(1)
-        inactive = (features == 0).double()
-        assert inactive.any()
-        assert not relevance_of_units(random_network, images, trace, inactive, stage, BOX).any()
-    assert relative_error(result, zennit_relevance(random_network, images, signal.clone(), stage)) < 1e-10
+        if stage is None:
+            signal, result = F.one_hot(CLASSES, 10) * random_network(images), maps_of(batch, "relevance")
+        else:
+            features = (trace := random_network.trace(images, stage)).features[stage]
+            signal = isolate(features, features.amax((2, 3)).argmax(1), "peak")
+            result = relevance_of_units(random_network, images, trace, signal, stage, BOX).sum(1)
+            assert (inactive := (features == 0).double()).any()
+            assert not relevance_of_units(random_network, images, trace, inactive, stage, BOX).any()
+    expected = zennit_relevance(random_network, images, signal.clone(), stage)
+    assert relative_error(result, expected) < (1e-10 if stage else 1e-5)
 
 
 @torch.inference_mode()
@@ -183,6 +179,11 @@ def test_detail_is_averaged_over_17_pixels_at_224_and_both_maps_are_scaled(batch
     expected = coarse / -coarse.amin()
     expected[0, 92:109, 42:59] += 1
     assert torch.allclose(batch.map(name), expected)
+
+
+def test_noise_depends_on_the_seed_alone(batch):
+    alone = replace(batch, seeds=batch.seeds[1:]).map("random")[0]
+    assert torch.equal(batch.map("random")[1], alone) and not torch.equal(*batch.map("random"))
 
 
 SETTINGS = Settings(score_images=2, methods=("gradient", "CAM + guided", "relevance", "random", "SmoothGrad"))

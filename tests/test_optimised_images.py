@@ -13,13 +13,12 @@ from figures.inversion import draw_inversion
 from figures.synthesis import draw_synthesis, move
 from network import STAGES
 
-SETTINGS = Settings()
 MEAN = torch.tensor([0.3, 0.5, 0.6])
 
 
 @pytest.fixture(scope="module")
 def inspection(small_run):
-    return inspect(small_run / "model.pt", SETTINGS, "cpu")
+    return inspect(small_run / "model.pt", Settings(), "cpu")
 
 
 @pytest.mark.parametrize("side", [32, 33])
@@ -73,7 +72,7 @@ def shown(figure, number):
 
 def test_inversion_shows_images_with_the_errors_it_states(inspection, monkeypatch):
     monkeypatch.setattr(inversion, "STEPS", dict.fromkeys(STAGES, 30))
-    (path, figure), (_, entries) = draw_inversion(inspection, SETTINGS)
+    (path, figure), (_, entries) = draw_inversion(inspection, Settings())
     assert path.name == "inversion" and len(figure.get_axes()) == 6 * (rows := len(entries) // 5)
     assert_inside(figure)
     for number, entry in enumerate(entries):
@@ -94,7 +93,7 @@ def test_inversion_shows_images_with_the_errors_it_states(inspection, monkeypatc
 
 def test_synthesis_shows_images_with_the_numbers_it_states(inspection, monkeypatch):
     monkeypatch.setattr(synthesis, "STEPS", 30)
-    (path, figure), (_, content) = draw_synthesis(inspection, SETTINGS)
+    (path, figure), (_, content) = draw_synthesis(inspection, Settings())
     assert path.name == "synthesis"
     assert_inside(figure)
     channels, classes = content["channels"], content["classes"]
