@@ -9,7 +9,6 @@ from torch import Tensor
 
 BLOCKS_ACROSS = 28  # 8x8 pixels each at 224
 RESAMPLES = 2000
-CONFIDENCE = 0.95
 
 
 def block_side(pixels: int) -> int:
@@ -57,5 +56,5 @@ def estimate(values: Tensor) -> Estimate:
     values = values.double().cpu().numpy()
     count = len(values)
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)  # (RESAMPLES, n)
-    low, high = np.quantile(drawn @ values / count, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(drawn @ values / count, [0.025, 0.975])
     return Estimate(float(values.mean()), float(low), float(high))

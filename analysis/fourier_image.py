@@ -15,7 +15,6 @@ from runtime.device import bf16_if_native
 
 SPREAD = 0.1  # standard deviation of the coefficients at first; 1 would be a natural image's contrast
 PEAK_LEARNING_RATE = 0.2
-COLOR_IMAGES = 100  # at most, whose colors are counted
 
 
 class FourierImages(nn.Module):
@@ -55,7 +54,7 @@ def color_root(images: Tensor) -> Tensor:
 
 def images_like_data(inspection: Inspection, count: int, side: int, seed: int) -> FourierImages:
     """`FourierImages` with the mean color of the training data and the colors' covariance in the test images."""
-    some = inspection.searched[:: math.ceil(len(inspection.searched) / COLOR_IMAGES)]
+    some = inspection.searched[:: math.ceil(len(inspection.searched) / 100)]  # at most 100
     mean = torch.tensor(inspection.metadata.mean, device=inspection.device)
     return FourierImages(count, side, mean, color_root(inspection.images[some]), seed)
 

@@ -1,4 +1,4 @@
-"""How important each pixel of an image is for a class of the network: one function per method, all in METHODS.
+"""How important each pixel of an image is for a class of the network: one entry of METHODS per method.
 
 A method takes an `ImportanceBatch` and returns maps (N, H, W), higher where more important; some have both signs. What
 several methods need, the trace, the mirrors' pictures and other methods' maps, is computed at the first use.
@@ -17,7 +17,6 @@ from analysis.relevance import Box, relevance
 from network import BLOCKS_PER_STAGE, STAGES, ResNet18, Trace
 from reverse_network import ReverseResNet18, class_signal
 
-STAGE = STAGES[-1]  # the logits are linear in it
 NOISY_IMAGES = 20
 NOISE = 0.15  # standard deviation, relative to the range of the image's values
 STEPS = 20  # from the mean color to the image
@@ -48,19 +47,18 @@ class ImportanceBatch:
     def __post_init__(self):
         self._maps: dict[str, Tensor] = {}
         self._pictures: dict[str, Tensor] = {}
-        self._gradients: dict[str, Tensor] = {}
         if self.classes is None:
             self.classes = self.network.classify(self.features).argmax(1)
 
     @cached_property
     def trace(self) -> Trace:
         """Of the inputs, through all stages."""
-        return self.network.trace(self.inputs, STAGE)
+        return self.network.trace(self.inputs)
 
     @property
     def features(self) -> Tensor:
         """(N, 512, h, w) of conv5_x."""
-        return self.trace.features[STAGE]
+        return self.trace.features[STAGES[-1]]
 
     @cached_property
     def evidence(self) -> Tensor:
@@ -79,23 +77,18 @@ class ImportanceBatch:
         Raises CheckpointError when it is not finite.
         """
         if rule not in self._pictures:
-            mirror, signal = ReverseResNet18(self.network, rule, self.unpool), self.gradient(STAGE)
-            self._pictures[rule] = check_finite(mirror(signal, STAGE, self.trace), f"reconstructions by {rule}")
+            mirror, signal = ReverseResNet18(self.network, rule, self.unpool), self.gradient(STAGES[-1])
+            self._pictures[rule] = check_finite(mirror(signal, STAGES[-1], self.trace), f"reconstructions by {rule}")
         return self._pictures[rule]
 
     def gradient(self, stage: str) -> Tensor:
-        """(N, C, h, w): of the class's logit at the features of a stage above the pooling; computed once."""
-        if stage not in self._gradients:
-            if stage == STAGE:
-                signal = class_signal(self.network, self.features, self.classes)
-            else:
-                depth, blocks = STAGES.index(stage) + 1, ReverseResNet18(self.network, "gradient").blocks
-                signal = self.gradient(STAGES[depth])
-                for index in reversed(range((depth - 1) * BLOCKS_PER_STAGE, depth * BLOCKS_PER_STAGE)):
-                    size = self.trace.blocks[index - 1][1].shape[-2:]  # of the block's input
-                    signal = blocks[index](signal, *self.trace.blocks[index], size)
-            self._gradients[stage] = signal
-        return self._gradients[stage]
+        """(N, C, h, w): of the class's logit at the features of a stage above the pooling."""
+        signal = class_signal(self.network, self.features, self.classes)
+        blocks, first = ReverseResNet18(self.network, "gradient").blocks, STAGES.index(stage) * BLOCKS_PER_STAGE
+        for index in reversed(range(first, len(blocks))):
+            size = self.trace.blocks[index - 1][1].shape[-2:]  # of the block's input
+            signal = blocks[index](signal, *self.trace.blocks[index], size)
+        return signal
 
     def gradient_of(self, inputs: Tensor) -> Tensor:
         """(N, 3, H, W): of the logit of the same classes, at other inputs."""
@@ -106,69 +99,26 @@ class ImportanceBatch:
         return F.interpolate(maps[:, None], self.inputs.shape[-2:], mode="bilinear")[:, 0]
 
 
-METHODS: dict[str, Callable[[ImportanceBatch], Tensor]] = {}  # name -> maps (N, H, W) of a batch
-
-
-def method(name: str, **options) -> Callable[[Callable], Callable]:
-    """A decorator that registers a function of an `ImportanceBatch`, with these options, under this name."""
-
-    def add(compute: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        METHODS[name] = partial(compute, **options)
-        return compute
-
-    return add
-
-
-@method("class activation map")
 def class_activation_map(batch: ImportanceBatch) -> Tensor:
     """Zhou et al. 2016, arXiv:1512.04150, equation 2. On this network also Grad-CAM, before its ReLU."""
     return batch.upscale(batch.evidence)
 
 
-@method("LayerCAM conv4_x", stage="conv4_x")
-@method("LayerCAM conv3_x", stage="conv3_x")
 def layer_cam(batch: ImportanceBatch, stage: str) -> Tensor:
     """Positive gradient x activation, summed over a stage's channels (Jiang et al. 2021, equations 4 and 5)."""
     return batch.upscale((batch.gradient(stage).clamp(min=0) * batch.trace.features[stage]).sum(1))
 
 
-@method("guided x CAM")
 def guided_times_cam(batch: ImportanceBatch) -> Tensor:
     """Guided Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): the CAM's positive part x guided; at least zero."""
     return batch.upscale(batch.evidence.clamp(min=0)) * batch.map("guided")
 
 
-@method("guided x input")
-def guided_times_input(batch: ImportanceBatch) -> Tensor:
-    """The signed sum over the colors."""
-    return (batch.picture("guided") * batch.inputs).sum(1)
+def picture_times_input(batch: ImportanceBatch, rule: str) -> Tensor:
+    """The signed sum over the colors (for the gradient: Shrikumar et al. 2016, arXiv:1605.01713, section 2)."""
+    return (batch.picture(rule) * batch.inputs).sum(1)
 
 
-@method("gradient x input")
-def gradient_times_input(batch: ImportanceBatch) -> Tensor:
-    """Shrikumar et al. 2016, arXiv:1605.01713, section 2: the signed sum over the colors."""
-    return (batch.picture("gradient") * batch.inputs).sum(1)
-
-
-@method("guided")
-def guided(batch: ImportanceBatch) -> Tensor:
-    """Springenberg et al. 2014, arXiv:1412.6806."""
-    return saliency(batch.picture("guided"))
-
-
-@method("gradient")
-def gradient(batch: ImportanceBatch) -> Tensor:
-    """Simonyan et al. 2013, arXiv:1312.6034, section 3."""
-    return saliency(batch.picture("gradient"))
-
-
-@method("deconvnet")
-def deconvnet(batch: ImportanceBatch) -> Tensor:
-    """Zeiler & Fergus 2014, arXiv:1311.2901."""
-    return saliency(batch.picture("deconvnet"))
-
-
-@method("SmoothGrad")
 def smooth_grad(batch: ImportanceBatch) -> Tensor:
     """The mean `saliency` of the gradient over NOISY_IMAGES copies with Gaussian noise (Smilkov et al. 2017).
 
@@ -183,7 +133,6 @@ def smooth_grad(batch: ImportanceBatch) -> Tensor:
     return total / NOISY_IMAGES
 
 
-@method("integrated gradients")
 def integrated_gradients(batch: ImportanceBatch) -> Tensor:
     """The image times the mean gradient on the way to it from the mean color, which is zero for the network.
 
@@ -196,41 +145,18 @@ def integrated_gradients(batch: ImportanceBatch) -> Tensor:
     return (batch.inputs * total / STEPS).sum(1)
 
 
-@method("relevance")
 def relevance_map(batch: ImportanceBatch) -> Tensor:
     """Montavon et al. 2019: `analysis.relevance.relevance`, the signed sum over the colors."""
     return relevance(batch.network, batch.inputs, batch.trace, batch.classes, batch.box).sum(1)
 
 
-@method("relevance + CAM")
-def relevance_plus_cam(batch: ImportanceBatch) -> Tensor:
-    """The class activation map plus blurred relevance: the one says where, the other which parts of it."""
-    return add_detail(batch.map("class activation map"), batch.map("relevance"))
+def cam_plus(batch: ImportanceBatch, sharp: str) -> Tensor:
+    """The class activation map, which says where, plus another method's map, which says which parts of it.
 
-
-@method("CAM + guided")
-def cam_plus_guided(batch: ImportanceBatch) -> Tensor:
-    """The class activation map plus blurred guided."""
-    return add_detail(batch.map("class activation map"), batch.map("guided"))
-
-
-@method("Sobel edges")
-def edges(batch: ImportanceBatch) -> Tensor:
-    """A baseline that does not use the network."""
-    return saliency(sobel_edges(batch.images))
-
-
-@method("random")
-def noise(batch: ImportanceBatch) -> Tensor:
-    """A baseline that does not use the image."""
-    return random_maps(batch.seeds, batch.inputs.shape[-2:])
-
-
-def add_detail(coarse: Tensor, sharp: Tensor) -> Tensor:
-    """The sum of two maps (N, H, W), each divided by its largest absolute value.
-
-    `sharp` is averaged over a square first: of 17 pixels at 224, in proportion at other sizes.
+    Each is divided by its largest absolute value. `sharp` is averaged over a square first: of 17 pixels at 224, in
+    proportion at other sizes.
     """
+    coarse, sharp = batch.map("class activation map"), batch.map(sharp)
     radius = round(BLUR_SHARE * min(sharp.shape[-2:]) / 2 - 0.5)
     sharp = F.avg_pool2d(sharp[:, None], 2 * radius + 1, 1, radius, count_include_pad=False)[:, 0]
     return sum(maps / maps.abs().amax((1, 2), keepdim=True).clamp(min=1e-30) for maps in (coarse, sharp))
@@ -252,3 +178,23 @@ def sobel_edges(images: Tensor) -> Tensor:
 def random_maps(seeds: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, H, W) in 0..1: noise that depends on each seed, (N,) int64, alone."""
     return torch.stack([torch.rand(size, generator=torch.Generator().manual_seed(seed)) for seed in seeds.tolist()])
+
+
+METHODS: dict[str, Callable[[ImportanceBatch], Tensor]] = {
+    "class activation map": class_activation_map,
+    "LayerCAM conv3_x": partial(layer_cam, stage="conv3_x"),
+    "LayerCAM conv4_x": partial(layer_cam, stage="conv4_x"),
+    "guided x CAM": guided_times_cam,
+    "guided x input": partial(picture_times_input, rule="guided"),
+    "gradient x input": partial(picture_times_input, rule="gradient"),
+    "guided": lambda batch: saliency(batch.picture("guided")),  # Springenberg et al. 2014, arXiv:1412.6806
+    "gradient": lambda batch: saliency(batch.picture("gradient")),  # Simonyan et al. 2013, arXiv:1312.6034, section 3
+    "deconvnet": lambda batch: saliency(batch.picture("deconvnet")),  # Zeiler & Fergus 2014, arXiv:1311.2901
+    "SmoothGrad": smooth_grad,
+    "integrated gradients": integrated_gradients,
+    "relevance": relevance_map,
+    "relevance + CAM": partial(cam_plus, sharp="relevance"),
+    "CAM + guided": partial(cam_plus, sharp="guided"),
+    "Sobel edges": lambda batch: saliency(sobel_edges(batch.images)),  # does not use the network
+    "random": lambda batch: random_maps(batch.seeds, batch.inputs.shape[-2:]),  # does not use the image either
+}

@@ -9,12 +9,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis.channels import robust_limit
-from analysis.inspection import Inspection, Picture, PictureInspection, one_per_class, pictures_asked_for
+from analysis.inspection import Inspection, PictureInspection, one_per_class, pictures_asked_for
 from analysis.settings import Settings
+from figures import style
 from figures.faithfulness import BASELINES, class_content, format_score, importance_batch
 from figures.image_grid import to_array
 from figures.registry import register
-from figures.style import WIDTH_INCHES, bare_axes_at, heading, heading_inches, styled, text_at, truncate, unpooling_note
 
 IMAGES = 3
 FOR, AGAINST = (0.70, 0.05, 0.10), (0.10, 0.30, 0.65)  # colors of positive and of negative values
@@ -41,37 +41,28 @@ NOT_SCORED = "The methods are not scored: that needs the test images."
 )
 def draw_attributions(inspection: PictureInspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """Three test images of different classes, or those asked for, one by one; then the content of attributions.json."""
-    asked_for = pictures_asked_for(inspection, settings)
-    scores, caption = {}, NOT_SCORED
+    scores, scored, entries = {}, NOT_SCORED, []
     if isinstance(inspection, Inspection):
         content = class_content(inspection, settings)
-        scores, caption = content["methods"], SCORED.format(count=len(content["images"]))
+        scores, scored = content["methods"], SCORED.format(count=len(content["images"]))
     methods = list(scores or settings.methods)
-    entries = []
+    title = f"What each method calls important for the predicted class{style.unpooling_note(settings.unpool)}"
+    asked_for = pictures_asked_for(inspection, settings)
     for pictures in [[picture] for picture in asked_for] or [one_per_class(inspection, IMAGES)]:
-        classes, maps = importance_maps(inspection, pictures, methods, settings.unpool)
-        images = to_array(torch.cat([inspection.resized(picture.image[None]) for picture in pictures]))
-        note = CAPTION + caption
-        title = f"What each method calls important for the predicted class{unpooling_note(settings.unpool)}"
-        yield Path(pictures[0].folder, "attributions"), attributions_figure(images, classes, maps, scores, title, note)
+        with torch.inference_mode():
+            stored = torch.stack([picture.image for picture in pictures])
+            batch = importance_batch(inspection, stored, torch.arange(len(pictures)), settings.unpool)
+            maps = {name: batch.map(name).cpu() for name in methods}
+        classes = [inspection.metadata.classes[number] for number in batch.classes.tolist()]
+        figure = attributions_figure(to_array(batch.images), classes, maps, scores, title, CAPTION + scored)
+        yield Path(pictures[0].folder, "attributions"), figure
         entries += [{"image": picture.origin, "class": name} for picture, name in zip(pictures, classes, strict=True)]
     kept = ("score", "low", "high")
     by_method = {name: {key: scores[name][key] for key in kept} if scores else None for name in methods}
     yield Path("attributions"), {"images": entries, "methods": by_method}
 
 
-@torch.inference_mode()
-def importance_maps(
-    inspection: PictureInspection, pictures: Sequence[Picture], methods: Sequence[str], unpool: str
-) -> tuple[list[str], dict[str, Tensor]]:
-    """The names of the classes predicted for n pictures; method -> maps (n, H, W) of these classes, on the CPU."""
-    stored = torch.stack([picture.image for picture in pictures])
-    batch = importance_batch(inspection, stored, torch.arange(len(pictures)), unpool)
-    names = [inspection.metadata.classes[number] for number in batch.classes.tolist()]
-    return names, {name: batch.map(name).cpu() for name in methods}
-
-
-@styled
+@style.styled
 def attributions_figure(
     images: np.ndarray, classes: list[str], maps: dict[str, Tensor], scores: dict[str, dict], title: str, caption: str
 ) -> Figure:
@@ -83,22 +74,21 @@ def attributions_figure(
     scores   of faithfulness.json, by method; may be empty
     """
     blocks = 2 if len(images) > 1 else 3
-    rows = -(-len(maps) // blocks)
-    width = WIDTH_INCHES / blocks
+    rows, width = -(-len(maps) // blocks), style.WIDTH_INCHES / blocks
     tile = min(MOST_TILE, (width - LABEL) / len(images) - GAP)
-    above, below = heading_inches(title, caption)
+    above, below = style.heading_inches(title, caption)
     above += LINE
-    figure = Figure((WIDTH_INCHES, above + (rows + 1) * (tile + GAP) + below))
-    heading(figure, title, caption)
+    figure = Figure((style.WIDTH_INCHES, above + (rows + 1) * (tile + GAP) + below))
+    style.heading(figure, title, caption)
 
     def draw_row(block: int, row: int, text: str, shown: Sequence[np.ndarray]) -> None:
         left, top = block * width + GAP, above + row * (tile + GAP)
-        text_at(figure, left, top + tile / 2, text, ha="left", linespacing=1.3)
+        style.text_at(figure, left, top + tile / 2, text, ha="left", linespacing=1.3)
         for column, picture in enumerate(shown):
-            axes = bare_axes_at(figure, left + LABEL - GAP + column * (tile + GAP), top, tile, tile)
+            axes = style.bare_axes_at(figure, left + LABEL - GAP + column * (tile + GAP), top, tile, tile)
             axes.imshow(picture, interpolation="antialiased")
             if row == 0:
-                axes.set_title(truncate(classes[column], int(tile * 17)), pad=2)
+                axes.set_title(style.truncate(classes[column], int(tile * 17)), pad=2)
 
     for block in range(blocks):
         draw_row(block, 0, "image", images)

@@ -23,38 +23,32 @@ from analysis.inspection import Inspection, PictureInspection, spread
 from analysis.receptive_field import receptive_field
 from analysis.relevance import pixel_box
 from analysis.settings import Settings
-from figures import unit_faithfulness
+from figures import style, unit_faithfulness
 from figures.registry import register
-from figures.style import WIDTH_INCHES, format_two_digits, heading, heading_inches, styled, unpooling_note
 from network import STAGES, ResNet18
 from runtime.device import bf16_if_native
 
 STEPS = 10
 BASELINES = ("Sobel edges", "random")  # do not use the network
+RIVALS = ("random", "class activation map", "guided")  # every method's score is compared with theirs
 MOST_CHANNELS = 9  # per stage
 COLUMNS = 4
+ALL = tuple(METHODS)
 
 
 def spread_images(inspection: Inspection, count: int | None = None) -> Tensor:
     """(n,) int64: `count` images, evenly spread over the test split.
 
-    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, from 2 to 8: about 40 s at 224x224 on two
-    cores with all methods.
+    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, from 2 to 8.
     """
     total = len(inspection.images)
-    searched = total if inspection.searched is None else len(inspection.searched)
-    default = min(8, max(2, searched // 20)) if inspection.device.type == "cpu" else 1000
-    count = min(count or default, total)
-    return spread(count, total)
+    default = min(8, max(2, len(inspection.searched) // 20)) if inspection.device.type == "cpu" else 1000
+    return spread(min(count or default, total), total)
 
 
 @torch.inference_mode()
 def class_curves(
-    inspection: Inspection,
-    images: Tensor,
-    unpool: str = "sum",
-    batch_size: int = 24,
-    methods: Sequence[str] = tuple(METHODS),
+    inspection: Inspection, images: Tensor, unpool: str = "sum", batch_size: int = 24, methods: Sequence[str] = ALL
 ) -> Tensor:
     """`remaining_probability` for test images (N,) int64: (N, len(methods), 2, STEPS), on the CPU.
 
@@ -71,7 +65,7 @@ def class_curves(
 
 @torch.inference_mode()
 def block_ranks(
-    inspection: Inspection, images: Tensor, unpool: str = "sum", methods: Sequence[str] = tuple(METHODS)
+    inspection: Inspection, images: Tensor, unpool: str = "sum", methods: Sequence[str] = ALL
 ) -> tuple[Tensor, Tensor, Tensor]:
     """For images of the test split, (N,) int64: the network's input, the predicted classes, and the blocks' ranks.
 
@@ -83,9 +77,7 @@ def block_ranks(
     return batch.inputs, batch.classes, torch.stack([importance_ranks(block_means(each, side)) for each in maps], 1)
 
 
-def importance_batch(
-    inspection: PictureInspection, stored: Tensor, seeds: Tensor, unpool: str = "sum"
-) -> ImportanceBatch:
+def importance_batch(inspection: PictureInspection, stored: Tensor, seeds: Tensor, unpool: str) -> ImportanceBatch:
     """Of stored images (N, 3, H, W) uint8, to explain the predicted classes; seeds: (N,) int64."""
     box = pixel_box(inspection.metadata.mean, inspection.metadata.std)
     inputs = inspection.inputs(stored)
@@ -93,12 +85,7 @@ def importance_batch(
 
 
 def remaining_probability(
-    network: ResNet18,
-    inputs: Tensor,
-    classes: Tensor,
-    ranks: Tensor,
-    side: int,
-    batch_size: int = 24,
+    network: ResNet18, inputs: Tensor, classes: Tensor, ranks: Tensor, side: int, batch_size: int = 24
 ) -> Tensor:
     """The probability of classes[n] as blocks are removed, relative to the whole image's: (N, M, 2, STEPS).
 
@@ -129,27 +116,20 @@ def remaining_probability(
     return left / whole[:, :, None, None]
 
 
-def class_scores(curves: Tensor, methods: Sequence[str] = tuple(METHODS)) -> dict[str, dict]:
+def class_scores(curves: Tensor, methods: Sequence[str] = ALL) -> dict[str, dict]:
     """method -> its part of faithfulness.json, the highest score first. curves: as of `class_curves`.
 
     The score is the mean over the steps of the two curves' difference, least minus most important blocks first: 0 for
-    chance, higher is better; with the mean and the interval over the images. `over_random`: its difference to that of
-    the random map, image by image; None without that map.
+    chance, higher is better; with the mean and the interval over the images. `minus`: its difference to that of each
+    of RIVALS that was scored, image by image.
     """
-    most, least = curves.unbind(2)  # (N, M, STEPS)
-    scores = (least - most).mean(2)
-    random = scores[:, methods.index("random")] if "random" in methods else None
+    scores = (curves[:, :, 1] - curves[:, :, 0]).mean(2)  # (N, M)
+    rivals = {name: scores[:, methods.index(name)] for name in RIVALS if name in methods}
     content = {}
-    for n, name in enumerate(methods):
-        score = estimate(scores[:, n])
-        content[name] = {
-            "score": score.mean,
-            "low": score.low,
-            "high": score.high,
-            "over_random": None if random is None else estimate(scores[:, n] - random)._asdict(),
-            "most": most[:, n].double().mean(0).tolist(),
-            "least": least[:, n].double().mean(0).tolist(),
-        }
+    for n, (name, means) in enumerate(zip(methods, curves.double().mean(0).tolist(), strict=True)):
+        score, low, high = estimate(scores[:, n])
+        minus = {rival: estimate(scores[:, n] - theirs)._asdict() for rival, theirs in rivals.items()}
+        content[name] = {"score": score, "low": low, "high": high, "minus": minus, "most": means[0], "least": means[1]}
     return dict(sorted(content.items(), key=lambda item: -item[1]["score"]))
 
 
@@ -184,35 +164,30 @@ def scores_in_words(content: dict) -> str:
 )
 def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of faithfulness.json."""
-    network, image_size = inspection.network, inspection.metadata.image_size
     by_class, stages, titles = class_content(inspection, settings), {}, {}
     for stage in (stage for stage in STAGES if stage in inspection.search.top):
         asked = chosen_channels(settings, inspection.search, stage)[:MOST_CHANNELS]
         units = max(1, len(by_class["images"]) // MOST_CHANNELS)
         channels, shares = unit_faithfulness.channel_shares(inspection, settings, stage, asked, units)
         if channels:
-            side = block_side(min(receptive_field(network, stage).size, image_size))
+            side = block_side(min(receptive_field(inspection.network, stage).size, inspection.metadata.image_size))
             stages[stage] = unit_faithfulness.stage_content(channels, shares)
             titles[stage] = f"{stage}, {len(channels)} channels\n{side}x{side} px a block"
     content = {**by_class, "channels": stages}
-    yield Path("faithfulness"), faithfulness_figure(content, titles, unpooling_note(settings.unpool))
+    yield Path("faithfulness"), faithfulness_figure(content, titles, style.unpooling_note(settings.unpool))
     yield Path("faithfulness"), content
 
 
 def format_score(numbers: dict) -> str:
     """0.34 (0.30 to 0.38)."""
-    mean, low, high = (format_two_digits(numbers[name]) for name in ("score", "low", "high"))
+    mean, low, high = (style.format_two_digits(numbers[name]) for name in ("score", "low", "high"))
     return f"{mean} ({low} to {high})"
 
 
-@styled
+@style.styled
 def faithfulness_figure(content: dict, stage_titles: dict[str, str], note: str = "") -> Figure:
-    """Above, a panel of curves per method for the class; below, a panel of dots per stage for the channels.
-
-    content  of faithfulness.json
-    note     on unpooling
-    """
-    scores, stages = content["methods"], content["channels"]
+    """Above, a panel of curves per method for the class; below, a panel of dots per stage. note: on unpooling."""
+    scores, stages, side = content["methods"], content["channels"], content["block"]
     rows = math.ceil(len(scores) / COLUMNS)
     text = (
         f"Do removed blocks matter as the picture says{note}?",
@@ -220,36 +195,32 @@ def faithfulness_figure(content: dict, stage_titles: dict[str, str], note: str =
         "mean over the steps, with its 95 % interval over the images; 0: chance. Baselines do not use the network.",
         "Below: share of the activation that is left when the most important tenth of the blocks in the receptive "
         "field is removed (○) or alone is kept (●); bar: 95 % interval over the channels. Turned: the same picture "
-        "turned by 180° about the unit; the difference is what its shape adds to its place. Color: the rule, or grey.",
+        "turned by 180° about the unit; the difference is what its shape adds to its place. Color: the rule whose "
+        "picture a map is made of, or grey.",
     )
     heights = 0.5 + 1.25 * rows, 0.75 + 0.15 * len(unit_faithfulness.METHODS)
-    figure = Figure((WIDTH_INCHES, sum(heights) + sum(heading_inches(*text))), layout="constrained")
-    heading(figure, *text)
+    figure = Figure((style.WIDTH_INCHES, sum(heights) + sum(style.heading_inches(*text))), layout="constrained")
+    style.heading(figure, *text)
     above, below = figure.subfigures(2, height_ratios=heights)
-    side = content["block"]
-    subtitles = (
-        f"Probability of the predicted class: {len(content['images']):,} test images, blocks of {side}x{side} px",
-        "Activation of channels' strongest units",
-    )
-    for half, subtitle in zip((above, below), subtitles, strict=True):
-        half.suptitle(subtitle, x=0.01, ha="left", fontsize=7, weight="bold")
+    images = f"{len(content['images']):,} test images, blocks of {side}x{side} px"
+    above.suptitle(f"Probability of the predicted class: {images}", x=0.01, ha="left", fontsize=7, weight="bold")
+    below.suptitle("Activation of channels' strongest units", x=0.01, ha="left", fontsize=7, weight="bold")
     grid = above.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
     draw_classes(grid, scores)
     curves = grid[0, 0].get_legend_handles_labels()
     legend = above.legend(*curves, loc="upper right", ncols=2, frameon=False, borderaxespad=0, handlelength=1.6)
     for line in legend.get_lines():
         line.set_color("black")  # of any method
-    tenths = [numbers[kind]["0.1"]["high"] for methods in stages.values() for numbers in methods.values()
-              for kind in ("removed", "kept")]  # fmt: skip
-    panels = below.subplots(1, len(stages), sharey=True, squeeze=False)[0] if stages else ()
-    for axes, stage in zip(panels, stages, strict=True):
-        unit_faithfulness.draw_dots(axes, stages[stage], stage_titles[stage], highest=max([1, *tenths]))
+    panels = below.subplots(1, len(stages), sharex=True, sharey=True, squeeze=False)[0] if stages else ()
+    for axes, (stage, numbers) in zip(panels, stages.items(), strict=True):
+        unit_faithfulness.draw_dots(axes, numbers)
+        axes.set_title(stage_titles[stage], loc="left")
+        axes.set_xlim(left=0, auto=None)
     return figure
 
 
 def draw_classes(grid: np.ndarray, scores: dict[str, dict]) -> None:
     """A panel per method: the probability left, most and least important blocks first, and the score between them."""
-    highest = max([1.05, *(value for numbers in scores.values() for value in (*numbers["most"], *numbers["least"]))])
     removed = np.arange(STEPS + 1) * 100 / STEPS
     for axes, (name, numbers) in zip(grid.flat, scores.items(), strict=False):
         color = unit_faithfulness.color_of(name)
@@ -258,7 +229,8 @@ def draw_classes(grid: np.ndarray, scores: dict[str, dict]) -> None:
         axes.plot(removed, least, color=color, linewidth=1.2, label="least important first")
         axes.plot(removed, most, "--", color=color, linewidth=1.2, label="most important first")
         axes.set_title(f"{name}{' (baseline)' * (name in BASELINES)}\n{format_score(numbers)}", loc="left", color=color)
-        axes.set(xlim=(0, 100), xticks=range(0, 101, 25), ylim=(0, highest))
+        axes.set(xlim=(0, 100), xticks=range(0, 101, 25))
+        axes.set_ylim(bottom=0, auto=None)
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid.flat[len(scores) :]:
         axes.set_axis_off()

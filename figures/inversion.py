@@ -14,9 +14,9 @@ from tqdm import tqdm
 from analysis.fourier_image import images_like_data, minimise
 from analysis.inspection import Inspection, Picture, one_per_class, pictures_asked_for
 from analysis.settings import Settings
+from figures import style
 from figures.image_grid import to_array
 from figures.registry import register
-from figures.style import WIDTH_INCHES, heading, styled, truncate
 from network import STAGES
 
 IMAGES = 4
@@ -40,16 +40,13 @@ CAPTION = (
 )
 def draw_inversion(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
     """Images with the features of four test images, or of each of the user's; then the content of inversion.json."""
-    asked_for = pictures_asked_for(inspection, settings)
-    entries = []
+    asked_for, entries = pictures_asked_for(inspection, settings), []
     for pictures in [[picture] for picture in asked_for] or [one_per_class(inspection, IMAGES)]:
         rows, measured = {}, []
         for stage in tqdm(STAGES, "inversion", unit="stages", leave=False, disable=None):
             rows[stage], errors, psnr = invert(inspection, pictures, stage, settings.seed)
-            measured += [
-                {"image": picture.origin, "stage": stage, "feature_error": error, "psnr": decibels}
-                for picture, error, decibels in zip(pictures, errors, psnr, strict=True)
-            ]
+            for picture, error, decibels in zip(pictures, errors, psnr, strict=True):
+                measured.append({"image": picture.origin, "stage": stage, "feature_error": error, "psnr": decibels})
         yield Path(pictures[0].folder, "inversion"), inversion_figure(pictures, rows, measured)
         entries += measured
     yield Path("inversion"), entries
@@ -58,25 +55,21 @@ def draw_inversion(inspection: Inspection, settings: Settings) -> Iterator[tuple
 def invert(
     inspection: Inspection, pictures: list[Picture], stage: str, seed: int
 ) -> tuple[Tensor, list[float], list[float]]:
-    """Images whose features at a stage are nearly those of the pictures.
+    """Images whose features at a stage are nearly those of the pictures, (N, 3, S, S) in 0..1 on the CPU.
 
-    Returns them, (N, 3, S, S) in 0..1 on the CPU; the squared error of their features, relative to the squares of the
-    features; the peak signal-to-noise ratio to the pictures in dB.
+    Also the squared error of the features, relative to their squares, and the peak signal-to-noise ratio in dB.
     """
-    network, images = inspection.network, torch.stack([picture.image for picture in pictures])
-    images = images.to(inspection.device) / 255
+    images = torch.stack([picture.image for picture in pictures]).to(inspection.device) / 255
     found = images_like_data(inspection, len(images), images.shape[-1], seed)
 
     def features(pixels: Tensor) -> Tensor:
-        return network.trace(inspection.preprocess(255 * pixels), stage).features[stage].float()
+        return inspection.network.trace(inspection.preprocess(255 * pixels), stage).features[stage].float()
+
+    def errors(pixels: Tensor) -> Tensor:
+        return (features(pixels) - target).square().sum((1, 2, 3)) / target.square().sum((1, 2, 3))
 
     with torch.no_grad():
         target = features(images)
-    energy = target.square().sum((1, 2, 3))
-
-    def errors(pixels: Tensor) -> Tensor:
-        return (features(pixels) - target).square().sum((1, 2, 3)) / energy
-
     minimise(found, lambda pixels: errors(pixels).sum(), STEPS[stage])
     with torch.no_grad():
         pixels = found()
@@ -84,24 +77,22 @@ def invert(
         return pixels.cpu(), errors(pixels).tolist(), psnr.tolist()
 
 
-@styled
+@style.styled
 def inversion_figure(pictures: list[Picture], stages: dict[str, Tensor], measured: list[dict]) -> Figure:
     """A row for each picture: the original, then the image found for each stage, with its two numbers."""
     originals = torch.stack([picture.image for picture in pictures]) / 255
-    rows = len(pictures)
-    figure = Figure((WIDTH_INCHES, 0.95 + 1.31 * rows), layout="constrained")
+    figure = Figure((style.WIDTH_INCHES, 0.95 + 1.31 * len(pictures)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
-    heading(figure, "What each stage still knows of an image", CAPTION.format(side=originals.shape[-1]))
-    names = [truncate(picture.label or Path(str(picture.origin)).stem, 20) for picture in pictures]
+    style.heading(figure, "What each stage still knows of an image", CAPTION.format(side=originals.shape[-1]))
+    names = [style.truncate(picture.label or Path(str(picture.origin)).stem, 20) for picture in pictures]
     numbers = [f"{format_error(entry['feature_error'])}, {entry['psnr']:.0f} dB" for entry in measured]
-    texts = [*names, *numbers]  # column by column
-    grid = figure.subplots(rows, 1 + len(stages), squeeze=False)
+    texts = iter([*names, *numbers])  # column by column
+    grid = figure.subplots(len(pictures), 1 + len(stages), squeeze=False)
     for column, (stage, images) in enumerate({"original": originals, **stages}.items()):
         grid[0, column].set_title(stage, loc="left", pad=3)
-        for row, image in enumerate(to_array(images)):
-            axes = grid[row, column]
+        for axes, image in zip(grid[:, column], to_array(images), strict=True):
             axes.imshow(image, interpolation="bilinear")  # as the network resizes it
-            axes.text(0, -0.03, texts[column * rows + row], va="top", transform=axes.transAxes)
+            axes.text(0, -0.03, next(texts), va="top", transform=axes.transAxes)
             axes.set_axis_off()
     return figure
 

@@ -18,17 +18,16 @@ from analysis.channels import chosen_channels
 from analysis.fourier_image import images_like_data, minimise
 from analysis.inspection import Inspection
 from analysis.settings import Settings
+from figures import style
 from figures.image_grid import tile_grid, to_array
 from figures.registry import NotDrawn, register
-from figures.style import WIDTH_INCHES, bare_axes_at, heading, heading_inches, styled, text_at, truncate
-from network import STAGES, ResNet18
+from network import STAGES
 
-STAGE = STAGES[-1]
 CHANNELS, CLASSES, EXAMPLES = 9, 10, 9  # at most
 STEPS = 80
 SHIFT, SCALE, DEGREES = 0.1, 0.1, 15.0  # most: of the image's side, of 1, and by rotation
 CONTRAST_PENALTY = 0.3  # of the mean square of the coefficients
-TITLE = f"Images that channels of {STAGE} and classes ask for"
+TITLE = f"Images that channels of {STAGES[-1]} and classes ask for"
 CAPTION = (
     "Above: left, an image found from noise that raises the mean of the channel's map; right, the test images with its "
     "strongest units. The numbers are the strongest unit's activation in the found image, and in any of the "
@@ -45,30 +44,32 @@ TILE, CHANNEL_ROW, CLASS_ROW, HEADING = 1.1, 1.34, 1.5, 0.28
     "Images that optimise a channel or a class",
     "Where the optimised image shares a form or color with the test images, the channel asks for it; an image can be "
     "enough for a class without looking like it.",
-    stages=(STAGE,),
+    stages=STAGES[-1:],
     section="maps",
     is_slow=True,
 )
 def draw_synthesis(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure and synthesis.json. Raises NotDrawn when no image excites the channels."""
-    top = inspection.search.top[STAGE]
-    chosen = chosen_channels(settings, inspection.search, STAGE, CHANNELS)
+    network, top = inspection.network, inspection.search.top[STAGES[-1]]
+    chosen = chosen_channels(settings, inspection.search, STAGES[-1], CHANNELS)
     channels = [channel for channel in chosen if top.scores[channel, 0] > 0][:CHANNELS]
     if not channels:
         raise NotDrawn("no image excites the channels asked for")
     best = top.scores[channels, 0].to(inspection.device)
-    rows, columns = torch.arange(len(channels)), torch.as_tensor(channels)
-
-    def activations(network: ResNet18, inputs: Tensor) -> Tensor:
-        return network.trace(inputs).features[STAGE].float()[rows, columns]
-
-    excited = optimise(inspection, settings, len(channels), lambda *x: activations(*x).mean((1, 2)) / best)
     names = inspection.metadata.classes[:CLASSES]
-    certain = optimise(inspection, settings, len(names), lambda *x: class_log_probability(*x, len(names)))
+
+    def activations(inputs: Tensor) -> Tensor:  # (n, 3, H, W) -> (n, h, w) of channel n in image n
+        features = network.trace(inputs).features[STAGES[-1]].float()
+        return features[torch.arange(len(channels)), torch.as_tensor(channels)]
+
+    def log_probability(inputs: Tensor) -> Tensor:  # (n, 3, H, W) -> (n,) of class n in image n
+        return network(inputs).float().log_softmax(1)[:, : len(names)].diagonal()
+
+    excited = optimise(inspection, settings, len(channels), lambda inputs: activations(inputs).mean((1, 2)) / best)
+    certain = optimise(inspection, settings, len(names), log_probability)
     with torch.no_grad():
-        reached = activations(inspection.network, inspection.preprocess(255 * excited)).amax((1, 2)).tolist()
-        inputs = inspection.preprocess(255 * certain)
-        probabilities = class_log_probability(inspection.network, inputs, len(names)).exp().tolist()
+        reached = activations(inspection.preprocess(255 * excited)).amax((1, 2)).tolist()
+        probabilities = log_probability(inspection.preprocess(255 * certain)).exp().tolist()
     content = {
         "channels": [
             {"channel": channel, "activation": value, "best_test_activation": test}
@@ -79,31 +80,23 @@ def draw_synthesis(inspection: Inspection, settings: Settings) -> Iterator[tuple
     }
     shown = [inspection.top_images(top, channel)[:EXAMPLES] for channel in channels]
     examples = [inspection.resized(inspection.images[images]) for images in shown]
-    searched = len(inspection.searched)
-    yield Path("synthesis"), synthesis_figure(excited.cpu(), examples, certain.cpu(), content, searched)
+    caption = CAPTION.format(searched=len(inspection.searched))
+    yield Path("synthesis"), synthesis_figure(excited.cpu(), examples, certain.cpu(), content, caption)
     yield Path("synthesis"), content
 
 
-def optimise(
-    inspection: Inspection, settings: Settings, count: int, objective: Callable[[ResNet18, Tensor], Tensor]
-) -> Tensor:
-    """Images that raise an objective of (network, inputs) -> (count,): (count, 3, S, S) in 0..1, as large as stored."""
+def optimise(inspection: Inspection, settings: Settings, count: int, objective: Callable[[Tensor], Tensor]) -> Tensor:
+    """Images whose inputs raise an objective (count,): (count, 3, S, S) in 0..1, as large as stored."""
     found = images_like_data(inspection, count, inspection.images.shape[-1], settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
 
     def loss(pixels: Tensor) -> Tensor:
-        inputs = move(inspection.preprocess(255 * pixels), generator)
         contrast = found.coefficients.square().mean((1, 2, 3, 4))
-        return (CONTRAST_PENALTY * contrast - objective(inspection.network, inputs)).sum()
+        return (CONTRAST_PENALTY * contrast - objective(move(inspection.preprocess(255 * pixels), generator))).sum()
 
     minimise(found, loss, STEPS)
     with torch.no_grad():
         return found()
-
-
-def class_log_probability(network: ResNet18, inputs: Tensor, count: int) -> Tensor:
-    """The logarithm of the probability of class n in image n, (count,)."""
-    return network(inputs).float().log_softmax(1)[:, :count].diagonal()
 
 
 def move(inputs: Tensor, generator: torch.Generator) -> Tensor:
@@ -117,25 +110,26 @@ def move(inputs: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(inputs, grid, padding_mode="reflection", align_corners=False)
 
 
-@styled
-def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, content: dict, searched: int) -> Figure:
+@style.styled
+def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, content: dict, caption: str) -> Figure:
     """Channels in three columns, each image beside its test images; classes in five."""
-    caption = CAPTION.format(searched=searched)
-    above, below = heading_inches(TITLE, caption)
+    above, below = style.heading_inches(TITLE, caption)
     channel_top = above + HEADING
     class_top = channel_top + math.ceil(len(excited) / 3) * CHANNEL_ROW + HEADING
-    figure = Figure((WIDTH_INCHES, class_top + math.ceil(len(certain) / 5) * CLASS_ROW + below))
-    heading(figure, TITLE, caption)
+    figure = Figure((style.WIDTH_INCHES, class_top + math.ceil(len(certain) / 5) * CLASS_ROW + below))
+    style.heading(figure, TITLE, caption)
 
     def tile(left: float, top: float, image: np.ndarray, size: float, text: str) -> None:
-        bare_axes_at(figure, left, top, size, size).imshow(image, interpolation="bilinear")  # as the network resizes
-        text_at(figure, left, top + size + 0.09, text, ha="left")
+        axes = style.bare_axes_at(figure, left, top, size, size)
+        axes.imshow(image, interpolation="bilinear")  # as the network resizes
+        style.text_at(figure, left, top + size + 0.09, text, ha="left")
 
-    for top, text in (
-        (channel_top, "Channels: an optimised image beside the test images that excite the channel most"),
-        (class_top, "Classes: images optimised for the probability of one class"),
-    ):
-        text_at(figure, 0.06, top - 0.12, text, ha="left", weight="bold")
+    titles = {
+        channel_top: "Channels: an optimised image beside the test images that excite the channel most",
+        class_top: "Classes: images optimised for the probability of one class",
+    }
+    for top, text in titles.items():
+        style.text_at(figure, 0.06, top - 0.12, text, ha="left", weight="bold")
     for n, (image, entry) in enumerate(zip(to_array(excited), content["channels"], strict=True)):
         left, top = 0.06 + n % 3 * 2.32, channel_top + n // 3 * CHANNEL_ROW
         tile(left, top, image, TILE, f"channel {entry['channel']}: {entry['activation']:.1f}")
@@ -143,5 +137,5 @@ def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, c
         tile(left + TILE + 0.04, top, grid, TILE, f"at most {entry['best_test_activation']:.1f}")
     for n, (image, entry) in enumerate(zip(to_array(certain), content["classes"], strict=True)):
         left, top = 0.06 + n % 5 * 1.39, class_top + n // 5 * CLASS_ROW
-        tile(left, top, image, 1.27, f"{truncate(entry['class'], 14)}: {entry['probability']:.3f}")
+        tile(left, top, image, 1.27, f"{style.truncate(entry['class'], 14)}: {entry['probability']:.3f}")
     return figure

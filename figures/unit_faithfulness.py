@@ -5,7 +5,7 @@ removed, or all others are. The share of the activation that survives says wheth
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -21,22 +21,26 @@ from analysis.importance import random_maps, saliency, sobel_edges
 from analysis.inspection import Inspection
 from analysis.receptive_field import Units, blocks_seen, crop_to_receptive_field, locate_units
 from analysis.reconstruction import ALL_RULES
+from analysis.relevance import pixel_box, relevance_of_units
 from analysis.settings import Settings
 from figures.style import RULE_STYLE
 from network import ResNet18
+from reverse_network import isolate
 from runtime.device import bf16_if_native
 
 SHARES = (0.05, 0.1, 0.2)  # of the blocks in the receptive field
-CHANGES = tuple((kind, share) for kind in ("removed", "kept") for share in SHARES)
-TURNED = {rule: f"{rule}, turned" for rule in ALL_RULES}
+Change = tuple[str, float]
+CHANGES: tuple[Change, ...] = tuple((kind, share) for kind in ("removed", "kept") for share in SHARES)
+TURNED = {rule: f"{rule}, turned" for rule in (*ALL_RULES, "relevance")}
 SQUARE = "square at the unit"
 METHODS = (
-    *(name for rule in ("guided", "gradient", "deconvnet") for name in (rule, TURNED[rule])),
+    *(name for rule in ("relevance", "guided", "gradient", "deconvnet") for name in (rule, TURNED[rule])),
     SQUARE,
     "the unit's map",
     "Sobel edges",
     "random",
 )
+COLORS = {"relevance": "#2166ac"} | {rule: color for rule, (color, _) in RULE_STYLE.items()}
 
 
 @torch.inference_mode()
@@ -57,8 +61,11 @@ def channel_shares(
     pictures = reconstruct_top_images(inspection, replace(settings, rules=ALL_RULES, units="peak"), stage, alive)
     scored, shares = [], {name: [] for name in METHODS}
     for n, channel in enumerate(tqdm(alive, f"faithfulness, {stage}", unit="channels", leave=False, disable=None)):
-        maps = {rule: saliency(by_channel[n]) for rule, by_channel in pictures.items()}
-        left = unit_shares(inspection, settings, stage, channel, maps, first_seed=n * count)
+        ranks, stored, units = live_units(inspection, stage, channel)
+        maps = {rule: saliency(by_channel[n, ranks]).to(inspection.device) for rule, by_channel in pictures.items()}
+        maps |= other_maps(inspection, stored, units, seeds=n * count + ranks)
+        maps |= {turned: turn_about_unit(maps[rule], units) for rule, turned in TURNED.items()}
+        left = unit_shares(inspection.network, units, maps, CHANGES, settings.batch_size)
         if not left[SQUARE].isnan().all():  # NaN by every method or by none
             scored.append(channel)
             for name in METHODS:
@@ -66,49 +73,46 @@ def channel_shares(
     return scored, {name: torch.stack(by_channel) for name, by_channel in shares.items()} if scored else {}
 
 
+def live_units(inspection: Inspection, stage: str, channel: int) -> tuple[Tensor, Tensor, Units]:
+    """Of a channel's strongest units that are on: their ranks (N,) int64, their stored images, and the units."""
+    top = inspection.search.top[stage]
+    ranks = (top.scores[channel] > 0).nonzero().flatten().cpu()
+    stored = inspection.images[inspection.top_images(top, channel)[ranks]]
+    positions = top.positions[channel].cpu()[ranks].to(inspection.device)
+    channels = torch.full_like(positions, channel)
+    return ranks, stored, locate_units(inspection.network, stage, inspection.inputs(stored), channels, positions)
+
+
+def other_maps(inspection: Inspection, stored: Tensor, units: Units, seeds: Tensor) -> dict[str, Tensor]:
+    """method -> (N, H, W), for the methods that are no rule; seeds: (N,) int64 of the random maps."""
+    network, size = inspection.network, units.inputs.shape[-2:]
+    trace = network.trace(units.inputs, units.stage)
+    features = trace.features[units.stage]
+    signal = isolate(features, units.channels, units.cells[:, 0] * features.shape[-1] + units.cells[:, 1])
+    box = pixel_box(inspection.metadata.mean, inspection.metadata.std)
+    own = features[torch.arange(len(features), device=features.device), units.channels]
+    return {
+        "relevance": relevance_of_units(network, units.inputs, trace, signal, units.stage, box).sum(1),
+        "the unit's map": F.interpolate(own[:, None], size, mode="bilinear")[:, 0],
+        "Sobel edges": saliency(sobel_edges(inspection.resized(stored))),
+        "random": random_maps(seeds, size),
+    }
+
+
 @torch.inference_mode()
 def unit_shares(
-    inspection: Inspection,
-    settings: Settings,
-    stage: str,
-    channel: int,
-    maps: Mapping[str, Tensor],
-    first_seed: int = 0,
-    methods: Sequence[str] = METHODS,
-    changes: Sequence[tuple[str, float]] = CHANGES,
+    network: ResNet18, units: Units, maps: Mapping[str, Tensor], changes: Sequence[Change], batch_size: int
 ) -> dict[str, Tensor]:
-    """For those of a channel's k strongest units that are on, method -> `surviving_shares`, (N, len(changes)).
-
-    maps              rule -> (k, S, S): saliency of the units' reconstructions
-    first_seed        of the random maps, one per unit
-    methods, changes  some of METHODS and of CHANGES
-
-    The shares are on the CPU.
-    """
-    network, device, top = inspection.network, inspection.device, inspection.search.top[stage]
-    count = len(next(iter(maps.values())))
-    ranks = (top.scores[channel, :count] > 0).nonzero().flatten().cpu()
-    stored = inspection.images[inspection.top_images(top, channel)[ranks]]
-    positions = top.positions[channel].cpu()[ranks].to(device)
-    units = locate_units(network, stage, inspection.inputs(stored), torch.full_like(positions, channel), positions)
-    others: dict[str, Callable[[], Tensor]] = {
-        "the unit's map": lambda: unit_maps(network, units),
-        "Sobel edges": lambda: saliency(sobel_edges(inspection.resized(stored))),
-        "random": lambda: random_maps(first_seed + ranks, units.inputs.shape[-2:]),
-    }
-    maps = {rule: by_rank[ranks] for rule, by_rank in maps.items()}
-    maps |= {name: compute() for name, compute in others.items() if name in methods}
-    maps = {name: pixels.to(device) for name, pixels in maps.items()}
-    shares = {name: units.inputs.new_empty(len(ranks), len(changes), device="cpu") for name in methods}
+    """`surviving_shares` in crops to what the units see, by maps (N, H, W) and SQUARE, on the CPU."""
+    device = units.inputs.device
+    shares = {name: torch.empty(len(units.cells), len(changes), dtype=units.inputs.dtype) for name in (*maps, SQUARE)}
+    maps = {name: by_unit.to(device) for name, by_unit in maps.items()}
     for members, cropped, crops in crop_to_receptive_field(network, units, maps):
-        crops |= {turned: turn_about_unit(crops[rule], cropped) for rule, turned in TURNED.items() if turned in methods}
-        importance = {
-            name: square_importance(cropped) if name == SQUARE else block_means(crops[name], cropped.block)
-            for name in methods
-        }
+        importance = {name: block_means(crop, cropped.block) for name, crop in crops.items()}
+        importance[SQUARE] = square_importance(cropped)
         with bf16_if_native(device):
-            left = surviving_shares(network, cropped, importance, changes, settings.batch_size)
-        for name in methods:
+            left = surviving_shares(network, cropped, importance, changes, batch_size)
+        for name in shares:
             shares[name][members.cpu()] = left[name].cpu()
     return shares
 
@@ -120,28 +124,23 @@ def kept_by_tenth(inspection: Inspection, settings: Settings, result: ChannelRes
     """
     if result.images[0].activation <= 0:
         return {}
-    methods, changes = [*result.saliency, SQUARE], [("kept", 0.1)]
-    stage, channel = result.stage, result.channel
-    shares = unit_shares(inspection, settings, stage, channel, result.saliency, methods=methods, changes=changes)
+    ranks, _, units = live_units(inspection, result.stage, result.channel)
+    maps = {rule: by_rank[ranks] for rule, by_rank in result.saliency.items()}
+    shares = unit_shares(inspection.network, units, maps, [("kept", 0.1)], settings.batch_size)
     means = {name: by_unit.nanmean().item() for name, by_unit in shares.items()}
     return {name: mean for name, mean in means.items() if not math.isnan(mean)}
 
 
 def surviving_shares(
-    network: ResNet18,
-    units: Units,
-    importance: Mapping[str, Tensor],
-    changes: Sequence[tuple[str, float]] = CHANGES,
-    batch_size: int = 24,
+    network: ResNet18, units: Units, importance: Mapping[str, Tensor], changes: Sequence[Change], batch_size: int = 24
 ) -> dict[str, Tensor]:
     """What is left of each unit's activation: method -> (N, len(changes)), relative to that in the whole image.
 
     importance  method -> (N, n) of the blocks
     changes     of CHANGES: the most important share of the blocks seen, at least one, is removed, or it alone is kept
 
-    NaN where the whole image does not activate the unit: rounding can take all of a weak activation.
-
-    Raises CheckpointError when an activation is not finite.
+    NaN where the whole image does not activate the unit: rounding can take all of a weak activation. Raises
+    CheckpointError when an activation is not finite.
     """
     seen = blocks_seen(units)
     ranks = torch.stack([importance_ranks(blocks.masked_fill(~seen, -torch.inf)) for blocks in importance.values()], 1)
@@ -165,13 +164,6 @@ def unit_activations(network: ResNet18, units: Units, inputs: Tensor, which: Ten
     features = network.trace(inputs, units.stage).features[units.stage]
     row, column = units.cells[which].T
     return features[torch.arange(len(which), device=which.device), units.channels[which], row, column].to(inputs.dtype)
-
-
-def unit_maps(network: ResNet18, units: Units) -> Tensor:
-    """(N, H, W): each unit's feature map, bilinear to the image."""
-    features = network.trace(units.inputs, units.stage).features[units.stage]
-    maps = features[torch.arange(len(features), device=features.device), units.channels]
-    return F.interpolate(maps[:, None], units.inputs.shape[-2:], mode="bilinear")[:, 0]
 
 
 def turn_about_unit(maps: Tensor, units: Units) -> Tensor:
@@ -205,39 +197,29 @@ def stage_content(channels: Sequence[int], shares: Mapping[str, Tensor]) -> dict
     """A stage's part of faithfulness.json: method -> numbers over the channels, and those of each channel."""
     content = {}
     for name, by_channel in shares.items():
-        content[name] = estimates(by_channel)
+        content[name] = by_change(estimate(values)._asdict() for values in by_channel.T)
         if name in TURNED:
-            content[name]["minus_turned"] = estimates(by_channel - shares[TURNED[name]])
-        content[name]["by_channel"] = {
-            str(channel): by_change(values) for channel, values in zip(channels, by_channel.tolist(), strict=True)
-        }
+            differences = by_channel - shares[TURNED[name]]
+            content[name]["minus_turned"] = by_change(estimate(values)._asdict() for values in differences.T)
+        by_number = zip(map(str, channels), map(by_change, by_channel.tolist()), strict=True)
+        content[name]["by_channel"] = dict(by_number)
     return content
-
-
-def estimates(shares: Tensor) -> dict[str, dict]:
-    """(C, len(CHANGES)) -> "removed" or "kept" -> share of the blocks -> mean over the channels, with its interval."""
-    return by_change(estimate(over_channels)._asdict() for over_channels in shares.T)
 
 
 def by_change(values: Iterable) -> dict[str, dict]:
     """A value for each of CHANGES -> "removed" or "kept" -> share of the blocks, as text -> value."""
-    content: dict[str, dict] = {}
-    for (kind, share), value in zip(CHANGES, values, strict=True):
-        content.setdefault(kind, {})[str(share)] = value
-    return content
+    by_pair = dict(zip(CHANGES, values, strict=True))
+    return {kind: {str(share): by_pair[kind, share] for share in SHARES} for kind in ("removed", "kept")}
 
 
 def color_of(method: str) -> str:
-    """A rule's color for its picture, also turned or times another map; grey for all else."""
-    return next((color for rule, (color, _) in RULE_STYLE.items() if method.startswith(rule)), "0.25")
+    """A rule's color for its picture and for what is made of it, such as "CAM + guided"; grey for all else."""
+    words = method.replace(",", "").split()
+    return next((color for rule, color in COLORS.items() if rule in words), "0.25")
 
 
-def draw_dots(axes: Axes, content: dict[str, dict], title: str, highest: float) -> None:
-    """A row per method: what is left without the most important tenth (hollow), and with nothing else (filled).
-
-    content  of a stage, as `stage_content` returns it
-    highest  share of the activation that the axis reaches
-    """
+def draw_dots(axes: Axes, content: dict[str, dict]) -> None:  # content: as of `stage_content`
+    """A row per method: what is left without the most important tenth (hollow), and with nothing else (filled)."""
     for row, name in enumerate(METHODS):
         color = color_of(name)
         for kind, face in (("removed", "white"), ("kept", color)):
@@ -248,10 +230,9 @@ def draw_dots(axes: Axes, content: dict[str, dict], title: str, highest: float) 
     axes.set_yticks(range(len(METHODS)), METHODS)
     for label, name in zip(axes.get_yticklabels(), METHODS, strict=False):  # none but in the first panel
         label.set_color(color_of(name))
-    axes.set(ylim=(len(METHODS) - 0.5, -0.5), xlim=(0, highest * 1.03))
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.set_ylim(len(METHODS) - 0.5, -0.5)
     axes.grid(axis="y", color="0.9", linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xlabel("activation left", labelpad=1)
-    axes.set_title(title, loc="left")
