@@ -9,11 +9,17 @@ torchrun --nproc_per_node=2 train.py                      two GPUs, half of ever
 """
 
 import math
+import os
+import signal
 import sys
 from argparse import BooleanOptionalAction
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # until main() can be interrupted: loading the libraries takes seconds
+    signal.signal(signal.SIGINT, lambda *_: os.write(2, b"interrupted\n") and os._exit(130))
 
 import torch
 
@@ -232,4 +238,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     main()

@@ -6,6 +6,7 @@ Every file is read with `torch.load(weights_only=True)`, so a file from elsewher
 import os
 import pickle
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
@@ -20,6 +21,7 @@ from network import ResNet18
 TRAINED = Path("checkpoints/model.pt")  # in the working directory
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
 SNAPSHOT = "snapshot_{}.pt"  # {}: epoch
+IS_WINDOWS = os.name == "nt"
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys of the state dict in other scripts' files
 WRAPPING_MODULES = {"module", "_orig_mod", "model", "net"}  # of DataParallel, torch.compile, Lightning, in names
 
@@ -42,8 +44,8 @@ def atomic_file(path: str | Path, keep_previous: bool = False) -> Iterator[Binar
             file.flush()
             os.fsync(file.fileno())
         if keep_previous and path.exists():
-            os.replace(path, previous(path))
-        os.replace(temporary, path)
+            _replace(path, previous(path))
+        _replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     # the new name shall survive a power failure; Windows and some network file systems cannot flush a folder
@@ -53,6 +55,15 @@ def atomic_file(path: str | Path, keep_previous: bool = False) -> Iterator[Binar
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _replace(source: Path, target: Path) -> None:
+    """os.replace; on Windows it fails while another process reads the target, so it is tried for five seconds."""
+    for _ in range(100 if IS_WINDOWS else 0):
+        with suppress(PermissionError):
+            return os.replace(source, target)
+        time.sleep(0.05)
+    os.replace(source, target)
 
 
 def save(state: dict[str, Any], path: str | Path, keep_previous: bool = False) -> None:

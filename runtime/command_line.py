@@ -41,6 +41,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description: str, reads_files: bool = False):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
         self.fromfile_prefix_chars = "@" if reads_files else None
+        if hasattr(sys.stdout, "reconfigure"):  # what its encoding lacks becomes an escape, as Python does for stderr
+            sys.stdout.reconfigure(errors="backslashreplace")
 
     def convert_arg_line_to_args(self, line: str) -> list[str]:
         try:

@@ -60,6 +60,21 @@ class TestSave:
         assert checkpoint.load(path) == {"n": 1} and checkpoint.load(tmp_path / "last.prev.pt") == {"n": 0}
         assert sorted(os.listdir(tmp_path)) == ["last.prev.pt", "last.pt"]
 
+    def test_windows_is_given_time(self, tmp_path, monkeypatch):
+        """There, a file cannot be replaced while another process reads it."""
+        attempts, replace = [], os.replace
+
+        def busy_twice(source, target):
+            attempts.append(target)
+            if len(attempts) < 3:
+                raise PermissionError("in use")
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", busy_twice)
+        monkeypatch.setattr(checkpoint, "IS_WINDOWS", True)
+        checkpoint.save({"a": 1}, tmp_path / "a.pt")
+        assert len(attempts) == 3 and checkpoint.load(tmp_path / "a.pt") == {"a": 1}
+
     def test_a_folder_that_cannot_be_flushed(self, tmp_path, monkeypatch):
         monkeypatch.setattr(os, "open", raising(errno.EACCES))
         checkpoint.save({"n": 1}, tmp_path / "a.pt")

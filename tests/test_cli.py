@@ -1,5 +1,6 @@
 """Both scripts from the command line: every wrong input ends in one line, and nothing is overwritten."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -179,3 +180,14 @@ def test_before_any_training_the_shipped_network_is_shown(capsys, tmp_path, monk
     shutil.copytree(small_run, tmp_path / "checkpoints")
     visualizer.main(flags)  # without --ckpt, the same
     assert "does not exist yet" not in capsys.readouterr().out
+
+
+def test_a_terminal_that_cannot_show_a_path(small_run, tmp_path, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    out = tmp_path / "опыт"
+    flags = ["--ckpt", small_run / "model.pt", "--out", out, "--figures", "training_curves", "--device", "cpu"]
+    visualizer.main([*map(str, flags), "--dpi", "50"])
+    assert (out / "report.html").exists()
+    terminal.flush()
+    assert "\\u043e\\u043f\\u044b\\u0442" in terminal.buffer.getvalue().decode("cp1252")
