@@ -16,29 +16,23 @@ from figures.correspondence import (
     CHANGED_LAYERS,
     correspond,
     correspondence_figure,
-    disagreement,
-    part_squares,
     random_squares,
-    sign_changes,
     table,
-    table_in_words,
 )
 from figures.registry import NotDrawn
 
-SETTINGS = Settings()
 RANDOM = np.random.RandomState(0)
-ROWS = ("parts", "random", "difference")
 
 
 @pytest.fixture(scope="module")
 def inspection(small_run):
-    return inspect(small_run / "model.pt", SETTINGS, "cpu", stages=["conv4_x", "conv5_x"])
+    return inspect(small_run / "model.pt", Settings(), "cpu", stages=["conv4_x", "conv5_x"])
 
 
 @pytest.fixture(scope="module")
 def drawn(inspection):
     """The figure and the content of correspondence.json."""
-    (path, figure), (_, content) = FIGURES["correspondence"].draw(inspection, SETTINGS)
+    (path, figure), (_, content) = FIGURES["correspondence"].draw(inspection, Settings())
     assert str(path) == "correspondence"
     return figure, content
 
@@ -55,25 +49,20 @@ def by_hand(changes):
     return np.mean(different), np.mean(unchanged)
 
 
-def test_disagreement_by_brute_force():
-    changes = torch.from_numpy(RANDOM.randint(-1, 2, (5, 40)) * RANDOM.rand(5, 40))
-    different, unchanged = by_hand(changes.tolist())
-    assert disagreement(changes) == pytest.approx({"different": different, "unchanged": unchanged})
-    assert disagreement(torch.zeros(2, 3)) == {"different": None, "unchanged": 1.0}
-
-
 def test_it_is_torchvisions_network_with_the_squares_hidden(random_network):
     nodes = {"layer3": "conv4_x", "layer4": "conv5_x", "flatten": "pooled"}
     theirs = torchvision_layers(random_network, nodes)
     images, pictures = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.zeros(4, 3, 32, 32)
     for n, picture in enumerate(pictures):
         picture[:, 4 + n : 12 + n, 8 : 18 + n] = 1
-    entry = correspond(random_network, images, pictures, 7, seed=3, draws=2)
+    entry = correspond(random_network, images, pictures, 7, seed=3)
+    assert entry["parts"] == [(3, 8, 10), (4, 8, 11), (4, 8, 12), (5, 8, 13)]  # around the energy
     cases = [(entry["parts"], entry["parts_change"]), *zip(entry["random"], entry["random_change"], strict=True)]
-    assert len(cases) == 3
+    assert len(cases) == 4
     for squares, change in cases:
         hidden = images.clone()
         for n, (top, left, side) in enumerate(squares):
+            assert side == entry["parts"][n][2]
             hidden[n, :, top : top + side, left : left + side] = 0
         with torch.no_grad():
             before, after = theirs(images), theirs(hidden)
@@ -86,53 +75,38 @@ def test_it_is_torchvisions_network_with_the_squares_hidden(random_network):
             assert change[name] == pytest.approx({"different": different, "unchanged": unchanged}, abs=1e-3)
 
 
-def test_the_parts_hold_the_energy():
-    pictures = torch.zeros(3, 3, 40, 40)
-    pictures[0, 1, 10:14, 20:26] = 2
-    pictures[1, 0, 0:2, 38:40] = -1
-    found = part_squares(pictures)
-    assert found[0] == (9, 20, 6) and found[1] == (0, 38, 2)
-    assert found[2] == (0, 0, 40)  # nothing to hold
-    for (top, left, side), picture in zip(found, pictures, strict=True):
-        inside = picture[:, top : top + side, left : left + side]
-        assert inside.shape == (3, side, side) and torch.equal(inside.square().sum(), picture.square().sum())
-
-
-def test_random_squares_are_centred_where_the_class_is_seen():
-    activation = -torch.ones(3, 4, 4)
-    activation[0, 1, 2] = activation[1, :, 0] = 50.0
-    random, size = np.random.default_rng(0), 64
-    allowed = torch.nn.functional.interpolate(activation[:, None], (size, size), mode="bilinear")[:, 0] > 0
-    centers = []
+def test_random_squares_are_centred_on_the_pixels_allowed():
+    allowed = torch.zeros(3, 64, 64, dtype=torch.bool)
+    allowed[0, 20:30, 40] = allowed[1, :, :5] = True
+    random, drawn = np.random.default_rng(0), []
     for _ in range(50):
-        squares = random_squares(activation, [(0, 0, 10), (5, 5, 9), (1, 2, 20)], size, random)
-        assert [side for *_, side in squares] == [10, 9, 20]
-        for n, (top, left, side) in enumerate(squares):
-            assert 0 <= top <= size - side and 0 <= left <= size - side
-            if n < 2 and 0 < top < size - side and 0 < left < size - side:
-                assert allowed[n, top + side // 2, left + side // 2]
-        centers.append(squares[2][:2])
-    assert len(set(centers)) > 40  # anywhere, as this class is nowhere
+        squares = random_squares(allowed, [10, 9, 20], random)
+        (top, left, _), (upper, corner, _), _ = squares
+        assert 15 <= top < 25 and left == 35 and [side for *_, side in squares] == [10, 9, 20]
+        assert 0 <= upper <= 55 and corner == 0  # shifted into the image
+        drawn.append(squares[2])
+    assert len(set(drawn)) > 40  # anywhere, as nothing is allowed
+
+
+def shares(channels, layer, measure):
+    """(2, channels): of each channel's parts, and the mean over its random squares."""
+    parts = [entry["parts_change"][layer][measure] for entry in channels]
+    return np.array([parts, [np.mean([draw[layer][measure] for draw in entry["random_change"]]) for entry in channels]])
 
 
 def test_the_numbers_are_those_of_the_channels(drawn):
     _, content = drawn
-    assert content["stage"] == "conv4_x" and 2 <= len(content["channels"]) <= 12
+    channels = content["channels"]
+    assert content["stage"] == "conv4_x" and 2 <= len(channels) <= 12
     for layer, rows in content["layers"].items():
-        shares = {}
-        for key in ("different", "unchanged"):
-            parts = [entry["parts_change"][layer][key] for entry in content["channels"]]
-            random = [np.mean([draw[layer][key] for draw in entry["random_change"]]) for entry in content["channels"]]
-            shares[key] = np.array([parts, random])
-        assert rows["unchanged"] == pytest.approx(
-            dict(zip(("parts", "random"), shares["unchanged"].mean(1), strict=True))
-        )
-        parts, random = shares["different"]
+        unchanged = shares(channels, layer, "unchanged").mean(1)
+        assert [rows["unchanged"][row] for row in ("parts", "random")] == pytest.approx(unchanged)
+        parts, random = shares(channels, layer, "different")
         for row, values in (("parts", parts), ("random", random), ("difference", parts - random)):
             assert rows[row]["mean"] == pytest.approx(values.mean())
             assert rows[row]["error"] == pytest.approx(values.std(ddof=1) / len(values) ** 0.5)
     json.dumps(content, allow_nan=False)
-    assert f"conv5_x {content['layers']['conv5_x']['parts']['mean']:.3f} against" in table_in_words(content)
+    assert f"pooled {rows['difference']['mean']:.3f} ±" in FIGURES["correspondence"].words(content)
 
 
 def test_the_figure_shows_the_json(inspection, drawn):
@@ -152,32 +126,28 @@ def test_the_figure_shows_the_json(inspection, drawn):
             for square, expected in ((random, entry["random"][0][n]), (part, entry["parts"][n])):
                 assert (square.get_y() + 0.5, square.get_x() + 0.5 - left, square.get_width()) == expected
     assert [text.get_text() for text in pairs.texts] == list(CHANGED_LAYERS)
-    cells = {cell: texts.get_text().get_text() for cell, texts in table_axes.tables[0].get_celld().items()}
+    cells = np.reshape([text.get_text() for text in table_axes.texts], (6, 4))
     for column, (layer, numbers) in enumerate(content["layers"].items(), 1):
-        expected = [f"{numbers[row]['mean']:.3f} ± {numbers[row]['error']:.3f}" for row in ROWS]
-        expected += [f"{numbers['unchanged'][row]:.1%}".replace("%", " %") for row in ROWS[:2]]
-        shown = [cells[line, column].replace("\N{MINUS SIGN}", "-") for line in range(6)]
-        assert shown == [layer, *expected]
-        lines = [line.get_ydata() for line in pairs.lines[3 * len(channels) * (column - 1) :: 3]]
-        assert np.allclose(lines[: len(channels)], [sign_changes(entry, layer)[::-1] for entry in channels])
+        expected = [f"{numbers[row]['mean']:.3f} ± {numbers[row]['error']:.3f}" for row in list(numbers)[:3]]
+        expected += [f"{share:.1%}".replace("%", " %") for share in numbers["unchanged"].values()]
+        assert [cell.replace("\N{MINUS SIGN}", "-") for cell in cells[:, column]] == [layer, *expected]
+        count = len(channels)  # of lines, then one of dots on either side
+        *lines, left, right = [line.get_ydata() for line in pairs.lines[(column - 1) * (count + 2) :][: count + 2]]
+        random_and_parts = shares(channels, layer, "different")[::-1]
+        assert np.allclose(np.transpose(lines), random_and_parts) and np.allclose([left, right], random_and_parts)
 
 
-def test_too_few_images_are_one_line(inspection):
-    for count, reason in ((8, "9 test images or more: 8 are searched"), (12, "of conv4_x is excited by 9 images")):
-        search = replace(inspection.search, peaks={"conv4_x": torch.eye(256)[:count]})
-        with pytest.raises(NotDrawn, match=reason):
-            next(FIGURES["correspondence"].draw(replace(inspection, search=search), SETTINGS))
+def test_too_few_images_or_channels_are_one_line(inspection):
+    for peaks in (torch.rand(8, 256), torch.eye(256)[:12]):
+        search = replace(inspection.search, peaks={"conv4_x": peaks})
+        with pytest.raises(NotDrawn, match="two channels of conv4_x that 9 searched images excite"):
+            next(FIGURES["correspondence"].draw(replace(inspection, search=search), Settings()))
 
 
-def test_one_channel_has_no_error_and_no_text_leaves_the_figure():
+def test_no_text_leaves_the_figure():
     change = dict.fromkeys(CHANGED_LAYERS, {"different": 0.98765, "unchanged": 0.5})
     squares = [(0, 0, 9)] * 9
     entry = {"channel": 255, "parts": squares, "random": [squares] * 3}
-    entry |= {"parts_change": change, "random_change": [change] * 3}
-    nothing = entry | {"parts_change": dict.fromkeys(CHANGED_LAYERS, {"different": None, "unchanged": 1.0})}
-    assert table([entry], "pooled")["difference"] == {"mean": 0, "error": None}
-    assert table([nothing], "pooled")["parts"] == {"mean": None, "error": None}
-    for channels in ([nothing], [entry] * 12):
-        content = {"channels": channels, "layers": {layer: table(channels, layer) for layer in CHANGED_LAYERS}}
-        images = RANDOM.rand(min(4, len(channels)), 9, 24, 24, 3)
-        assert_inside(correspondence_figure(content, images, "guided, overwriting unpooling"))
+    channels = [entry | {"parts_change": change, "random_change": [change] * 3}] * 12
+    content = {"channels": channels, "layers": {layer: table(channels, layer) for layer in CHANGED_LAYERS}}
+    assert_inside(correspondence_figure(content, RANDOM.rand(4, 9, 24, 24, 3), "guided, overwriting unpooling"))
