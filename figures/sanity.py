@@ -23,7 +23,7 @@ from analysis.importance import saliency, sobel_edges
 from analysis.inspection import Inspection, spread
 from analysis.reconstruction import ALL_RULES, mirrors_by_rule
 from analysis.settings import Settings
-from figures.comparison import select_units_above_pooling, show_tile
+from figures.comparison import draw_rows, select_units_above_pooling
 from figures.image_grid import diverging_tiles, to_array
 from figures.registry import register
 from figures.style import CAPTION_COLOR, RULE_STYLE, WIDTH_INCHES, format_two_digits, heading, styled, unpooling_note
@@ -38,11 +38,10 @@ DIRECTIONS = {
 }
 MOST_IMAGES = 50  # of the curves
 PIXELS_ON_CPU = 20 * 224**2  # of all these images: about 20 s on two cores
-CAPTION = (
+NOTE = (
     "Numbers: Spearman's rank correlation of absolute values with the trained network's picture, of the example below "
     "its tiles, of all images as median and quartiles. Tiles have a scale each; grey is zero, and with – the random "
-    "network does not activate the channel.",
-    "The example is the image whose mean correlation over all random networks and rules is the median of the images.",
+    "network does not activate the channel."
 )
 
 
@@ -84,12 +83,10 @@ def pictures_by_random_stages(
 ) -> dict[frozenset[str], dict[str, Tensor]]:
     """random stages -> rule -> pictures (n, 3, H, W) on the CPU: whole maps, for all of `randomization_steps`.
 
-    The random weights are the same every time. A trace takes over the stages that it shares with the one before.
-
     inputs    (n, 3, H, W) normalised images, on the network's device
     channels  of `stage`, one per image
 
-    Raises CheckpointError when a picture is not finite.
+    The random weights are the same every time. Raises CheckpointError when a picture is not finite.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
@@ -100,6 +97,7 @@ def pictures_by_random_stages(
     for rows in torch.arange(len(inputs)).split(settings.batch_size):
         trace, before = None, frozenset(STAGES)
         for random, mixed in tqdm(networks.items(), "sanity", unit="networks", leave=False, disable=None):
+            # a trace takes over the stages that it shares with the one before
             depth = [(below in random) == (below in before) for below in STAGES].index(False)
             trace = trace_above(mixed, trace, depth, stage) if depth else mixed.trace(inputs[rows], stage)
             before, signal = random, isolate(trace.features[stage], torch.tensor(channels)[rows])
@@ -204,40 +202,38 @@ def sanity_figure(
     """
     figure = Figure((WIDTH_INCHES, 0.85 + 2.7 * len(DIRECTIONS)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    heading(figure, title, *CAPTION)
     number = content["images"].index(content["example"])
+    example = (
+        f"The example, image {content['example']} by channel {content['channels'][number]}, is the one whose mean "
+    )
+    heading(
+        figure, title, NOTE, f"{example}correlation over all random networks and rules is the median of the images."
+    )
     for block, (direction, note) in zip(figure.subfigures(len(DIRECTIONS)), DIRECTIONS.items(), strict=True):
         block.suptitle(f"Random from the {direction.replace('-', ' ')}", x=0.007, ha="left", fontsize=7, weight="bold")
         block.supxlabel(note, x=0.007, ha="left", fontsize=7, color=CAPTION_COLOR)
         steps = content["directions"][direction] | {"edges": content["edges"]}
         tiles, curves = block.subfigures(1, 2, width_ratios=(len(steps) + 2, 3))
-        grid = tiles.subplots(len(ALL_RULES), 1 + len(steps))
-        grid[1, 0].text(
-            0.5, 1, f"image {content['example']}\nchannel {content['channels'][number]}", ha="center", va="top"
-        )
-        draw_example(grid, images, pictures[direction], steps, number)
+        draw_example(tiles.subplots(len(ALL_RULES), 1 + len(steps)), images, pictures[direction], steps, number)
         draw_curves(curves.subplots(), steps)
     return figure
 
 
 def draw_example(
-    grid: np.ndarray,
-    images: Tensor,
-    pictures: dict[str, dict[str, Tensor]],
-    steps: dict[str, dict[str, dict]],
-    number: int,
+    grid: np.ndarray, images: Tensor, pictures: dict[str, dict[str, Tensor]], steps: dict[str, dict], number: int
 ) -> None:
     """An image, then a column for each step, with a row for each rule; all cropped like the trained network's."""
-    box = crop_boxes([by_rule[[number]] for by_rule in pictures["trained"].values()])
-    show_tile(grid[0, 0], to_array(crop(images[[number]], *box))[0])
-    for axes, name in zip(grid[0], ("image", *steps), strict=True):
-        axes.set_title(textwrap.fill(name, 9))
-    for row, rule in zip(grid, ALL_RULES, strict=True):
-        show_tile(row[0])
-        row[0].set_ylabel(rule, rotation=0, ha="right", va="center", color=RULE_STYLE[rule][0], weight="bold")
-        for axes, name in zip(row[1:], steps, strict=True):
-            show_tile(axes, diverging_tiles(crop(pictures[name][rule][[number]], *box))[0])
-            axes.set_xlabel(format_two_digits(steps[name][rule]["values"][number]), labelpad=1)
+    side, corners = crop_boxes([by_rule[[number]] for by_rule in pictures["trained"].values()])
+    columns = {"image": to_array(crop(images[[number]], side, corners)).repeat(len(ALL_RULES), 0)}
+    for name, by_rule in pictures.items():
+        example = torch.stack([by_rule[rule][number] for rule in ALL_RULES])
+        columns[name] = diverging_tiles(crop(example, side, corners * len(ALL_RULES)))
+    captions = {
+        name: [format_two_digits(rules[rule]["values"][number]) for rule in ALL_RULES] for name, rules in steps.items()
+    }
+    draw_rows(grid, columns, ALL_RULES, captions)
+    for axes, rule in zip(grid[:, 0], ALL_RULES, strict=True):
+        axes.yaxis.label.set(color=RULE_STYLE[rule][0], weight="bold")
 
 
 def draw_curves(axes: Axes, steps: dict[str, dict[str, dict]]) -> None:

@@ -73,22 +73,22 @@ def drawn(inspection):
 def test_the_figure_shows_each_class_on_one_scale_per_column(inspection, drawn):
     figure, (entry,), (numbers, pictures) = drawn
     picture = to_array(inspection.pictures[0].image) / 255
-    image, *tiles = [axes.get_images()[0].get_array() for axes in figure.get_axes()]
-    assert np.allclose(image, picture, atol=1e-6) and len(tiles) == 12
-    for column, (name, each) in enumerate(pictures.items()):
+    grid = np.reshape(figure.get_axes(), (4, 4))
+    assert np.allclose(grid[0, 0].get_images()[0].get_array(), picture, atol=1e-6)
+    for column, (name, each) in enumerate(pictures.items(), 1):
         each = torch.cat([each, each[:1] - each[1:2]])  # the last row is the difference of the first two
         limit = each[:3].abs().max().item() if name == MAPS else max(robust_limit(each[:3]))
         over = evidence_over_image(picture, each, limit) if name == MAPS else diverging_rgb(to_array(each), limit)
-        assert np.allclose(tiles[4 * column : 4 * column + 4], over, atol=1e-4)
+        tiles = [axes.get_images()[0].get_array() for axes in grid[:, column]]
+        assert np.allclose(tiles, over, atol=1e-4)
         assert entry["scale"][name] == pytest.approx(limit)
-        assert figure.get_axes()[1 + 4 * column].get_title() == f"{name}\n±{limit:.2g}"
-    texts = [text.get_text() for text in figure.texts]
-    for number, probability, logit, bias in zip(*numbers.values(), strict=True):
-        name = inspection.metadata.classes[number]
-        label = (
-            f"{name}\n{format_percent(probability)}\nlogit {format_two_digits(logit)}\nbias {format_two_digits(bias)}"
-        )
-        assert label in texts
+        assert grid[0, column].get_title() == f"{name}\n±{limit:.2g}"
+    labels = [axes.get_ylabel() for axes in figure.get_axes() if axes.get_ylabel()]
+    for label, number, probability, logit, bias in zip(labels, *numbers.values(), strict=False):
+        values = f"logit {format_two_digits(logit)}\nbias {format_two_digits(bias)}"
+        assert label == f"{inspection.metadata.classes[number]}\n{format_percent(probability)}\n{values}"
+    first, second = (inspection.metadata.classes[n] for n in numbers["classes"][:2])
+    assert labels[3].startswith(f"{first}\n\N{MINUS SIGN} {second}\n")
 
 
 def test_numbers_and_correlations_are_in_the_json(inspection, drawn):
@@ -101,8 +101,8 @@ def test_numbers_and_correlations_are_in_the_json(inspection, drawn):
     for rule in RULES_SHOWN:
         pairs = np.corrcoef(pictures[rule].flatten(1).numpy())[np.triu_indices(3, 1)]
         assert entry["correlation"][rule] == pytest.approx(pairs.mean(), abs=1e-5)
-    texts = [text.get_text() for text in figure.texts]
-    assert texts[-1] == format_two_digits(entry["correlation"]["gradient"])
+    texts = [axes.get_xlabel() for axes in figure.get_axes() if axes.get_xlabel()]
+    assert texts[1:] == [format_two_digits(value) for value in entry["correlation"].values()]
     words = FIGURES["classes"].words([entry])
     assert f"guided {format_two_digits(entry['correlation']['guided'])}" in words
 
@@ -122,7 +122,3 @@ def test_ones_own_pictures_need_no_test_images(small_run, tmp_path):
     flags = ["--ckpt", str(small_run / "model.pt"), "--data", str(tmp_path / "none"), "--device", "cpu"]
     visualizer.main([*flags, "--figures", "classes", "--images", str(picture), "--out", str(tmp_path / "plots")])
     assert [path.name for path in (tmp_path / "plots" / picture.stem).iterdir()] == ["classes.png"]
-
-
-def test_percentages():
-    assert [format_percent(share) for share in (0, 0.001, 0.734, 1)] == ["0 %", "<1 %", "73 %", "100 %"]

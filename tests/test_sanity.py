@@ -115,9 +115,8 @@ def test_every_network_under_every_rule(inspection, drawn, expected):
         box = crop_boxes([steps["trained"][rule][[row]] for rule in ALL_RULES])
         for n, rule in enumerate(ALL_RULES):
             left = next(axes)
-            assert left.get_ylabel() == rule and len(left.get_images()) == (n == 0)
-            if n == 0:
-                assert np.allclose(left.get_images()[0].get_array(), to_array(crop(image, *box))[0], atol=1e-6)
+            assert left.get_ylabel() == rule
+            assert np.allclose(left.get_images()[0].get_array(), to_array(crop(image, *box))[0], atol=1e-6)
             for name, pictures in steps.items():
                 tile, shown = crop(pictures[rule][[row]], *box), next(axes)
                 colors = shown.get_images()[0].get_array()

@@ -20,7 +20,7 @@ from figures import FIGURES
 from figures.comparison import AGAINST, FOR, evidence_over_image
 from figures.image_grid import to_array
 from figures.registry import NotDrawn
-from figures.why import class_numbers, close_decision, mask_examples, most_exciting, split_decision, why_figure
+from figures.why import class_numbers, close_decision, mask_examples, split_decision, why_figure
 from reverse_network import class_signal
 
 RANDOM = np.random.RandomState(0)
@@ -41,6 +41,12 @@ def inspection(small_run):
     found = inspect(small_run / "model.pt", SETTINGS, "cpu")
     search = replace(found.search, peaks={"conv5_x": ten_groups()})
     return replace(found, search=search, labels=(found.search.logits.argmax(1) + 1) % 3)
+
+
+def most_exciting(inspection, channels):
+    """The four images with the highest mean peak in these channels."""
+    means = inspection.search.peaks["conv5_x"][:, list(channels)].double().mean(1)
+    return means.argsort(descending=True, stable=True)[:4]
 
 
 def draw(inspection, settings=SETTINGS):
@@ -173,7 +179,7 @@ def test_by_default_a_decision_that_is_close(inspection):
 def test_the_figure_shows_the_largest_groups(inspection, drawn, number, name):
     figure, entry = drawn[0][name], drawn[1][number]
     shown = sorted(entry["groups"][:8], key=lambda group: -group["contribution"])
-    image, total, bars, *tiles = figure.get_axes()
+    image, total, _, bars, *tiles = figure.get_axes()
     picture = inspection.images[entry["image"]]
     assert np.allclose(image.get_images()[0].get_array(), to_array(picture) / 255, atol=1e-6)
     rest = sum(group["contribution"] for group in entry["groups"][8:])
@@ -191,13 +197,13 @@ def test_the_figure_shows_the_largest_groups(inspection, drawn, number, name):
     for row, group in enumerate(shown):
         first, *examples = [axes.get_images()[0].get_array() for axes in tiles[5 * row : 5 * row + 5]]
         assert np.allclose(first, expected[row], atol=1e-5)
-        best = most_exciting(inspection.search.peaks["conv5_x"], group["channels"])
+        best = most_exciting(inspection, group["channels"])
         # at 32x32, conv5_x has one position: no part of an image responds less than another
         assert np.allclose(examples, to_array(inspection.images[best]) / 255, atol=1e-6)
-    text = "\n".join(text.get_text() for text in figure.texts).replace("\N{MINUS SIGN}", "-")
+    text = figure.get_axes()[2].texts[0].get_text().replace("\N{MINUS SIGN}", "-")
     total = sum(group["contribution"] for group in entry["groups"])
     assert f"bias {entry['bias']:+.2f} plus 10 groups of similar channels {total:+.2f}" in text
-    assert f"sum to {total - rest:+.2f}" in text and entry["classes"][0] in text
+    assert f"sum to {total - rest:+.2f}" in text
 
 
 def test_examples_are_pale_where_the_group_responds_little(inspection):
@@ -208,17 +214,11 @@ def test_examples_are_pale_where_the_group_responds_little(inspection):
             return SimpleNamespace(features={stage: maps})
 
     crafted = replace(inspection, network=Network())
-    examples = mask_examples(crafted, (3, 4))
-    rows = most_exciting(inspection.search.peaks["conv5_x"], (3, 4))
+    examples = mask_examples(crafted, [3, 4])
+    rows = most_exciting(inspection, (3, 4))
     whole = to_array(inspection.images[rows]) / 255
     assert np.allclose(examples[:, :8, :8], whole[:, :8, :8], atol=1e-6)
     assert np.allclose(examples[:, 16:], 0.75 + 0.25 * whole[:, 16:], atol=1e-6)
-
-
-def test_most_exciting_images():
-    peaks = torch.tensor([[0.0, 9, 1], [2, 9, 2], [3, 0, 1], [1, 0, 1]])
-    assert most_exciting(peaks, (0, 2), 3) == [1, 2, 3]
-    assert most_exciting(peaks, (1,), 9) == [0, 1, 2, 3]
 
 
 def test_classes_by_name_and_number(inspection):
@@ -274,7 +274,7 @@ def test_no_text_leaves_the_figure(values):
     picture = Picture("", "a_long_file_name_" * 9, None, "American_Staffordshire_Terrier", 0)
     figure = why_figure(entry, picture, RANDOM.rand(16, 16, 3), examples)
     assert_inside(figure)
-    _, _, bars, *tiles = figure.get_axes()
+    _, _, _, bars, *tiles = figure.get_axes()
     left = min(axes.get_window_extent().x0 for axes in tiles)
     assert all(text.get_window_extent().x1 <= left for text in bars.texts)  # numbers end before the pictures
 
