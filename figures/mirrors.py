@@ -26,10 +26,6 @@ from network import STAGES, BasicBlock, ResNet18
 from reverse_network import ReverseBlock, ReverseConv2d, ReverseResNet18, rectify
 
 UNITS_SHOWN = 4  # and compared at every stage
-NOTES = (
-    "error: norm of the difference to the exact picture, relative to its norm; corr.: correlation with it.",
-    "Each tile has its own scale; grey is zero.",
-)
 
 
 class BatchNormDropped(ReverseConv2d):
@@ -206,7 +202,8 @@ def mirrors_figure(content: dict, shown: StrongestUnits, columns: dict[str, np.n
     figure = Figure((WIDTH_INCHES, 0.95 + 0.95 * count + table + notes), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     title = f"Strongest units of {shown.stage} by the exact mirror, and with one mistake each ({content['rule']})"
-    heading(figure, title, *NOTES)
+    note = "error: norm of the difference to the exact picture, relative to its norm; corr.: correlation with it."
+    heading(figure, title, note, "Each tile has its own scale; grey is zero.")
     above, below = figure.subfigures(2, height_ratios=(0.5 + 0.95 * count + table, notes))
     grid = above.subplots(count + 1, len(columns), height_ratios=[*[0.65] * count, table])
     captions = {name: [] for name in MISTAKES}

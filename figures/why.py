@@ -34,11 +34,7 @@ def split_decision(
     groups    a partition of the channels
     classes   a and b; by default the two most probable classes
 
-    Returns
-    classes, logits, probabilities   of a and b; the logits' difference is `bias` plus all contributions
-    bias                             of a minus that of b
-    groups                           in descending order of absolute contribution, each with its `representative`,
-                                     `channels`, `contribution` and `map`: the contribution by position, h lists of w
+    Returns the numbers of why.json; `classes` are numbers of classes.
     """
     features = features[0].cpu().double()  # (512, h, w); MPS has no float64
     weights, biases = network.fc.weight.cpu().double(), network.fc.bias.cpu().double()
@@ -84,9 +80,10 @@ def mask_examples(inspection: Inspection, channels: list[int]) -> np.ndarray:
 def class_numbers(asked: Sequence[str], names: Sequence[str]) -> tuple[int, int]:
     """Two classes by name or number -> their numbers. Raises ValueError for an unknown or repeated class."""
     numbers = {str(n): n for n in range(len(names))} | {name: n for n, name in enumerate(names)}
-    if unknown := [name for name in asked if name not in numbers]:
-        known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise ValueError(f"{unknown[0]}: the network's classes are {known}, or 0 to {len(names) - 1}")
+    for name in asked:
+        if name not in numbers:
+            known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            raise ValueError(f"{name}: the network's classes are {known}, or 0 to {len(names) - 1}")
     a, b = (numbers[name] for name in asked)
     if a == b:
         raise ValueError(f"{' '.join(asked)}: pass two different classes")
@@ -130,10 +127,12 @@ def most_confident_mistake(inspection: Inspection) -> tuple[Picture, str, tuple[
 
 
 def decisions_in_words(entries: list[dict], largest: int = 10) -> str:
-    """What why.json says of each image, a sentence each, for the report."""
+    """What why.json says of each image, a sentence each, for the report and the figure."""
     sentences = []
     for entry in entries:
-        image = f"Test image {entry['image']}" if isinstance(entry["image"], int) else entry["image"]
+        image = (
+            f"Test image {entry['image']}" if isinstance(entry["image"], int) else style.truncate(entry["image"], 60)
+        )
         (first, second), contributions = entry["classes"], [group["contribution"] for group in entry["groups"]]
         sentences.append(
             f"{image}, {first} against {second}: logit difference {signed(entry['logits'][0] - entry['logits'][1])} = "
@@ -189,9 +188,9 @@ def why_figure(entry: dict, picture: Picture, image: np.ndarray, examples: list[
     image     (S, S, 3) in 0..1
     examples  n times (m, S, S, 3) in 0..1: the test images that excite each of the groups shown most
     """
-    shown, groups, names = largest(entry), entry["groups"], [style.truncate(name, 16) for name in entry["classes"]]
+    shown, names = largest(entry), [style.truncate(name, 16) for name in entry["classes"]]
     maps = torch.tensor([group["map"] for group in shown], dtype=torch.float64)
-    total = torch.tensor([group["map"] for group in groups], dtype=torch.float64).sum(0, keepdim=True)
+    total = torch.tensor([group["map"] for group in entry["groups"]], dtype=torch.float64).sum(0, keepdim=True)
     limits = [values.abs().max().item() for values in (maps, total)]
     first, second = (
         f"{text} ({style.format_percent(probability)}{', the true class' if name == picture.label else ''})"
@@ -214,25 +213,19 @@ def why_figure(entry: dict, picture: Picture, image: np.ndarray, examples: list[
     for axes, name, tile in zip(header, ("image", "all channels", ""), tiles, strict=True):
         show_tile(axes, tile)
         axes.set_title(name)
-    all_groups, largest_groups = (signed(sum(group["contribution"] for group in part)) for part in (groups, shown))
-    lines = (
-        style.truncate(picture.title, 60),
-        f"logit difference {signed(entry['logits'][0] - entry['logits'][1])}",
-        f"= bias {signed(entry['bias'])} plus {style.plural(len(groups), 'group')} of similar channels {all_groups}",
-        f"The {len(shown)} largest groups, below, sum to {largest_groups}.",
-    )
-    header[2].text(0, 0.95, "\n".join(lines), va="top", linespacing=1.8)
+    text = decisions_in_words([entry], GROUPS_SHOWN)
+    header[2].text(0, 0.95, "\n".join(style.wrap(text, 3.2)), va="top", linespacing=1.6)
     widths, heights = (3, *[1] * (1 + EXAMPLES_SHOWN)), (*[1] * len(shown), 0.7)
     grid = below.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights)
     draw_bars(below.add_subplot(grid[:, 0]), entry)
     for row, (group, tile) in enumerate(zip(shown, evidence_over_image(image, maps, limits[0]), strict=True)):
-        for column, picture in enumerate((tile, *examples[row]), 1):
-            show_tile(axes := below.add_subplot(grid[row, column]), picture)
-            if column == 1:
-                axes.spines[:].set(visible=True, linewidth=1.5, color=FOR if group["contribution"] >= 0 else AGAINST)
-            if row == 0:
-                text = {1: "where", 2: "test images that excite it most"}.get(column, "")
-                axes.set_title(text, loc="center" if column == 1 else "left")
+        axes = [below.add_subplot(grid[row, column]) for column in range(1, 2 + len(examples[row]))]
+        for tile_axes, picture in zip(axes, (tile, *examples[row]), strict=True):
+            show_tile(tile_axes, picture)
+        axes[0].spines[:].set(visible=True, linewidth=1.5, color=FOR if group["contribution"] >= 0 else AGAINST)
+        if row == 0:
+            axes[0].set_title("where")
+            axes[1].set_title("test images that excite it most", loc="left")
     return figure
 
 
@@ -246,16 +239,18 @@ def draw_bars(axes: Axes, entry: dict) -> None:
     colors = [*(FOR if value >= 0 else AGAINST for value in values[:count]), "0.55", "0.55"]
     bars = axes.barh(y, values, [*[0.55] * count, 0.18, 0.18], color=colors)
     axes.bar_label(bars, [signed(value) for value in values], padding=2)
-    sizes = [(len(group["channels"]), group["representative"]) for group in shown]
-    labels = [f"{size} channels\nlike {number}" if size > 1 else f"channel {number}" for size, number in sizes]
+    labels = []
+    for group in shown:
+        others_like_it = len(group["channels"]) - 1
+        labels.append(f"channel {group['representative']}" + f"\nand {others_like_it} like it" * (others_like_it > 0))
     axes.set_yticks(y, [*labels, f"{len(others)} other groups", "bias"])
     axes.tick_params(axis="y", length=0)
     axes.set_xticks([])
     axes.spines[:].set_visible(False)
     axes.set_ylim(count + 0.7, 0)
-    low, high = min(0, *values), max(0, *values)
-    room = 0.3 * (high - low or 1)  # for the numbers at the bars' ends, and for the words above
-    axes.set_xlim(min(low - room * (low < 0), -0.75 * room), max(high + room * (high > 0), 0.75 * room))
+    ends = np.array([min(0, *values), max(0, *values)])
+    room = 0.3 * (np.ptp(ends) or 1)  # for the numbers at the bars' ends, and for the titles
+    axes.set_xlim(*(ends + np.where(ends == 0, 0.75, 1) * [-room, room]))
     axes.axvline(0, color="black", linewidth=0.5)
     axes.set_title(f"← for {style.truncate(entry['classes'][1], 14)}", loc="left", color=AGAINST)
     axes.set_title(f"for {style.truncate(entry['classes'][0], 14)} →", loc="right", color=FOR)
