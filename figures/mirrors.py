@@ -3,7 +3,7 @@
 import copy
 import itertools
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -151,10 +151,10 @@ def deviation(pictures: Tensor, exact: Tensor) -> dict[str, list[float | None]]:
     return {"error": error, "correlation": correlations(exact, pictures)}
 
 
-def medians(deviation: dict[str, list[float | None]]) -> dict[str, float | None]:
-    """ "error" and "correlation" -> the median of the values that are not None, if any."""
-    known = {key: [value for value in values if value is not None] for key, values in deviation.items()}
-    return {key: float(np.median(values)) if values else None for key, values in known.items()}
+def median(values: Iterable[float | None]) -> float | None:
+    """Of the values that are not None, if any."""
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
 
 
 @register(
@@ -177,7 +177,7 @@ def draw_mirrors(inspection: Inspection, settings: Settings) -> Iterator[tuple[P
         pictures = reconstruct_units(inspection, mirrors, units)
         deviations = {name: deviation(pictures[name], pictures["exact"]) for name in MISTAKES}
         for name, values in deviations.items():
-            mistakes[name]["stages"][stage] = medians(values)
+            mistakes[name]["stages"][stage] = {key: median(numbers) for key, numbers in values.items()}
         for n, (channel, image) in enumerate(zip(units.channels, units.images.tolist(), strict=True)):
             unit = {"stage": stage, "channel": channel, "image": image}
             numbers = {key: {name: deviations[name][key][n] for name in MISTAKES} for key in ("error", "correlation")}

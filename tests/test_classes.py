@@ -20,11 +20,6 @@ from reverse_network import RULES, ReverseResNet18, class_signal
 RANDOM = np.random.RandomState(0)
 
 
-@pytest.fixture(scope="module")
-def inspection(small_run):
-    return inspect(small_run / "model.pt", Settings(), "cpu")
-
-
 def test_classes_probabilities_and_pictures(random_network):
     images = torch.randn(1, 3, 64, 48, dtype=torch.float64)
     numbers, pictures = class_evidence(random_network, mirrors_by_rule(random_network, RULES), images, 4)
@@ -60,18 +55,13 @@ def test_class_activation_maps_and_biases_are_the_logits(random_network):
     assert torch.tensor(numbers["logits"]).double().sub(logits).norm() < 1e-6 * logits.norm()
 
 
-@pytest.fixture(scope="module")
-def drawn(inspection):
-    """The figure, the content of classes.json, and what `class_evidence` returns."""
-    (path, figure), (file, entries) = FIGURES["classes"].draw(inspection, Settings())
+def test_the_figure_shows_each_class_on_one_scale_per_column(small_run):
+    inspection = inspect(small_run / "model.pt", Settings(), "cpu")
+    (path, figure), (file, (entry,)) = FIGURES["classes"].draw(inspection, Settings())
     assert str(path) == str(file) == "classes"
-    mirrors = mirrors_by_rule(inspection.network, RULES_SHOWN)
     inputs = inspection.inputs(inspection.pictures[0].image[None])
-    return figure, entries, class_evidence(inspection.network, mirrors, inputs)
-
-
-def test_the_figure_shows_each_class_on_one_scale_per_column(inspection, drawn):
-    figure, (entry,), (numbers, pictures) = drawn
+    mirrors = mirrors_by_rule(inspection.network, RULES_SHOWN)
+    numbers, pictures = class_evidence(inspection.network, mirrors, inputs)
     picture = to_array(inspection.pictures[0].image) / 255
     grid = np.reshape(figure.get_axes(), (4, 4))
     assert np.allclose(grid[0, 0].get_images()[0].get_array(), picture, atol=1e-6)
@@ -89,13 +79,8 @@ def test_the_figure_shows_each_class_on_one_scale_per_column(inspection, drawn):
         assert label == f"{inspection.metadata.classes[number]}\n{format_percent(probability)}\n{values}"
     first, second = (inspection.metadata.classes[n] for n in numbers["classes"][:2])
     assert labels[3].startswith(f"{first}\n\N{MINUS SIGN} {second}\n")
-
-
-def test_numbers_and_correlations_are_in_the_json(inspection, drawn):
-    figure, (entry,), (numbers, pictures) = drawn
-    assert entry["image"] == inspection.pictures[0].origin and entry["classes"] == [
-        inspection.metadata.classes[n] for n in numbers["classes"]
-    ]
+    assert entry["image"] == inspection.pictures[0].origin
+    assert entry["classes"] == [inspection.metadata.classes[n] for n in numbers["classes"]]
     assert entry["logits"] == numbers["logits"] and entry["maps"] == pictures[MAPS].tolist()
     assert entry["correlation"].keys() == {MAPS, *RULES_SHOWN}
     for rule in RULES_SHOWN:
@@ -103,8 +88,7 @@ def test_numbers_and_correlations_are_in_the_json(inspection, drawn):
         assert entry["correlation"][rule] == pytest.approx(pairs.mean(), abs=1e-5)
     texts = [axes.get_xlabel() for axes in figure.get_axes() if axes.get_xlabel()]
     assert texts[1:] == [format_two_digits(value) for value in entry["correlation"].values()]
-    words = FIGURES["classes"].words([entry])
-    assert f"guided {format_two_digits(entry['correlation']['guided'])}" in words
+    assert f"guided {format_two_digits(entry['correlation']['guided'])}" in FIGURES["classes"].words([entry])
 
 
 def test_no_text_leaves_the_figure():
@@ -112,9 +96,8 @@ def test_no_text_leaves_the_figure():
     pictures = {MAPS: torch.from_numpy(RANDOM.randn(3, 7, 7))} | pictures
     entry = {"classes": ["American_Staffordshire_Terrier"] * 3, "probabilities": [1.0] * 3, "logits": [-1e4] * 3}
     entry |= {"biases": [-1e3] * 3, "scale": dict.fromkeys(pictures, 1e-5), "correlation": dict.fromkeys(pictures)}
-    assert_inside(
-        classes_figure(RANDOM.rand(16, 16, 3), entry, pictures, f"Evidence for {'a_long_file_' * 5}…, {'long ' * 20}")
-    )
+    title = f"Evidence for {'a_long_file_' * 5}…, {'long ' * 20}"
+    assert_inside(classes_figure(RANDOM.rand(16, 16, 3), entry, pictures, title))
 
 
 def test_ones_own_pictures_need_no_test_images(small_run, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from conftest import assert_inside, assert_same_pictures
 
 from analysis.channels import robust_limit
-from analysis.crops import correlations, crop, crop_boxes
+from analysis.crops import crop, crop_boxes
 from analysis.importance import sobel_edges
 from analysis.inspection import inspect
 from analysis.reconstruction import ALL_RULES
@@ -29,14 +29,6 @@ def test_ranks_by_definition():
     values = torch.from_numpy(np.random.RandomState(0).randint(0, 9, (3, 5, 8)))  # with many equals
     values[2] = 4
     assert torch.equal(ranks(values), torch.stack([ranks_by_definition(row.flatten()) for row in values]).double())
-
-
-def test_correlation_by_definition():
-    a, b = torch.randn(2, 4, 5, 8)
-    b[3] = 0.1  # constant, though its sum is rounded
-    expected = [np.corrcoef(x.flatten(), y.flatten())[0, 1] for x, y in zip(a[:3].numpy(), b[:3].numpy(), strict=True)]
-    assert correlations(a, b)[:3] == pytest.approx(expected, abs=1e-6)
-    assert correlations(a, b)[3] is None and correlations(b, a)[3] is None
 
 
 def test_edges_are_where_grey_changes():
