@@ -97,18 +97,14 @@ def classes_figure(image: np.ndarray, entry: dict, pictures: dict[str, Tensor], 
     choice    how the image was chosen
     """
     names = [style.truncate(name, 14) for name in entry["classes"]]
-    numbers = zip(
-        names,
-        entry["probabilities"],
-        *([style.format_two_digits(value) for value in entry[key]] for key in ("logits", "biases")),
-        strict=True,
-    )
+    logits, biases = ([style.format_two_digits(value) for value in entry[key]] for key in ("logits", "biases"))
+    shares = map(style.format_percent, entry["probabilities"])
     labels = [
-        f"{name}\n{style.format_percent(share)}\nlogit {logit}\nbias {bias}" for name, share, logit, bias in numbers
+        f"{name}\n{share}\nlogit {a}\nbias {b}" for name, share, a, b in zip(names, shares, logits, biases, strict=True)
     ]
     if len(names) > 1:
-        first, second = entry["logits"][:2]
-        labels.append(f"{names[0]}\n\N{MINUS SIGN} {names[1]}\n{style.format_two_digits(first - second)}")
+        difference = style.format_two_digits(entry["logits"][0] - entry["logits"][1])
+        labels.append(f"{names[0]}\n\N{MINUS SIGN} {names[1]}\n{difference}")
         pictures = {name: torch.cat([values, values[:1] - values[1:2]]) for name, values in pictures.items()}
     figure = Figure((style.WIDTH_INCHES, 1.2 + 1.55 * len(labels)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
@@ -123,16 +119,19 @@ def classes_figure(image: np.ndarray, entry: dict, pictures: dict[str, Tensor], 
         *[choice] * bool(choice),
     )
     grid = figure.subplots(len(labels), 1 + len(pictures), squeeze=False)
-    for axes, tile in zip(grid[:, 0], (image, *[None] * len(labels)), strict=False):
-        show_tile(axes, tile)
+    for axes in grid[:, 0]:
+        show_tile(axes)
+    show_tile(grid[0, 0], image)
     grid[0, 0].set_title("image")
     grid[-1, 0].set_xlabel("correlation of the classes", loc="right")
-    scale, rgb = (
-        entry["scale"],
-        {rule: diverging_rgb(to_array(pictures[rule]), entry["scale"][rule]) for rule in RULES_SHOWN},
-    )
-    draw_rows(grid[:, 1:], {MAPS: evidence_over_image(image, pictures[MAPS], scale[MAPS])} | rgb, labels, {})
-    for column, (name, limit) in zip(grid.T[1:], scale.items(), strict=True):
-        column[0].set_title(f"{name}\n±{limit:.2g}", color=style.RULE_STYLE.get(name, ("black",))[0])
-        column[-1].set_xlabel(style.format_two_digits(entry["correlation"][name]), weight="bold")
+    scale = entry["scale"]
+    tiles = {MAPS: evidence_over_image(image, pictures[MAPS], scale[MAPS])}
+    tiles |= {rule: diverging_rgb(to_array(pictures[rule]), scale[rule]) for rule in RULES_SHOWN}
+    captions = {
+        name: [*[""] * (len(labels) - 1), style.format_two_digits(value)]
+        for name, value in entry["correlation"].items()
+    }
+    draw_rows(grid[:, 1:], tiles, labels, captions)
+    for axes, name in zip(grid[0, 1:], tiles, strict=True):
+        axes.set_title(f"{name}\n±{scale[name]:.2g}", color=style.RULE_STYLE.get(name, ("black",))[0])
     return figure
