@@ -1,7 +1,7 @@
 """What figures that compare share: one row per unit, one column per way to draw it; evidence over an image."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch.nn.functional as F
@@ -79,35 +79,27 @@ def comparison_figure(
     figure = Figure((0.8 + across * tile, 0.7 + count * (tile + 0.08 + 0.11 * lines)), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0.02, hspace=0.02)
     heading(figure, *title)
-    draw_rows(figure.subplots(count, across, squeeze=False), patches, columns, row_captions, tile_captions)
+    tiles = {"image": patches} | {name: diverging_tiles(pictures) for name, pictures in columns.items()}
+    draw_rows(figure.subplots(count, across, squeeze=False), tiles, row_captions, tile_captions)
     return figure
 
 
 def draw_rows(
-    grid: np.ndarray,
-    patches: np.ndarray,
-    columns: dict[str, Tensor],
-    row_captions: list[str],
-    tile_captions: dict[str, list[str]],
+    grid: np.ndarray, columns: dict[str, np.ndarray], row_captions: Sequence[str], tile_captions: dict[str, list[str]]
 ) -> None:
-    """Rows of pictures: a patch (n, s, s, 3) in 0..1, then a tile per column, (n, 3, s, s), each on its own scale.
+    """Rows of pictures: name of a column -> (n, s, s, 3) in 0..1.
 
-    grid           (n, 1 + columns) Axes
+    grid           (n, columns) Axes
     tile_captions  column -> n texts below its tiles; none for a column that is left out
     """
-    headings = ["image", *(textwrap.fill(name, 12) for name in columns)]
-    for column, (text, tiles) in enumerate(
-        zip(headings, [patches, *map(diverging_tiles, columns.values())], strict=True)
-    ):
-        color, _ = RULE_STYLE.get(text, ("black", ""))
-        grid[0, column].set_title(text, color=color)
-        for axes, tile in zip(grid[:, column], tiles, strict=True):
+    for column, (name, tiles) in zip(grid.T, columns.items(), strict=True):
+        column[0].set_title(textwrap.fill(name, 12), color=RULE_STYLE.get(name, ("black",))[0])
+        captions = tile_captions.get(name, [""] * len(tiles))
+        for axes, tile, caption in zip(column, tiles, captions, strict=True):
             show_tile(axes, tile)
+            axes.set_xlabel(caption, labelpad=2)
     for axes, caption in zip(grid[:, 0], row_captions, strict=True):
         axes.set_ylabel(caption, rotation=0, ha="right", va="center")
-    for column, name in enumerate(columns, 1):
-        for axes, caption in zip(grid[:, column], tile_captions.get(name, ()), strict=False):
-            axes.set_xlabel(caption, labelpad=2)
 
 
 def show_tile(axes: Axes, tile: np.ndarray | None = None) -> None:

@@ -1,9 +1,10 @@
 """The exact mirror beside mirrors with one mistake each, as found in public code, and by stage how far they are off."""
 
 import copy
+import itertools
 import textwrap
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,17 +19,13 @@ from analysis.crops import correlations, crop, crop_boxes, ratios
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.comparison import draw_rows, row_captions, select_units, select_units_above_pooling, show_tile
-from figures.image_grid import to_array
+from figures.image_grid import diverging_tiles, to_array
 from figures.registry import register
 from figures.style import WIDTH_INCHES, format_number, format_two_digits, heading, styled
 from network import STAGES, BasicBlock, ResNet18
 from reverse_network import ReverseBlock, ReverseConv2d, ReverseResNet18, rectify
 
 UNITS_SHOWN = 4  # and compared at every stage
-NOTES = (
-    "error: norm of the difference to the exact picture, relative to its norm; corr.: correlation with it.",
-    "Each tile has its own scale; grey is zero.",
-)
 
 
 class BatchNormDropped(ReverseConv2d):
@@ -82,7 +79,7 @@ class StrideOnConv2(ReverseBlock):
         return super().forward(signal, F.interpolate(inner, size), output, size)
 
 
-def build(
+def build_mirror(
     network: ResNet18, rule: str, conv: type[ReverseConv2d] = ReverseConv2d, block: type[ReverseBlock] = ReverseBlock
 ) -> ReverseResNet18:
     """The network's mirror, made of other convolutions or blocks. Random biases are the same every time."""
@@ -97,64 +94,50 @@ def build(
     return mirror
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """One thing wrong with a mirror.
-
-    wrong    what the code does
-    visible  what becomes of the picture
-    build    (network, rule) -> the mirror with this mistake, exact apart from it
-    """
-
-    wrong: str
-    visible: str
-    build: Callable[[ResNet18, str], ReverseResNet18]
-
-
+# name -> what the code does, what becomes of the picture, and how the mirror with this mistake alone is built
 MISTAKES = {
-    "batch norm dropped": Mistake(
+    "batch norm dropped": (
         "The transposed convolutions have the network's weights, without the scales of batch norm.",
         "The outline stays; size, contrast and colors are wrong.",
-        partial(build, conv=BatchNormDropped),
+        partial(build_mirror, conv=BatchNormDropped),
     ),
-    "batch norm forwards": Mistake(
+    "batch norm forwards": (
         "Batch norm is applied as in the forward pass: it subtracts means and adds shifts to a signal on its way back.",
         "The shifts make a picture of their own, nearly the same for every unit, even for none.",
-        partial(build, conv=BatchNormForwards),
+        partial(build_mirror, conv=BatchNormForwards),
     ),
-    "branches summed twice": Mistake(
+    "branches summed twice": (
         "The shortcut's signal is added within the block, and once more after it.",
         "It looks right on its own scale, but is too strong, and most so what came through many shortcuts.",
-        partial(build, block=ShortcutTwice),
+        partial(build_mirror, block=ShortcutTwice),
     ),
-    "shortcut dropped": Mistake(
+    "shortcut dropped": (
         "A block is mirrored as two convolutions in a row.",
         "Nearly all of the signal is lost; the color scale makes what is left look like a picture.",
         partial(ReverseResNet18, branches="residual"),
     ),
-    "unpooling overwrites": Mistake(
+    "unpooling overwrites": (
         "F.max_unpool2d keeps one of the values that share a switch, and drops the others.",
         "It looks right, but is too weak where pooling windows share their maximum: at edges and corners.",
         partial(ReverseResNet18, unpool="overwrite"),
     ),
-    "stride on the wrong convolution": Mistake(
+    "stride on the wrong convolution": (
         "The layers of a block are reversed, but not their strides: conv2 gets the stride of conv1.",
         "It looks right, but conv2's patterns are half as large, and masks of ReLUs do not fit.",
-        partial(build, block=StrideOnConv2),
+        partial(build_mirror, block=StrideOnConv2),
     ),
-    "bias added": Mistake(
+    "bias added": (
         "The transposed convolutions keep the random bias that new layers have.",
         "A texture of the biases covers the picture, nearly the same for every unit, even for none.",
-        partial(build, conv=BiasAdded),
+        partial(build_mirror, conv=BiasAdded),
     ),
 }
-EXACT = "exact"
 
 
 def mirrors_by_mistake(network: ResNet18, rule: str) -> dict[str, ReverseResNet18]:
     """ "exact" and the names of MISTAKES -> the network's mirror with this mistake."""
-    exact = {EXACT: ReverseResNet18(network, rule)}
-    return exact | {name: mistake.build(network, rule) for name, mistake in MISTAKES.items()}
+    exact = {"exact": ReverseResNet18(network, rule)}
+    return exact | {name: build(network, rule) for name, (_, _, build) in MISTAKES.items()}
 
 
 def deviation(pictures: Tensor, exact: Tensor) -> dict[str, list[float | None]]:
@@ -168,10 +151,10 @@ def deviation(pictures: Tensor, exact: Tensor) -> dict[str, list[float | None]]:
     return {"error": error, "correlation": correlations(exact, pictures)}
 
 
-def medians(deviation: dict[str, list[float | None]]) -> dict[str, float | None]:
-    """ "error" and "correlation" -> the median of the values that are not None, if any."""
-    known = {key: [value for value in values if value is not None] for key, values in deviation.items()}
-    return {key: float(np.median(values)) if values else None for key, values in known.items()}
+def median(values: Iterable[float | None]) -> float | None:
+    """Of the values that are not None, if any."""
+    known = [value for value in values if value is not None]
+    return float(np.median(known)) if known else None
 
 
 @register(
@@ -186,53 +169,48 @@ def draw_mirrors(inspection: Inspection, settings: Settings) -> Iterator[tuple[P
     """The figure, then the content of mirrors.json."""
     shown = select_units_above_pooling(inspection, settings, UNITS_SHOWN)
     mirrors = mirrors_by_mistake(inspection.network, settings.main_rule)
-    mistakes = {name: {"wrong": m.wrong, "visible": m.visible, "stages": {}} for name, m in MISTAKES.items()}
+    mistakes = {name: {"wrong": wrong, "visible": text, "stages": {}} for name, (wrong, text, _) in MISTAKES.items()}
     content = {"rule": settings.main_rule, "mistakes": mistakes, "units": []}
     for stage in (stage for stage in STAGES if stage in inspection.search.top):
         at_stage = replace(settings, stages=(stage,), channels="different")
         units = shown if stage == shown.stage else select_units(inspection, at_stage, UNITS_SHOWN)
         pictures = reconstruct_units(inspection, mirrors, units)
-        deviations = {name: deviation(pictures[name], pictures[EXACT]) for name in MISTAKES}
+        deviations = {name: deviation(pictures[name], pictures["exact"]) for name in MISTAKES}
         for name, values in deviations.items():
-            mistakes[name]["stages"][stage] = medians(values)
-        content["units"] += [
-            {"stage": stage, "channel": channel, "image": image}
-            | {key: {name: values[key][n] for name, values in deviations.items()} for key in ("error", "correlation")}
-            for n, (channel, image) in enumerate(zip(units.channels, units.images.tolist(), strict=True))
-        ]
+            mistakes[name]["stages"][stage] = {key: median(numbers) for key, numbers in values.items()}
+        for n, (channel, image) in enumerate(zip(units.channels, units.images.tolist(), strict=True)):
+            unit = {"stage": stage, "channel": channel, "image": image}
+            numbers = {key: {name: deviations[name][key][n] for name in MISTAKES} for key in ("error", "correlation")}
+            content["units"].append(unit | numbers)
         if stage == shown.stage:
-            box = crop_boxes([pictures[EXACT]])
-            columns = {name: crop(by_mirror, *box) for name, by_mirror in pictures.items()}
-    patches = to_array(crop(inspection.resized(inspection.images[shown.images]), *box))
-    yield Path("mirrors"), mirrors_figure(content, shown, patches, columns)
+            box = crop_boxes([pictures["exact"]])
+            columns = {"image": to_array(crop(inspection.resized(inspection.images[units.images]), *box))}
+            columns |= {name: diverging_tiles(crop(by_mirror, *box)) for name, by_mirror in pictures.items()}
+    yield Path("mirrors"), mirrors_figure(content, shown, columns)
     yield Path("mirrors"), content
 
 
 @styled
-def mirrors_figure(content: dict, shown: StrongestUnits, patches: np.ndarray, columns: dict[str, Tensor]) -> Figure:
+def mirrors_figure(content: dict, shown: StrongestUnits, columns: dict[str, np.ndarray]) -> Figure:
     """A row per unit, a column per mirror; below, each mirror's medians by stage; at last, what is wrong with each.
 
     content  of mirrors.json
-    patches  (n, s, s, 3) in 0..1: the images of the units shown
-    columns  name of the mirror -> (n, 3, s, s)
+    columns  "image" and name of the mirror -> (n, s, s, 3) in 0..1
     """
-    stages = list(content["mistakes"][next(iter(MISTAKES))]["stages"])
-    title = f"Strongest units of {shown.stage} by the exact mirror, and with one mistake each"
-    count, table, notes = len(patches), 0.14 * len(stages), 0.25 * len(MISTAKES)  # inches
+    count, stages = len(shown.channels), list(content["mistakes"]["shortcut dropped"]["stages"])
+    table, notes = 0.14 * len(stages), 0.25 * len(MISTAKES)  # inches
     figure = Figure((WIDTH_INCHES, 0.95 + 0.95 * count + table + notes), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    heading(figure, f"{title} ({content['rule']})", *NOTES)
+    title = f"Strongest units of {shown.stage} by the exact mirror, and with one mistake each ({content['rule']})"
+    note = "error: norm of the difference to the exact picture, relative to its norm; corr.: correlation with it."
+    heading(figure, title, note, "Each tile has its own scale; grey is zero.")
     above, below = figure.subfigures(2, height_ratios=(0.5 + 0.95 * count + table, notes))
-    grid = above.subplots(count + 1, 1 + len(columns), height_ratios=[*[0.65] * count, table])
-    units = [unit for unit in content["units"] if unit["stage"] == shown.stage]
-    captions = {
-        name: [
-            f"error {format_error(unit['error'][name])}\ncorr. {format_two_digits(unit['correlation'][name])}"
-            for unit in units
-        ]
-        for name in MISTAKES
-    }
-    draw_rows(grid[:count], patches, columns, row_captions(shown), captions)
+    grid = above.subplots(count + 1, len(columns), height_ratios=[*[0.65] * count, table])
+    captions = {name: [] for name in MISTAKES}
+    for name, unit in itertools.product(MISTAKES, (unit for unit in content["units"] if unit["stage"] == shown.stage)):
+        error, correlation = format_error(unit["error"][name]), format_two_digits(unit["correlation"][name])
+        captions[name].append(f"error {error}\ncorr. {correlation}")
+    draw_rows(grid[:count], columns, row_captions(shown), captions)
     texts = [[], stages]  # below the images and the exact pictures
     for mistake in content["mistakes"].values():
         values = mistake["stages"].values()
@@ -242,15 +220,13 @@ def mirrors_figure(content: dict, shown: StrongestUnits, patches: np.ndarray, co
         axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", linespacing=1.6)
     label = f"median over\nup to {UNITS_SHOWN} units:\nerror / corr."
     grid[count, 0].set_ylabel(label, rotation=0, ha="right", va="center")
-    for n, (name, mistake) in enumerate(MISTAKES.items()):
+    for n, (name, (wrong, visible, _)) in enumerate(MISTAKES.items()):
         y = 1 - n / len(MISTAKES)
         below.text(0.19, y, textwrap.fill(name, 20), ha="right", va="top", weight="bold", linespacing=1.1)
-        below.text(0.2, y, f"{mistake.wrong}\n{mistake.visible}", va="top", linespacing=1.1)
+        below.text(0.2, y, f"{wrong}\n{visible}", va="top", linespacing=1.1)
     return figure
 
 
 def format_error(error: float | None) -> str:
-    """0, 0.043, 0.43, 4.3, 43, 430, 4.3e+03; a dash for None."""
-    if error is None or error < 0.1 or error >= 1000:
-        return format_number(error, ".2g")
-    return f"{error:.2f}" if error < 1 else f"{error:.1f}" if error < 10 else f"{error:.0f}"
+    """Two significant digits, three from 10 on; a dash for None."""
+    return format_number(error, ".3g" if error and error >= 9.95 else "#.2g")

@@ -14,28 +14,14 @@ from analysis.activations import ChannelGroups, group_channels
 from analysis.inspection import Inspection, Picture, picture_of, pictures_asked_for
 from analysis.scores import score
 from analysis.settings import Settings
+from figures import style
 from figures.comparison import AGAINST, FOR, evidence_over_image, show_tile
 from figures.image_grid import to_array
 from figures.registry import NotDrawn, register
-from figures.style import (
-    WIDTH_INCHES,
-    axes_at,
-    bare_axes_at,
-    format_percent,
-    heading,
-    heading_inches,
-    plural,
-    styled,
-    text_at,
-    truncate,
-)  # fmt: skip
 from network import STAGES, ResNet18
 
-STAGE = STAGES[-1]  # the logits are linear in it
 GROUPS_SHOWN = 8
 EXAMPLES_SHOWN = 4
-CLOSE = (0.7, 0.3)  # probabilities of two classes that are close: in words 70 and 30 %
-HEADER, ROW, TILE = 1.5, 0.77, 0.73  # inches: image and sum above the rows; from row to row; the side of a tile
 
 
 @torch.inference_mode()
@@ -48,11 +34,7 @@ def split_decision(
     groups    a partition of the channels
     classes   a and b; by default the two most probable classes
 
-    Returns
-    classes, logits, probabilities   of a and b; the logits' difference is `bias` plus all contributions
-    bias                             of a minus that of b
-    groups                           in descending order of absolute contribution, each with its `representative`,
-                                     `channels`, `contribution` and `map`: the contribution by position, h lists of w
+    Returns the numbers of why.json; `classes` are numbers of classes.
     """
     features = features[0].cpu().double()  # (512, h, w); MPS has no float64
     weights, biases = network.fc.weight.cpu().double(), network.fc.bias.cpu().double()
@@ -78,23 +60,18 @@ def largest(decision: dict) -> list[dict]:
     return sorted(decision["groups"][:GROUPS_SHOWN], key=lambda group: -group["contribution"])
 
 
-def most_exciting(peaks: Tensor, channels: Sequence[int], count: int = EXAMPLES_SHOWN) -> list[int]:
-    """The images whose mean peak in these channels is highest, in descending order; peaks: (N, C), on the CPU."""
-    means = peaks[:, list(channels)].double().mean(1)
-    return means.sort(descending=True, stable=True).indices[:count].tolist()
-
-
 @torch.inference_mode()
-def mask_examples(inspection: Inspection, channels: Sequence[int]) -> np.ndarray:
-    """(m, S, S, 3) in 0..1: the searched images that excite these channels most, pale where they respond little.
+def mask_examples(inspection: Inspection, channels: list[int]) -> np.ndarray:
+    """(m, S, S, 3) in 0..1: the searched images with the highest mean peak in these channels, in descending order.
 
-    That is, where their mean activation is below half its maximum in that image.
+    They are pale where the channels' mean activation is below half its maximum in that image.
     """
-    rows = most_exciting(inspection.search.peaks[STAGE], channels)
+    means = inspection.search.peaks[STAGES[-1]][:, channels].double().mean(1)
+    rows = means.sort(descending=True, stable=True).indices[:EXAMPLES_SHOWN]
     stored = inspection.images[inspection.searched[rows]]
-    features = inspection.network.trace(inspection.inputs(stored), STAGE).features[STAGE]
+    features = inspection.network.trace(inspection.inputs(stored), STAGES[-1]).features[STAGES[-1]]
     pictures = inspection.resized(stored)
-    responses = features[:, list(channels)].mean(1, keepdim=True).cpu()  # (m, 1, h, w)
+    responses = features[:, channels].mean(1, keepdim=True).cpu()  # (m, 1, h, w)
     responses = F.interpolate(responses, pictures.shape[2:], mode="bilinear")
     is_weak = responses < responses.amax((2, 3), keepdim=True) / 2
     return to_array(torch.where(is_weak, 0.75 + 0.25 * pictures, pictures))
@@ -103,29 +80,18 @@ def mask_examples(inspection: Inspection, channels: Sequence[int]) -> np.ndarray
 def class_numbers(asked: Sequence[str], names: Sequence[str]) -> tuple[int, int]:
     """Two classes by name or number -> their numbers. Raises ValueError for an unknown or repeated class."""
     numbers = {str(n): n for n in range(len(names))} | {name: n for n, name in enumerate(names)}
-    if unknown := [name for name in asked if name not in numbers]:
-        known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise ValueError(f"{unknown[0]}: the network's classes are {known}, or 0 to {len(names) - 1}")
+    for name in asked:
+        if name not in numbers:
+            known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            raise ValueError(f"{name}: the network's classes are {known}, or 0 to {len(names) - 1}")
     a, b = (numbers[name] for name in asked)
     if a == b:
         raise ValueError(f"{' '.join(asked)}: pass two different classes")
     return a, b
 
 
-def similar_channels(inspection: Inspection) -> ChannelGroups:
-    """The groups of similar channels; raises NotDrawn when there are none."""
-    if STAGE not in inspection.search.peaks:
-        raise NotDrawn(f"it needs {STAGE} among the --stages")
-    if len(inspection.metadata.classes) < 2:
-        raise NotDrawn("it needs a network of two classes or more")
-    try:
-        return group_channels(inspection.search.peaks[STAGE])
-    except ValueError as error:
-        raise NotDrawn(f"{error} at {STAGE}") from error
-
-
 def close_decision(inspection: Inspection, classes: tuple[int, int] | None = None) -> tuple[Picture, str]:
-    """The searched image whose two probabilities are nearest to CLOSE, and in words how it was chosen.
+    """The searched image whose two probabilities are nearest to 70 and 30 %, and in words how it was chosen.
 
     Of the two most probable classes, over the correctly classified images; or of `classes`, over those of these images
     that are predicted as one of them. If there are none, over all searched images.
@@ -141,9 +107,9 @@ def close_decision(inspection: Inspection, classes: tuple[int, int] | None = Non
         kind += " as one of the two"
     if not suits.any():
         suits, kind = ~suits, "searched"
-    distances = (pairs - torch.tensor(CLOSE)).abs().sum(1)
+    distances = (pairs - torch.tensor((0.7, 0.3))).abs().sum(1)
     row = int(torch.where(suits, distances, torch.inf).argmin())
-    words = f"of {plural(int(suits.sum()), 'test image')} {kind}, that with probabilities nearest to 70 and 30 %"
+    words = f"of {style.plural(int(suits.sum()), 'test image')} {kind}, that with probabilities nearest to 70 and 30 %"
     return picture_of(inspection, int(inspection.searched[row])), words
 
 
@@ -156,15 +122,17 @@ def most_confident_mistake(inspection: Inspection) -> tuple[Picture, str, tuple[
         raise NotDrawn(f"there are no mistakes in {len(wrong):,} test images")
     row = int(np.where(wrong, scores.confidence, -1).argmax())
     picture = picture_of(inspection, int(inspection.searched[row]))
-    words = f"of {plural(int(wrong.sum()), 'mistake')} in {len(wrong):,} test images, the most confident one"
+    words = f"of {style.plural(int(wrong.sum()), 'mistake')} in {len(wrong):,} test images, the most confident one"
     return picture, words, (int(scores.predicted[row]), int(scores.labels[row]))
 
 
 def decisions_in_words(entries: list[dict], largest: int = 10) -> str:
-    """What why.json says of each image, a sentence each, for the report."""
+    """What why.json says of each image, a sentence each, for the report and the figure."""
     sentences = []
     for entry in entries:
-        image = f"Test image {entry['image']}" if isinstance(entry["image"], int) else entry["image"]
+        image = (
+            f"Test image {entry['image']}" if isinstance(entry["image"], int) else style.truncate(entry["image"], 60)
+        )
         (first, second), contributions = entry["classes"], [group["contribution"] for group in entry["groups"]]
         sentences.append(
             f"{image}, {first} against {second}: logit difference {signed(entry['logits'][0] - entry['logits'][1])} = "
@@ -185,7 +153,12 @@ def decisions_in_words(entries: list[dict], largest: int = 10) -> str:
 )
 def draw_why(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
     """The user's pictures or a close decision, then the most confident mistake; at last the content of why.json."""
-    groups = similar_channels(inspection)
+    if STAGES[-1] not in inspection.search.peaks:
+        raise NotDrawn(f"it needs {STAGES[-1]} among the --stages")
+    try:
+        groups = group_channels(inspection.search.peaks[STAGES[-1]])
+    except ValueError as error:
+        raise NotDrawn(f"{error} at {STAGES[-1]}") from error
     classes = class_numbers(settings.classes, inspection.metadata.classes) if settings.classes else None
     jobs = [(Path(picture.folder, "why"), picture, "", classes) for picture in inspection.pictures]
     if inspection.pictures and not pictures_asked_for(inspection, settings):
@@ -197,8 +170,8 @@ def draw_why(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path,
     entries = []
     for path, picture, chosen, pair in jobs:
         with torch.inference_mode():
-            trace = inspection.network.trace(inspection.inputs(picture.image[None]), STAGE)
-        decision = split_decision(inspection.network, trace.features[STAGE], groups, pair)
+            trace = inspection.network.trace(inspection.inputs(picture.image[None]), STAGES[-1])
+        decision = split_decision(inspection.network, trace.features[STAGES[-1]], groups, pair)
         names = [inspection.metadata.classes[number] for number in decision["classes"]]
         entries.append({"image": picture.origin, "chosen": chosen} | decision | {"classes": names})
         image = to_array(inspection.resized(picture.image[None]))[0]
@@ -207,7 +180,7 @@ def draw_why(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path,
     yield Path("why"), entries
 
 
-@styled
+@style.styled
 def why_figure(entry: dict, picture: Picture, image: np.ndarray, examples: list[np.ndarray]) -> Figure:
     """The image and all evidence; below, each group's bar, where it comes from, and what excites the group most.
 
@@ -215,54 +188,45 @@ def why_figure(entry: dict, picture: Picture, image: np.ndarray, examples: list[
     image     (S, S, 3) in 0..1
     examples  n times (m, S, S, 3) in 0..1: the test images that excite each of the groups shown most
     """
-    shown, short = largest(entry), [truncate(name, 16) for name in entry["classes"]]
+    shown, names = largest(entry), [style.truncate(name, 16) for name in entry["classes"]]
     maps = torch.tensor([group["map"] for group in shown], dtype=torch.float64)
-    total = torch.tensor([group["map"] for group in entry["groups"]], dtype=torch.float64).sum(0)
+    total = torch.tensor([group["map"] for group in entry["groups"]], dtype=torch.float64).sum(0, keepdim=True)
     limits = [values.abs().max().item() for values in (maps, total)]
     first, second = (
-        f"{text} ({format_percent(probability)}{', the true class' if name == picture.label else ''})"
-        for text, name, probability in zip(short, entry["classes"], entry["probabilities"], strict=True)
+        f"{text} ({style.format_percent(probability)}{', the true class' if name == picture.label else ''})"
+        for text, name, probability in zip(names, entry["classes"], entry["probabilities"], strict=True)
     )
-    title = f"Why {first} and not {second}?"
-    caption = (
+    figure = Figure((style.WIDTH_INCHES, 2.8 + 0.8 * len(shown)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.02, hspace=0.02)
+    style.heading(
+        figure,
+        f"Why {first} and not {second}?",
         "A bar is what a group of similar channels adds to the logit difference; its map is the same number by "
-        f"position in {STAGE}: the values sum to the bar. Blue speaks for {short[0]}, red for {short[1]}: full color "
-        f"is ±{limits[0]:.2g} in the maps of the groups, ±{limits[1]:.2g} in that of all channels.",
+        f"position in {STAGES[-1]}: the values sum to the bar. Blue speaks for {names[0]}, red for {names[1]}: full "
+        f"color is ±{limits[0]:.2g} in the maps of the groups, ±{limits[1]:.2g} in that of all channels.",
         "Right: the test images with the highest mean peak in the group, pale where its mean activation is below half "
         "its maximum in that image." + f" The image above: {entry['chosen']}." * bool(entry["chosen"]),
     )
-    above, below = heading_inches(title, *caption)
-    top, rows = above + HEADER + 0.45, len(shown) * ROW
-    figure = Figure((WIDTH_INCHES, top + rows + 0.68 + below))
-    heading(figure, title, *caption)
-    side = HEADER - 0.2
-    overlay = evidence_over_image(image, total[None], limits[1])[0]
-    for column, (name, tile) in enumerate((("image", image), ("all channels", overlay))):
-        show_tile(axes := axes_at(figure, 0.08 + column * (side + 0.08), above + 0.3, side, side), tile)
-        axes.set_title(name, pad=3)
-    for n, line in enumerate(sum_in_words(entry, picture)):
-        text_at(figure, 2 * side + 0.35, above + 0.4 + 0.18 * n, line, ha="left")
-    left = WIDTH_INCHES - (1 + EXAMPLES_SHOWN) * ROW - 0.07
-    right = left + ROW + 0.04
-    draw_bars(bare_axes_at(figure, 0.9, top, left - 1.0, rows + 0.55), entry)
+    above, below = figure.subfigures(2, height_ratios=(1.6, 0.8 * len(shown) + 0.6))
+    header = above.subplots(1, 3, width_ratios=(1, 1, 2.5))
+    tiles = (image, *evidence_over_image(image, total, limits[1]), None)
+    for axes, name, tile in zip(header, ("image", "all channels", ""), tiles, strict=True):
+        show_tile(axes, tile)
+        axes.set_title(name)
+    text = decisions_in_words([entry], GROUPS_SHOWN)
+    header[2].text(0, 0.95, "\n".join(style.wrap(text, 3.2)), va="top", linespacing=1.6)
+    widths, heights = (3, *[1] * (1 + EXAMPLES_SHOWN)), (*[1] * len(shown), 0.7)
+    grid = below.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights)
+    draw_bars(below.add_subplot(grid[:, 0]), entry)
     for row, (group, tile) in enumerate(zip(shown, evidence_over_image(image, maps, limits[0]), strict=True)):
-        show_tile(axes := axes_at(figure, left, top + row * ROW, TILE, TILE), tile)
-        axes.spines[:].set(visible=True, linewidth=1.5, color=FOR if group["contribution"] >= 0 else AGAINST)
-        for column, example in enumerate(examples[row]):
-            show_tile(axes_at(figure, right + column * ROW, top + row * ROW, TILE, TILE), example)
-    text_at(figure, left, top - 0.05, "where", ha="left", va="bottom")
-    text_at(figure, right, top - 0.05, "test images that excite the group most", ha="left", va="bottom")
+        axes = [below.add_subplot(grid[row, column]) for column in range(1, 2 + len(examples[row]))]
+        for tile_axes, picture in zip(axes, (tile, *examples[row]), strict=True):
+            show_tile(tile_axes, picture)
+        axes[0].spines[:].set(visible=True, linewidth=1.5, color=FOR if group["contribution"] >= 0 else AGAINST)
+        if row == 0:
+            axes[0].set_title("where")
+            axes[1].set_title("test images that excite it most", loc="left")
     return figure
-
-
-def sum_in_words(entry: dict, picture: Picture) -> Iterator[str]:
-    """The image, and the sum that the bars split."""
-    groups, shown = entry["groups"], largest(entry)
-    total, largest_total = (signed(sum(group["contribution"] for group in part)) for part in (groups, shown))
-    yield truncate(picture.title, 60)
-    yield f"logit difference {signed(entry['logits'][0] - entry['logits'][1])}"
-    yield f"= bias {signed(entry['bias'])} plus {plural(len(groups), 'group')} of similar channels {total}"
-    yield f"The {len(shown)} largest groups, below, sum to {largest_total}."
 
 
 def draw_bars(axes: Axes, entry: dict) -> None:
@@ -270,28 +234,26 @@ def draw_bars(axes: Axes, entry: dict) -> None:
     shown, others = largest(entry), entry["groups"][GROUPS_SHOWN:]
     values = [group["contribution"] for group in shown]
     values += [sum(group["contribution"] for group in others), entry["bias"]]
-    end = len(shown) * ROW
-    y = [*(n * ROW + TILE / 2 for n in range(len(shown))), end + 0.13, end + 0.36]
-    colors = [*(FOR if group["contribution"] >= 0 else AGAINST for group in shown), "0.55", "0.55"]
-    bars = axes.barh(y, values, [*[0.42] * len(shown), 0.14, 0.14], color=colors)
+    count = len(shown)
+    y = [*(n + 0.5 for n in range(count)), count + 0.2, count + 0.5]
+    colors = [*(FOR if value >= 0 else AGAINST for value in values[:count]), "0.55", "0.55"]
+    bars = axes.barh(y, values, [*[0.55] * count, 0.18, 0.18], color=colors)
     axes.bar_label(bars, [signed(value) for value in values], padding=2)
-    axes.set_yticks(y, [*map(group_label, shown), f"{len(others)} other groups", "bias"])
-    axes.set_ylim(end + 0.55, 0)
-    low, high = min(0, *values), max(0, *values)
-    room = 0.3 * (high - low or 1)  # for the numbers at the bars' ends, and for the words above
-    axes.set_xlim(min(low - room * (low < 0), -0.75 * room), max(high + room * (high > 0), 0.75 * room))
-    axes.axvline(0, color="black", linewidth=0.5)
+    labels = []
+    for group in shown:
+        others_like_it = len(group["channels"]) - 1
+        labels.append(f"channel {group['representative']}" + f"\nand {others_like_it} like it" * (others_like_it > 0))
+    axes.set_yticks(y, [*labels, f"{len(others)} other groups", "bias"])
     axes.tick_params(axis="y", length=0)
-    texts = (f"for {truncate(entry['classes'][0], 14)} →", f"← for {truncate(entry['classes'][1], 14)}")
-    for text, x, color, side in zip(texts, (1, 0), (FOR, AGAINST), ("right", "left"), strict=True):
-        above = {"xycoords": "axes fraction", "xytext": (0, 3.6), "textcoords": "offset points"}
-        axes.annotate(text, (x, 1), color=color, ha=side, va="bottom", **above)
-
-
-def group_label(group: dict) -> str:
-    """How many channels the group has, and which one they resemble."""
-    count, number = len(group["channels"]), group["representative"]
-    return f"{count} channels\nlike {number}" if count > 1 else f"channel {number}"
+    axes.set_xticks([])
+    axes.spines[:].set_visible(False)
+    axes.set_ylim(count + 0.7, 0)
+    ends = np.array([min(0, *values), max(0, *values)])
+    room = 0.3 * (np.ptp(ends) or 1)  # for the numbers at the bars' ends, and for the titles
+    axes.set_xlim(*(ends + np.where(ends == 0, 0.75, 1) * [-room, room]))
+    axes.axvline(0, color="black", linewidth=0.5)
+    axes.set_title(f"← for {style.truncate(entry['classes'][1], 14)}", loc="left", color=AGAINST)
+    axes.set_title(f"for {style.truncate(entry['classes'][0], 14)} →", loc="right", color=FOR)
 
 
 def signed(value: float) -> str:

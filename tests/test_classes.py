@@ -20,11 +20,6 @@ from reverse_network import RULES, ReverseResNet18, class_signal
 RANDOM = np.random.RandomState(0)
 
 
-@pytest.fixture(scope="module")
-def inspection(small_run):
-    return inspect(small_run / "model.pt", Settings(), "cpu")
-
-
 def test_classes_probabilities_and_pictures(random_network):
     images = torch.randn(1, 3, 64, 48, dtype=torch.float64)
     numbers, pictures = class_evidence(random_network, mirrors_by_rule(random_network, RULES), images, 4)
@@ -60,51 +55,40 @@ def test_class_activation_maps_and_biases_are_the_logits(random_network):
     assert torch.tensor(numbers["logits"]).double().sub(logits).norm() < 1e-6 * logits.norm()
 
 
-@pytest.fixture(scope="module")
-def drawn(inspection):
-    """The figure, the content of classes.json, and what `class_evidence` returns."""
-    (path, figure), (file, entries) = FIGURES["classes"].draw(inspection, Settings())
+def test_the_figure_shows_each_class_on_one_scale_per_column(small_run):
+    inspection = inspect(small_run / "model.pt", Settings(), "cpu")
+    (path, figure), (file, (entry,)) = FIGURES["classes"].draw(inspection, Settings())
     assert str(path) == str(file) == "classes"
-    mirrors = mirrors_by_rule(inspection.network, RULES_SHOWN)
     inputs = inspection.inputs(inspection.pictures[0].image[None])
-    return figure, entries, class_evidence(inspection.network, mirrors, inputs)
-
-
-def test_the_figure_shows_each_class_on_one_scale_per_column(inspection, drawn):
-    figure, (entry,), (numbers, pictures) = drawn
+    mirrors = mirrors_by_rule(inspection.network, RULES_SHOWN)
+    numbers, pictures = class_evidence(inspection.network, mirrors, inputs)
     picture = to_array(inspection.pictures[0].image) / 255
-    image, *tiles = [axes.get_images()[0].get_array() for axes in figure.get_axes()]
-    assert np.allclose(image, picture, atol=1e-6) and len(tiles) == 12
-    for column, (name, each) in enumerate(pictures.items()):
+    grid = np.reshape(figure.get_axes(), (4, 4))
+    assert np.allclose(grid[0, 0].get_images()[0].get_array(), picture, atol=1e-6)
+    for column, (name, each) in enumerate(pictures.items(), 1):
         each = torch.cat([each, each[:1] - each[1:2]])  # the last row is the difference of the first two
         limit = each[:3].abs().max().item() if name == MAPS else max(robust_limit(each[:3]))
         over = evidence_over_image(picture, each, limit) if name == MAPS else diverging_rgb(to_array(each), limit)
-        assert np.allclose(tiles[4 * column : 4 * column + 4], over, atol=1e-4)
+        tiles = [axes.get_images()[0].get_array() for axes in grid[:, column]]
+        assert np.allclose(tiles, over, atol=1e-4)
         assert entry["scale"][name] == pytest.approx(limit)
-        assert figure.get_axes()[1 + 4 * column].get_title() == f"{name}\n±{limit:.2g}"
-    texts = [text.get_text() for text in figure.texts]
-    for number, probability, logit, bias in zip(*numbers.values(), strict=True):
-        name = inspection.metadata.classes[number]
-        label = (
-            f"{name}\n{format_percent(probability)}\nlogit {format_two_digits(logit)}\nbias {format_two_digits(bias)}"
-        )
-        assert label in texts
-
-
-def test_numbers_and_correlations_are_in_the_json(inspection, drawn):
-    figure, (entry,), (numbers, pictures) = drawn
-    assert entry["image"] == inspection.pictures[0].origin and entry["classes"] == [
-        inspection.metadata.classes[n] for n in numbers["classes"]
-    ]
+        assert grid[0, column].get_title() == f"{name}\n±{limit:.2g}"
+    labels = [axes.get_ylabel() for axes in figure.get_axes() if axes.get_ylabel()]
+    for label, number, probability, logit, bias in zip(labels, *numbers.values(), strict=False):
+        values = f"logit {format_two_digits(logit)}\nbias {format_two_digits(bias)}"
+        assert label == f"{inspection.metadata.classes[number]}\n{format_percent(probability)}\n{values}"
+    first, second = (inspection.metadata.classes[n] for n in numbers["classes"][:2])
+    assert labels[3].startswith(f"{first}\n\N{MINUS SIGN} {second}\n")
+    assert entry["image"] == inspection.pictures[0].origin
+    assert entry["classes"] == [inspection.metadata.classes[n] for n in numbers["classes"]]
     assert entry["logits"] == numbers["logits"] and entry["maps"] == pictures[MAPS].tolist()
     assert entry["correlation"].keys() == {MAPS, *RULES_SHOWN}
     for rule in RULES_SHOWN:
         pairs = np.corrcoef(pictures[rule].flatten(1).numpy())[np.triu_indices(3, 1)]
         assert entry["correlation"][rule] == pytest.approx(pairs.mean(), abs=1e-5)
-    texts = [text.get_text() for text in figure.texts]
-    assert texts[-1] == format_two_digits(entry["correlation"]["gradient"])
-    words = FIGURES["classes"].words([entry])
-    assert f"guided {format_two_digits(entry['correlation']['guided'])}" in words
+    texts = [axes.get_xlabel() for axes in figure.get_axes() if axes.get_xlabel()]
+    assert texts[1:] == [format_two_digits(value) for value in entry["correlation"].values()]
+    assert f"guided {format_two_digits(entry['correlation']['guided'])}" in FIGURES["classes"].words([entry])
 
 
 def test_no_text_leaves_the_figure():
@@ -112,9 +96,8 @@ def test_no_text_leaves_the_figure():
     pictures = {MAPS: torch.from_numpy(RANDOM.randn(3, 7, 7))} | pictures
     entry = {"classes": ["American_Staffordshire_Terrier"] * 3, "probabilities": [1.0] * 3, "logits": [-1e4] * 3}
     entry |= {"biases": [-1e3] * 3, "scale": dict.fromkeys(pictures, 1e-5), "correlation": dict.fromkeys(pictures)}
-    assert_inside(
-        classes_figure(RANDOM.rand(16, 16, 3), entry, pictures, f"Evidence for {'a_long_file_' * 5}…, {'long ' * 20}")
-    )
+    title = f"Evidence for {'a_long_file_' * 5}…, {'long ' * 20}"
+    assert_inside(classes_figure(RANDOM.rand(16, 16, 3), entry, pictures, title))
 
 
 def test_ones_own_pictures_need_no_test_images(small_run, tmp_path):
@@ -122,7 +105,3 @@ def test_ones_own_pictures_need_no_test_images(small_run, tmp_path):
     flags = ["--ckpt", str(small_run / "model.pt"), "--data", str(tmp_path / "none"), "--device", "cpu"]
     visualizer.main([*flags, "--figures", "classes", "--images", str(picture), "--out", str(tmp_path / "plots")])
     assert [path.name for path in (tmp_path / "plots" / picture.stem).iterdir()] == ["classes.png"]
-
-
-def test_percentages():
-    assert [format_percent(share) for share in (0, 0.001, 0.734, 1)] == ["0 %", "<1 %", "73 %", "100 %"]
