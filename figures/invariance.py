@@ -176,7 +176,7 @@ def draw_tiles(axes: Axes, values: Sequence[float], tiles: np.ndarray) -> None:
     axes.imshow(image_grid(tiles.reshape(-1, *tiles.shape[2:]), columns, gap), interpolation="antialiased")
     tops = np.arange(count) * (size + gap)
     axes.vlines([-2 * gap] * count, tops, tops + size, COLORS[:count], linewidth=2, clip_on=False)
-    names = [f"{value:g}".replace("-", "\N{MINUS SIGN}") for value in values]
+    names = [style.format_number(value, "g") for value in values]
     axes.set_xticks([column * (size + gap) + size / 2 for column in range(columns)], names)
     axes.set_yticks([])
     axes.tick_params(length=0)

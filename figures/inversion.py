@@ -85,7 +85,7 @@ def inversion_figure(pictures: list[Picture], stages: dict[str, Tensor], measure
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     style.heading(figure, "What each stage still knows of an image", CAPTION.format(side=originals.shape[-1]))
     names = [style.truncate(picture.label or Path(str(picture.origin)).stem, 20) for picture in pictures]
-    numbers = [f"{format_error(entry['feature_error'])}, {entry['psnr']:.0f} dB" for entry in measured]
+    numbers = [f"{style.format_percent(entry['feature_error'], 1)}, {entry['psnr']:.0f} dB" for entry in measured]
     texts = iter([*names, *numbers])  # column by column
     grid = figure.subplots(len(pictures), 1 + len(stages), squeeze=False)
     for column, (stage, images) in enumerate({"original": originals, **stages}.items()):
@@ -95,8 +95,3 @@ def inversion_figure(pictures: list[Picture], stages: dict[str, Tensor], measure
             axes.text(0, -0.03, next(texts), va="top", transform=axes.transAxes)
             axes.set_axis_off()
     return figure
-
-
-def format_error(share: float) -> str:
-    """A share of 1 in percent, with one digit below 1 %."""
-    return f"{100 * share:.2g} %" if share < 0.01 else f"{share:.0%}".replace("%", " %")

@@ -122,7 +122,8 @@ def feature_maps_figure(
     axes.spines[["top", "right"]].set_visible(False)
     if target:
         gains, losses, shown = falling.clip(0).sum(), falling.clip(max=0).sum(), falling[: len(order)].clip(0).sum()
-        note = f"for the class {gains:+.2f}, of this those above {shown:+.2f}; against it {losses:+.2f}"
+        gains, shown, losses = (style.format_number(value, "+.2f") for value in (gains, shown, losses))
+        note = f"for the class {gains}, of this those above {shown}; against it {losses}"
         axes.text(0.98, 0.9, note, transform=axes.transAxes, ha="right", va="top")
     return figure
 

@@ -1,6 +1,7 @@
 """How all figures and pages look and are saved: 7 inches wide for print, text of at least 7 points."""
 
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template  # comes with torch
@@ -74,9 +75,10 @@ def heading(figure: Figure, title: str, *caption: str) -> None:
     Layout engines make room for both; other figures leave `heading_inches`.
     """
     width, height = figure.get_size_inches()
+    text_width = width - 2 * MARGIN_INCHES
     how = {"x": MARGIN_INCHES / width, "ha": "left"}
-    above = figure.suptitle("\n".join(_wrap((title,), width, *TITLE_FONT)), **how)
-    below = figure.supxlabel("\n".join(_wrap(caption, width)), **how, color=CAPTION_COLOR, linespacing=1.3)
+    above = figure.suptitle("\n".join(wrap((title,), text_width, *TITLE_FONT)), **how)
+    below = figure.supxlabel("\n".join(wrap(caption, text_width)), **how, color=CAPTION_COLOR, linespacing=1.3)
     if figure.get_layout_engine() is None:  # as far from the edge in a tall figure as in a flat one
         above.set_y(1 - MARGIN_INCHES / height)
         below.set_y(MARGIN_INCHES / height)
@@ -84,15 +86,16 @@ def heading(figure: Figure, title: str, *caption: str) -> None:
 
 def heading_inches(title: str, *caption: str) -> tuple[float, float]:
     """The height of `heading`'s title and of its caption in a figure of WIDTH_INCHES, in inches."""
-    title_lines, caption_lines = _wrap((title,), WIDTH_INCHES, *TITLE_FONT), _wrap(caption, WIDTH_INCHES)
+    text_width = WIDTH_INCHES - 2 * MARGIN_INCHES
+    title_lines, caption_lines = wrap((title,), text_width, *TITLE_FONT), wrap(caption, text_width)
     return 0.1 + 0.15 * len(title_lines), 0.06 + 0.13 * len(caption_lines)
 
 
 @styled
-def _wrap(texts: tuple[str, ...], figure_inches: float, points: float = 7, weight: str = "normal") -> list[str]:
-    """Each text in lines that fit into a figure of this width; a longer word has a line of its own."""
+def wrap(texts: Iterable[str], inches: float, points: float = 7, weight: str = "normal") -> list[str]:
+    """Each text in lines that are at most this wide; a longer word has a line of its own."""
     font = font_manager.FontProperties(weight=weight, size=points)
-    most, lines = 72 * 0.98 * (figure_inches - 2 * MARGIN_INCHES), []  # points
+    most, lines = 72 * 0.98 * inches, []  # points
     for text in texts:
         for n, word in enumerate(text.split()):
             longer = f"{lines[-1]} {word}" if n else word
@@ -130,8 +133,8 @@ def truncate(name: str, most: int) -> str:
 
 
 def format_number(value: float | None, form: str) -> str:
-    """A number in one of Python's formats; a dash for None."""
-    return "–" if value is None else format(value, form)
+    """A number in one of Python's formats, with a minus sign instead of a hyphen; a dash for None."""
+    return "–" if value is None else format(value, form).replace("-", "\N{MINUS SIGN}")
 
 
 def format_two_digits(value: float | None) -> str:

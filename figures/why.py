@@ -130,9 +130,8 @@ def decisions_in_words(entries: list[dict], largest: int = 10) -> str:
     """What why.json says of each image, a sentence each, for the report and the figure."""
     sentences = []
     for entry in entries:
-        image = (
-            f"Test image {entry['image']}" if isinstance(entry["image"], int) else style.truncate(entry["image"], 60)
-        )
+        is_file = isinstance(entry["image"], str)
+        image = style.truncate(entry["image"], 60) if is_file else f"Test image {entry['image']}"
         (first, second), contributions = entry["classes"], [group["contribution"] for group in entry["groups"]]
         sentences.append(
             f"{image}, {first} against {second}: logit difference {signed(entry['logits'][0] - entry['logits'][1])} = "
@@ -214,7 +213,7 @@ def why_figure(entry: dict, picture: Picture, image: np.ndarray, examples: list[
         show_tile(axes, tile)
         axes.set_title(name)
     text = decisions_in_words([entry], GROUPS_SHOWN)
-    header[2].text(0, 0.95, "\n".join(style.wrap(text, 3.2)), va="top", linespacing=1.6)
+    header[2].text(0, 0.95, "\n".join(style.wrap([text], 3.2)), va="top", linespacing=1.6)
     widths, heights = (3, *[1] * (1 + EXAMPLES_SHOWN)), (*[1] * len(shown), 0.7)
     grid = below.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights)
     draw_bars(below.add_subplot(grid[:, 0]), entry)
@@ -258,4 +257,4 @@ def draw_bars(axes: Axes, entry: dict) -> None:
 
 def signed(value: float) -> str:
     """Two decimals with a sign."""
-    return f"{round(value, 2) + 0.0:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return style.format_number(round(value, 2) + 0.0, "+.2f")

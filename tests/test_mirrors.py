@@ -128,7 +128,7 @@ def test_tiles_and_numbers_are_the_mirrors_of_the_strongest_units(inspection):
     for row, (unit, expected) in enumerate(zip(content["units"][-rows:], errors.tolist(), strict=True)):
         error, correlation = (unit[key]["shortcut dropped"] for key in ("error", "correlation"))
         assert error == pytest.approx(expected, rel=0.02)
-        label = f"error {format_error(error)}\ncorr. {round(correlation, 2) + 0.0:.2f}"
+        label = f"error {format_error(error)}\ncorr. {format_two_digits(correlation)}"
         assert axes[row, dropped_column].get_xlabel() == label
     table = [cell.texts[0].get_text().split("\n") for cell in axes[rows, 1:]]
     assert table[0] == ["conv1", "conv2_x", "conv5_x"]
