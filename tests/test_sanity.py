@@ -114,7 +114,7 @@ def test_every_network_under_every_rule(inspection, drawn, expected):
                 colors = shown.get_images()[0].get_array()
                 assert_same_pictures(colors - 0.5, diverging_rgb(to_array(tile)[0], *robust_limit(tile)) - 0.5)
                 value = spearman(steps["trained"][rule][row], pictures[rule][row])
-                label = shown.get_xlabel()
+                label = shown.get_xlabel().replace("\N{MINUS SIGN}", "-")
                 assert label == "–" if value is None else float(label) == pytest.approx(value, abs=0.02)
                 assert shown.get_title().replace("\n", " ") == (name if n == 0 else "")
             assert next(axes).get_title() == ("edges" if n == 0 else "")

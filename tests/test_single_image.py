@@ -104,7 +104,8 @@ def test_reconstructions(inspection, trace):
                 mirror = ReverseResNet18(inspection.network, rule)
                 pictures = [mirror(isolate(trace.features[stage], channel), stage, trace)[0] for channel in channels]
                 expected[rule] = to_array(torch.stack(pictures))
-                correlation = float(figure.get_supxlabel().split(f" ({rule})")[0].split()[-1])
+                caption = figure.get_supxlabel().replace("\N{MINUS SIGN}", "-")
+                correlation = float(caption.split(f" ({rule})")[0].split()[-1])
                 assert correlation == pytest.approx(mean_correlation(expected[rule]), abs=0.011)
         for n, (axes, channel) in enumerate(zip(panels, channels, strict=True)):
             blocks = axes.get_images()[0].get_array()
