@@ -237,13 +237,12 @@ def draw_curves(axes: Axes, steps: dict[str, dict[str, dict]]) -> None:
     for n, rule in enumerate(ALL_RULES):
         style = {"color": RULE_STYLE[rule][0], "marker": RULE_STYLE[rule][1], "markersize": 3, "linewidth": 1}
         numbers = [rules[rule] for rules in steps.values()]
-        low, median, high = (
-            np.array([entry[key] for entry in numbers], float) for key in ("low", "median", "high")
-        )  # None: nan
+        # None becomes nan
+        low, median, high = (np.array([entry[key] for entry in numbers], float) for key in ("low", "median", "high"))
         axes.fill_between(x[:-1], low[:-1], high[:-1], color=style["color"], alpha=0.2, linewidth=0)
         axes.plot(x[:-1], median[:-1], label=rule, **style)
-        spans = [median[-1:] - low[-1:], high[-1:] - median[-1:]]
-        axes.errorbar([x[-1] + 0.12 * (n - 1)], median[-1:], spans, **style)
+        spans = [[median[-1] - low[-1]], [high[-1] - median[-1]]]
+        axes.errorbar(x[-1] + 0.12 * (n - 1), median[-1], spans, **style)
     axes.axhline(0, color="black", linewidth=0.5)
     axes.set_xticks(x, [textwrap.fill(name, 9) for name in steps], rotation=90)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])

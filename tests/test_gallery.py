@@ -224,7 +224,7 @@ def test_of_many_classes_those_with_the_largest_values_have_bars():
 
 def test_numbers_have_two_digits_and_no_share_is_rounded_to_none_or_all():
     numbers = [format_short(value) for value in (1.234, 0.0, 0.0031, -0.5, None)]
-    assert numbers == ["1.23", "0.00", "0.0031", "-0.50", "–"]
+    assert numbers == ["1.23", "0.00", "0.0031", "\N{MINUS SIGN}0.50", "–"]
     shares = [format_percent(share) for share in (0, 0.001, 0.734, 0.998, 1)]
     assert shares == ["0 %", "<1 %", "73 %", ">99 %", "100 %"]
     assert [format_percent(share, 2) for share in (0.00001, 0.8838, 0.99999)] == ["<0.01 %", "88.38 %", ">99.99 %"]
