@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -184,6 +185,28 @@ def inspect(
     """All of the above in one call: the network, its test images, one of them as picture, and the search."""
     inspection = add_preprocessing(load_inspection(checkpoint, device, source, root))
     return add_search(add_pictures(add_test_images(inspection, settings.limit), settings), settings, stages)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of n images whose classes are the network's."""
+
+    labels: np.ndarray  # (n,) int64
+    predicted: np.ndarray  # (n,) int64
+    confidence: np.ndarray  # (n,) probability of the predicted class
+
+    @property
+    def accuracy(self) -> float:
+        """In 0..1."""
+        return float((self.labels == self.predicted).mean())
+
+
+def score(inspection: Inspection) -> Scores | None:
+    """The network's scores; None if the test images' classes are not the network's."""
+    if not inspection.knows_labels:
+        return None
+    labels, logits = inspection.labels[inspection.searched].numpy(), inspection.search.logits
+    return Scores(labels, logits.argmax(1).numpy(), logits.softmax(1).amax(1).numpy())
 
 
 def picture_of(inspection: ImageInspection, index: int) -> Picture:

@@ -18,8 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.channels import ChannelResult, inspect_channels
-from analysis.inspection import Inspection
-from analysis.scores import score
+from analysis.inspection import Inspection, score
 from analysis.settings import Settings
 from figures import style
 from figures.atlas import STRIP_PERCENTS, profile_stage, strip

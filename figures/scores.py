@@ -8,8 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from analysis.activations import split_dead_channels
-from analysis.inspection import Inspection, LoadedNetwork
-from analysis.scores import Scores, score
+from analysis.inspection import Inspection, LoadedNetwork, Scores, score
 from analysis.settings import Settings
 from figures.image_grid import to_array
 from figures.registry import NotDrawn, register

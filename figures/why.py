@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analysis.activations import ChannelGroups, group_channels
-from analysis.inspection import Inspection, Picture, picture_of, pictures_asked_for
-from analysis.scores import score
+from analysis.inspection import Inspection, Picture, picture_of, pictures_asked_for, score
 from analysis.settings import Settings
 from figures import style
 from figures.comparison import AGAINST, FOR, evidence_over_image, show_tile

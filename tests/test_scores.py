@@ -9,8 +9,7 @@ import torch
 from conftest import write_folder
 
 from analysis.activations import SearchResult
-from analysis.inspection import inspect
-from analysis.scores import score
+from analysis.inspection import inspect, score
 from analysis.settings import Settings
 from figures import scores
 from figures.registry import NotDrawn
