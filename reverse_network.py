@@ -137,8 +137,8 @@ class ReverseResNet18(nn.Module):
 
         trace: of the same N images, up to `stage` or further; a signal does not tell its image size, the trace does
 
-        Raises ValueError if the trace lacks the stage or the signal has another shape than its features; RuntimeError
-        if the network is in training mode, or was when the trace was made.
+        Raises ValueError if the trace lacks the stage, the signal has another shape than its features, or these do not
+        belong to its image size; RuntimeError if the network is in training mode, or was when the trace was made.
         """
         if trace.training or uses_batch_statistics(self):
             raise RuntimeError("the mirror needs the network in evaluation mode: call network.eval() before trace()")
@@ -147,12 +147,16 @@ class ReverseResNet18(nn.Module):
         if signal.shape != (expected := trace.features[stage].shape):
             raise ValueError(f"signal at {stage} must have shape {tuple(expected)}, got {tuple(signal.shape)}")
         conv1, depth = trace.features["conv1"], STAGES.index(stage)
+        size, pool = conv1.shape[-2:], self.maxpool
+        if tuple(size) != tuple((side + 1) // 2 for side in trace.image_size):
+            raise ValueError(
+                f"this trace is not of images of size {trace.image_size}: its conv1 maps are {tuple(size)}"
+            )
         for index in reversed(range(depth * BLOCKS_PER_STAGE)):
             inner, output = trace.blocks[index]
             # The switches have the size of the pooled map, the first block's input.
             block_input = trace.blocks[index - 1][1] if index > 0 else trace.switches
             signal = self.blocks[index](signal, inner, output, block_input.shape[-2:])
-        size, pool = conv1.shape[-2:], self.maxpool
         if depth > 0 and self.unpool == "sum":
             signal = unpool_sum(signal, trace.switches, size)
         elif depth > 0:

@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from runtime.checkpoint import one_line
+
 SPLITS = {"train": ("train",), "test": ("test", "val")}  # split -> accepted folder names
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 NEEDS = f"it needs train/<class>/* and test/<class>/* with {', '.join(sorted(SUFFIXES))} files"
@@ -100,8 +102,7 @@ def list_split(path: Path, split: str) -> Listing:
         stats = ((entry.name, entry.stat()) for entry in sorted(images, key=_by_number))
         files += [(f"{name}/{file}", status.st_size, status.st_mtime_ns) for file, status in stats]
         labels += [label] * len(images)
-    printable = ("".join(letter if letter.isprintable() else " " for letter in name) for name in classes[split])
-    return Listing(folder, tuple(" ".join(name.split()) for name in printable), files, labels, ignored)
+    return Listing(folder, tuple(map(one_line, classes[split])), files, labels, ignored)
 
 
 def _visible(folder: Path) -> list[os.DirEntry]:

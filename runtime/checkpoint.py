@@ -3,13 +3,14 @@
 Every file is read with `torch.load(weights_only=True)`, so a file from elsewhere cannot execute code.
 """
 
+import errno
 import os
 import pickle
 import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +23,8 @@ TRAINED = Path("checkpoints/model.pt")  # in the working directory
 SHIPPED = Path(__file__).parent.parent / "checkpoints" / "resnet18-cifar10.pt"
 SNAPSHOT = "snapshot_{}.pt"  # {}: epoch
 IS_WINDOWS = os.name == "nt"
+HISTORY_KEYS = {"kind", "step", "loss", "accuracy"}
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")  # keys of the state dict in other scripts' files
 WRAPPING_MODULES = {"module", "_orig_mod", "model", "net"}  # of DataParallel, torch.compile, Lightning, in names
 
@@ -42,19 +45,20 @@ def atomic_file(path: str | Path, keep_previous: bool = False) -> Iterator[Binar
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            with _where_supported():
+                os.fsync(file.fileno())
         if keep_previous and path.exists():
             _replace(path, previous(path))
         _replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    # the new name shall survive a power failure; Windows and some network file systems cannot flush a folder
-    with suppress(OSError, AttributeError):
-        descriptor = os.open(path.parent, os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    if hasattr(os, "O_DIRECTORY"):  # not on Windows: the new name survives a power failure
+        with _where_supported():
+            descriptor = os.open(path.parent, os.O_DIRECTORY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -64,6 +68,16 @@ def _replace(source: Path, target: Path) -> None:
             return os.replace(source, target)
         time.sleep(0.05)
     os.replace(source, target)
+
+
+@contextmanager
+def _where_supported() -> Iterator[None]:
+    """Tolerates a file system that cannot flush a file or a folder, as some network file systems."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def save(state: dict[str, Any], path: str | Path, keep_previous: bool = False) -> None:
@@ -163,7 +177,12 @@ def load_network(path: str | Path) -> tuple[ResNet18, Metadata]:
     metadata = {entry.name: state.get(entry.name) for entry in fields(Metadata)}
     if missing := [name for name, value in metadata.items() if value is None]:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}: pass a model.pt of train.py")
-    return network.eval(), Metadata(**metadata | {name: tuple(metadata[name]) for name in ("classes", "mean", "std")})
+    if not _is_valid(metadata := Metadata(**metadata)):
+        raise CheckpointError(f"{path} has been changed since train.py wrote it: pass an unchanged one")
+    if (named := len(metadata.classes)) != len(last):
+        raise CheckpointError(f"{path} names {named} classes for {len(last)} outputs")
+    classes = tuple(map(one_line, metadata.classes))
+    return network.eval(), replace(metadata, classes=classes, mean=tuple(metadata.mean), std=tuple(metadata.std))
 
 
 def _plain_weights(state: dict[str, Any]) -> dict[str, Any]:
@@ -173,6 +192,20 @@ def _plain_weights(state: dict[str, Any]) -> dict[str, Any]:
     weights = {str(name): value for name, value in state.items() if name != "n_averaged"}  # of AveragedModel
     names = [".".join(part for part in name.split(".") if part not in WRAPPING_MODULES) for name in weights]
     return dict(zip(names, weights.values(), strict=True)) if len(set(names)) == len(names) else weights
+
+
+def _is_valid(metadata: Metadata) -> bool:
+    """Whether everything has the type and range that train.py writes."""
+    types = {"image_size": int, "config": dict, "result": dict, "history": list}
+    return (
+        all(isinstance(getattr(metadata, name), kind) for name, kind in types.items())
+        and all(isinstance(name, str) for name in metadata.classes)
+        and [type(value) for value in (*metadata.mean, *metadata.std)] == [float] * 6
+        and min(metadata.std) > 0
+        and 8 <= metadata.image_size <= 4096
+        and all(isinstance(line, dict) and line.keys() >= HISTORY_KEYS for line in metadata.history)
+        and all("learning_rate" in line for line in metadata.history if line["kind"] == "train")
+    )
 
 
 def _metadata_of_weights(outputs: int) -> Metadata:
@@ -199,6 +232,11 @@ def check_finite(weights: dict[str, Tensor], path: str | Path) -> None:
     for name, value in weights.items():
         if not torch.isfinite(value).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinite values: pass an earlier checkpoint")
+
+
+def one_line(name: str) -> str:
+    """A name for labels: without line breaks and other characters that cannot be printed."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in name).split())
 
 
 def first_line(error: BaseException) -> str:

@@ -75,8 +75,10 @@ class TestSave:
         checkpoint.save({"a": 1}, tmp_path / "a.pt")
         assert len(attempts) == 3 and checkpoint.load(tmp_path / "a.pt") == {"a": 1}
 
-    def test_a_folder_that_cannot_be_flushed(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(os, "open", raising(errno.EACCES))
+    @pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="folders cannot be opened")
+    @pytest.mark.parametrize("call, number", [("fsync", errno.EINVAL), ("fsync", errno.ENOSYS), ("open", errno.EACCES)])
+    def test_a_file_system_that_cannot_flush(self, tmp_path, monkeypatch, call, number):
+        monkeypatch.setattr(os, call, raising(number))
         checkpoint.save({"n": 1}, tmp_path / "a.pt")
         assert checkpoint.load(tmp_path / "a.pt") == {"n": 1}
 
@@ -156,6 +158,10 @@ def same_weights(network, expected):
         (lambda: {f"{network}.{name}": value for network in ("model", "net") for name, value in own()["model"].items()},
          "two outputs or more"),
         (lambda: {name: value for name, value in own().items() if name != "mean"}, "lacks mean"),
+        (lambda: own(classes=["a", "b"]), "names 2 classes for 3 outputs"),
+        *[(lambda change=change: own(**change), "has been changed") for change in (
+            {"image_size": 0}, {"image_size": "64"}, {"mean": ["a", 1.0, 2.0]}, {"std": [0.0] * 3}, {"config": "none"},
+            {"history": [{}]}, {"classes": [1, 2, 3]})],
     ],
 )  # fmt: skip
 def test_what_is_refused(tmp_path, state, words):
@@ -168,12 +174,13 @@ def test_what_is_refused(tmp_path, state, words):
 class TestLoadNetwork:
     def test_a_model_of_train_or_its_folder(self, tmp_path):
         """Of a run with a moving average it is the average, whose accuracy last.pt has."""
-        state, average = own(history=[{"step": 3}]), own()["model"]
+        line = {"kind": "test", "epoch": 1, "step": 3, "loss": 1.0, "accuracy": 0.5}
+        state, average = own(history=[line], classes=["a\nb", " c\t\x1b\ud800d ", "é"]), own()["model"]
         torch.save(state, tmp_path / "model.pt")
         for path in (tmp_path / "model.pt", tmp_path):
             network, metadata = checkpoint.load_network(path)
             assert not network.training and same_weights(network, state["model"])
-            assert metadata.classes == ("a", "b", "c") and metadata.history == [{"step": 3}]
+            assert metadata.classes == ("a b", "c d", "é") and metadata.history == [line]  # names in one line
         assert same_weights(load(own(ema=average), tmp_path / "last.pt")[0], average)
 
     def test_torchvisions_imagenet_weights(self, tmp_path):

@@ -75,6 +75,18 @@ class TestInterrupted:
         run_on(pictures, tmp_path / "whole", *flags, "device")
         assert_same_run(tmp_path / "whole", out)
 
+    def test_a_run_from_before_norm_decay_was_off_is_refused_or_continued(self, pictures, tmp_path, out, capsys):
+        """Such a run has weight decay on biases and batch norms, and does not know newer flags."""
+        flags = ["--epochs", "2", "--norm-decay"]
+        run_on(pictures, tmp_path / "whole", *flags)
+        interrupt(lambda *more: run_on(pictures, out, *flags, *more), {4}, resumes=0)
+        state = checkpoint.load(out / "last.pt")
+        del state["config"]["cutmix"]
+        torch.save(state, out / "last.pt")
+        ends(capsys, lambda more: run_on(pictures, out, *more), ["--epochs", "2", "--resume"], 1, "--norm-decay was")
+        run_on(pictures, out, *flags, "--resume")
+        assert_same_run(tmp_path / "whole", out)
+
 
 class TestFinished:
     @pytest.mark.parametrize("shorter", [("--epochs", "1"), ("--max-steps", "5")], ids=" ".join)

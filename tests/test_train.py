@@ -69,6 +69,20 @@ def test_init_is_what_it_starts_from_at_another_image_size(narrow_run, tmp_path)
     assert torch.equal(other.fc.weight, last) and torch.equal(other.conv1.weight, before["conv1.weight"])
 
 
+def test_a_lower_learning_rate_is_not_proposed_where_it_cannot_help(narrow_run, tmp_path, capsys):
+    """The first loss, before any update, is that of the weights passed to --init."""
+    state = checkpoint.load(narrow_run / "model.pt")
+    state["model"]["fc.weight"] *= 1e38
+    torch.save(state, tmp_path / "weights.pt")
+    flags = ["--epochs", "1", "--init", str(tmp_path / "weights.pt")]
+
+    def run(flags):
+        run_on(narrow_run.parent / "pictures", tmp_path / "run", *flags)
+
+    assert "--lr" not in ends(capsys, run, flags, 1, "other weights to --init")
+    assert "--lr" not in ends(capsys, run, [*flags, "--precision", "bf16"], 1, "--precision fp32")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [("--log-every", "1000"), ("--max-steps", "1")], ids=" ".join)
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(folder, tmp_path, capsys, monkeypatch, flags):

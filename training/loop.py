@@ -94,6 +94,8 @@ class Loop:
         """Prints, evaluates and saves what is due; returns the signal that all processes stop for, or 0."""
         run, settings = self.run, self.run.settings
         self.update_bar()
+        if run.step == 1:
+            run.check_finite()  # of weights passed to --init
         if run.step % settings.log_every == 0:
             self.end_line()
         if run.step % run.plan.steps_per_epoch == 0:

@@ -120,8 +120,12 @@ class Run:
         """Raises FloatingPointError if this loss, one since the last line, a weight or a statistic is not finite."""
         values = [self.world.all_reduce_sum(self.since_line), *self.network.state_dict().values()]
         finite = torch.stack([value.isfinite().all() for value in values]).tolist()
+        is_bf16 = self.settings.precision == "bf16"
+        if self.step == 1 and not finite[0]:  # where a lower learning rate cannot help
+            advice = "--precision fp32" if is_bf16 else "other weights to --init"
+            raise FloatingPointError(f"the loss is not finite before any update of the weights: pass {advice}")
         if not (all(finite) and math.isfinite(loss)):
-            advice = "a lower --lr" + ", or --precision fp32" * (self.settings.precision == "bf16")
+            advice = "a lower --lr" + ", or --precision fp32" * is_bf16
             raise FloatingPointError(
                 f"the loss is not finite at iteration {self.step}, with learning rate {self.learning_rate:.3g}: "
                 f"pass {advice}; the checkpoints in {self.folder} are from before this"
