@@ -35,11 +35,11 @@ def image_grid(tiles: np.ndarray, columns: int, gap: int = 1, fill: float = 1.0)
     return canvas
 
 
-def tile_grid(tiles: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """`image_grid`, square by default; small tiles are enlarged, so that gaps survive a reduction to 20 pixels."""
+def tile_grid(tiles: np.ndarray) -> np.ndarray:
+    """A square `image_grid`; small tiles are enlarged, so that gaps survive a reduction to 20 pixels."""
     times = math.ceil(56 / tiles.shape[1])
     tiles = tiles.repeat(times, 1).repeat(times, 2)
-    return image_grid(tiles, columns or math.ceil(math.sqrt(len(tiles))), gap=math.ceil(tiles.shape[1] / 14))
+    return image_grid(tiles, math.ceil(math.sqrt(len(tiles))), gap=math.ceil(tiles.shape[1] / 14))
 
 
 def hstack_images(pictures: Sequence[np.ndarray]) -> np.ndarray:

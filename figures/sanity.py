@@ -201,9 +201,8 @@ def sanity_figure(
     example = (
         f"The example, image {content['example']} by channel {content['channels'][number]}, is the one whose mean "
     )
-    heading(
-        figure, title, NOTE, f"{example}correlation over all random networks and rules is the median of the images."
-    )
+    example += "correlation over all random networks and rules is the median of the images."
+    heading(figure, title, NOTE, example)
     for block, (direction, note) in zip(figure.subfigures(len(DIRECTIONS)), DIRECTIONS.items(), strict=True):
         block.suptitle(f"Random from the {direction.replace('-', ' ')}", x=0.007, ha="left", fontsize=7, weight="bold")
         block.supxlabel(note, x=0.007, ha="left", fontsize=7, color=CAPTION_COLOR)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from analysis.activations import split_dead_channels
 from analysis.inspection import Inspection, LoadedNetwork, Scores, score
 from analysis.settings import Settings
-from figures.image_grid import to_array
+from figures.image_grid import draw_pictures, to_array
 from figures.registry import NotDrawn, register
 from figures.style import WIDTH_INCHES, format_percent, heading, styled, truncate
 from network import CHANNELS
@@ -130,16 +130,11 @@ def mistakes_figure(inspection: Inspection, scores: Scores, rows: np.ndarray, ti
     lines, classes = -(-len(rows) // MISTAKES_ACROSS), inspection.metadata.classes
     figure = Figure((WIDTH_INCHES, 0.55 + lines * height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
-    grid = figure.subplots(lines, MISTAKES_ACROSS, squeeze=False).flatten()
-    for axes in grid:
-        axes.set_axis_off()
-    indices = inspection.searched[rows]
-    pictures = to_array(inspection.resized(inspection.images[indices]))
-    for axes, picture, index, row in zip(grid, pictures, indices.tolist(), rows, strict=False):
+    indices, captions = inspection.searched[rows], []
+    for index, row in zip(indices.tolist(), rows, strict=True):
         label, predicted = truncate(classes[scores.labels[row]], 12), truncate(classes[scores.predicted[row]], 14)
-        caption = f"{label}, image {index}\nas {predicted}, {format_percent(scores.confidence[row], 1)}"
-        axes.imshow(picture, interpolation="nearest")
-        axes.set_title(caption, loc="left")
+        captions.append(f"{label}, image {index}\nas {predicted}, {format_percent(scores.confidence[row], 1)}")
+    draw_pictures(figure, MISTAKES_ACROSS, to_array(inspection.resized(inspection.images[indices])), captions)
     first, second = "the class and the index in the test split", "the predicted class and its probability"
     heading(figure, title, f"First line: {first}. Second line: {second}.")
     return figure

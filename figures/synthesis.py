@@ -133,7 +133,7 @@ def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, c
     for n, (image, entry) in enumerate(zip(to_array(excited), content["channels"], strict=True)):
         left, top = 0.06 + n % 3 * 2.32, channel_top + n // 3 * CHANNEL_ROW
         tile(left, top, image, TILE, f"channel {entry['channel']}: {entry['activation']:.1f}")
-        grid = tile_grid(to_array(examples[n]), math.ceil(len(examples[n]) ** 0.5))
+        grid = tile_grid(to_array(examples[n]))
         tile(left + TILE + 0.04, top, grid, TILE, f"at most {entry['best_test_activation']:.1f}")
     for n, (image, entry) in enumerate(zip(to_array(certain), content["classes"], strict=True)):
         left, top = 0.06 + n % 5 * 1.39, class_top + n // 5 * CLASS_ROW

@@ -76,9 +76,9 @@ def channel_shares(
 def live_units(inspection: Inspection, stage: str, channel: int) -> tuple[Tensor, Tensor, Units]:
     """Of a channel's strongest units that are on: their ranks (N,) int64, their stored images, and the units."""
     top = inspection.search.top[stage]
-    ranks = (top.scores[channel] > 0).nonzero().flatten().cpu()
+    ranks = (top.scores[channel] > 0).nonzero().flatten()
     stored = inspection.images[inspection.top_images(top, channel)[ranks]]
-    positions = top.positions[channel].cpu()[ranks].to(inspection.device)
+    positions = top.positions[channel][ranks].to(inspection.device)
     channels = torch.full_like(positions, channel)
     return ranks, stored, locate_units(inspection.network, stage, inspection.inputs(stored), channels, positions)
 
@@ -218,8 +218,11 @@ def color_of(method: str) -> str:
     return next((color for rule, color in COLORS.items() if rule in words), "0.25")
 
 
-def draw_dots(axes: Axes, content: dict[str, dict]) -> None:  # content: as of `stage_content`
-    """A row per method: what is left without the most important tenth (hollow), and with nothing else (filled)."""
+def draw_dots(axes: Axes, content: dict[str, dict]) -> None:
+    """A row per method: what is left without the most important tenth (hollow), and with nothing else (filled).
+
+    content: of a stage, by `stage_content`
+    """
     for row, name in enumerate(METHODS):
         color = color_of(name)
         for kind, face in (("removed", "white"), ("kept", color)):
