@@ -49,9 +49,7 @@ class Trace:
 
     image_size: tuple[int, int]  # (H, W) of the images
     features: dict[str, Tensor]  # stage -> its output after the last ReLU, (N, C, h, w), for each stage computed
-    switches: (
-        Tensor | None
-    )  # (N, 64, h, w) int64: flat index of each pooling maximum in its conv1 map; None: ends at conv1
+    switches: Tensor | None  # (N, 64, h, w) int64: each pooling maximum's flat index in its conv1 map; None: no pooling
     blocks: list[tuple[Tensor, Tensor]]  # outputs of relu1 and relu2 of each residual block computed, in order
     training: bool = False  # whether batch norm used the statistics of the batch, as in training mode
 

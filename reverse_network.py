@@ -149,9 +149,7 @@ class ReverseResNet18(nn.Module):
         conv1, depth = trace.features["conv1"], STAGES.index(stage)
         size, pool = conv1.shape[-2:], self.maxpool
         if tuple(size) != tuple((side + 1) // 2 for side in trace.image_size):
-            raise ValueError(
-                f"this trace is not of images of size {trace.image_size}: its conv1 maps are {tuple(size)}"
-            )
+            raise ValueError(f"this trace is not of images of size {trace.image_size}: conv1 maps are {tuple(size)}")
         for index in reversed(range(depth * BLOCKS_PER_STAGE)):
             inner, output = trace.blocks[index]
             # The switches have the size of the pooled map, the first block's input.

@@ -130,14 +130,6 @@ def check_finite(values: Tensor, what: str) -> Tensor:
     return values
 
 
-@dataclass(frozen=True)
-class ChannelGroups:
-    """A partition of the channels of a stage by their representatives, in descending order of peak activation."""
-
-    representatives: tuple[int, ...]  # no two of them have a correlation above SIMILAR
-    members: tuple[tuple[int, ...], ...]  # the channels of each one's group, in ascending order
-
-
 def peak_correlations(peaks: Tensor) -> Tensor:
     """Pearson correlation of channels over images: peaks (N, C) -> (C, C) float64; 0 for constant channels."""
     rows = standardize(peaks.T)
@@ -165,15 +157,15 @@ def dissimilar_channels(peaks: Tensor, count: int | None = None, correlations: T
     return taken
 
 
-def group_channels(peaks: Tensor) -> ChannelGroups:
-    """Each channel in the group of the representative that it correlates with most; peaks: (N, C).
+def group_channels(peaks: Tensor) -> dict[int, list[int]]:
+    """A partition of the channels: representative -> the channels that correlate with it most, in ascending order.
 
-    Channels without any activation correlate with none and join the first group. Raises ValueError if all are such.
+    peaks: (N, C). The representatives are the `dissimilar_channels`, in their order. Channels without any activation
+    correlate with none and join the first group. Raises ValueError if all are such.
     """
     correlations = peak_correlations(peaks)
     representatives = dissimilar_channels(peaks, None, correlations)
     if not representatives:
         raise ValueError("no channel has any activation")
     groups = correlations[:, representatives].argmax(1)
-    members = (torch.where(groups == n)[0].tolist() for n in range(len(representatives)))
-    return ChannelGroups(tuple(representatives), tuple(map(tuple, members)))
+    return {channel: torch.where(groups == n)[0].tolist() for n, channel in enumerate(representatives)}

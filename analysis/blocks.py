@@ -1,7 +1,5 @@
 """Images in square blocks: their order of importance, images without some of them, and intervals of what is left."""
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,21 +38,13 @@ def remove_blocks(inputs: Tensor, removed: Tensor, side: int) -> Tensor:
     return inputs.masked_fill(mask[:, None, :height, :width], 0)
 
 
-class Estimate(NamedTuple):
-    """A mean and the ends of its 95 % interval."""
+def estimate(values: Tensor) -> dict[str, float]:
+    """The "mean" of values (n,), and "low" and "high" of its 95 % interval.
 
-    mean: float
-    low: float
-    high: float
-
-
-def estimate(values: Tensor) -> Estimate:
-    """The mean of values (n,) and its percentile bootstrap interval (Efron & Tibshirani 1993, chapter 13).
-
-    The same n always has the same resamples.
+    Percentile bootstrap (Efron & Tibshirani 1993, chapter 13); the same n always has the same resamples.
     """
     values = values.double().cpu().numpy()
     count = len(values)
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)  # (RESAMPLES, n)
     low, high = np.quantile(drawn @ values / count, [0.025, 0.975])
-    return Estimate(float(values.mean()), float(low), float(high))
+    return {"mean": float(values.mean()), "low": float(low), "high": float(high)}

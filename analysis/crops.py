@@ -54,21 +54,10 @@ def corner_inside(center: tuple[int, int], side: int, size: tuple[int, int]) -> 
     return row, column
 
 
-def energy_centers(pictures: Tensor) -> list[tuple[int, int]]:
-    """The median row and column of each picture's energy, (N, 3, H, W); the middle of an all-zero picture."""
-    return list(map(tuple, energy_quantile(pictures, 0.5).tolist()))
-
-
 def crop(pictures: Tensor, side: int, corners: list[tuple[int, int]]) -> Tensor:
     """(N, 3, H, W) -> (N, 3, side, side), cut at each (top, left), inside the image."""
     pairs = zip(pictures, corners, strict=True)
     return torch.stack([picture[:, top : top + side, left : left + side] for picture, (top, left) in pairs])
-
-
-def crop_together(images: Tensor, pictures: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Images and their reconstructions by each rule, cropped to the same squares: (N, 3, side, side) each."""
-    side, corners = crop_boxes(list(pictures.values()))
-    return crop(images, side, corners), {rule: crop(whole, side, corners) for rule, whole in pictures.items()}
 
 
 def standardize(rows: Tensor) -> Tensor:

@@ -99,19 +99,9 @@ class ImportanceBatch:
         return F.interpolate(maps[:, None], self.inputs.shape[-2:], mode="bilinear")[:, 0]
 
 
-def class_activation_map(batch: ImportanceBatch) -> Tensor:
-    """Zhou et al. 2016, arXiv:1512.04150, equation 2. On this network also Grad-CAM, before its ReLU."""
-    return batch.upscale(batch.evidence)
-
-
 def layer_cam(batch: ImportanceBatch, stage: str) -> Tensor:
     """Positive gradient x activation, summed over a stage's channels (Jiang et al. 2021, equations 4 and 5)."""
     return batch.upscale((batch.gradient(stage).clamp(min=0) * batch.trace.features[stage]).sum(1))
-
-
-def guided_times_cam(batch: ImportanceBatch) -> Tensor:
-    """Guided Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): the CAM's positive part x guided; at least zero."""
-    return batch.upscale(batch.evidence.clamp(min=0)) * batch.map("guided")
 
 
 def picture_times_input(batch: ImportanceBatch, rule: str) -> Tensor:
@@ -145,11 +135,6 @@ def integrated_gradients(batch: ImportanceBatch) -> Tensor:
     return (batch.inputs * total / STEPS).sum(1)
 
 
-def relevance_map(batch: ImportanceBatch) -> Tensor:
-    """Montavon et al. 2019: `analysis.relevance.relevance`, the signed sum over the colors."""
-    return relevance(batch.network, batch.inputs, batch.trace, batch.classes, batch.box).sum(1)
-
-
 def cam_plus(batch: ImportanceBatch, sharp: str) -> Tensor:
     """The class activation map, which says where, plus another method's map, which says which parts of it.
 
@@ -181,10 +166,12 @@ def random_maps(seeds: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 METHODS: dict[str, Callable[[ImportanceBatch], Tensor]] = {
-    "class activation map": class_activation_map,
+    # Zhou et al. 2016, arXiv:1512.04150, equation 2; on this network also Grad-CAM, before its ReLU
+    "class activation map": lambda batch: batch.upscale(batch.evidence),
     "LayerCAM conv3_x": partial(layer_cam, stage="conv3_x"),
     "LayerCAM conv4_x": partial(layer_cam, stage="conv4_x"),
-    "guided x CAM": guided_times_cam,
+    # Guided Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): the CAM's positive part x guided
+    "guided x CAM": lambda batch: batch.upscale(batch.evidence.clamp(min=0)) * batch.map("guided"),
     "guided x input": partial(picture_times_input, rule="guided"),
     "gradient x input": partial(picture_times_input, rule="gradient"),
     "guided": lambda batch: saliency(batch.picture("guided")),  # Springenberg et al. 2014, arXiv:1412.6806
@@ -192,7 +179,8 @@ METHODS: dict[str, Callable[[ImportanceBatch], Tensor]] = {
     "deconvnet": lambda batch: saliency(batch.picture("deconvnet")),  # Zeiler & Fergus 2014, arXiv:1311.2901
     "SmoothGrad": smooth_grad,
     "integrated gradients": integrated_gradients,
-    "relevance": relevance_map,
+    # Montavon et al. 2019; the signed sum over the colors
+    "relevance": lambda batch: relevance(batch.network, batch.inputs, batch.trace, batch.classes, batch.box).sum(1),
     "relevance + CAM": partial(cam_plus, sharp="relevance"),
     "CAM + guided": partial(cam_plus, sharp="guided"),
     "Sobel edges": lambda batch: saliency(sobel_edges(batch.images)),  # does not use the network

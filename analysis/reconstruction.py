@@ -7,7 +7,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.activations import check_finite
-from network import ResNet18, Trace
+from network import ResNet18
 from reverse_network import BRANCHES, RULES, ReverseResNet18, isolate
 
 ALL_RULES = RULES[::-1]  # from the exact gradient to the deconvnet
@@ -61,13 +61,3 @@ def reconstruct(
                 progress.update(len(part))
     progress.close()
     return {name: check_finite(by_image, f"reconstructions by {name}") for name, by_image in pictures.items()}
-
-
-@torch.inference_mode()
-def project(mirror: ReverseResNet18, signals: Tensor, stage: str, trace: Trace) -> Tensor:
-    """Signals (n, C, h, w) at a stage of one image, sent through the mirror: (n, 3, H, W) on the CPU.
-
-    trace: of this image alone. Raises CheckpointError when a picture is not finite.
-    """
-    pictures = torch.cat([mirror(signal[None], stage, trace).cpu() for signal in signals])
-    return check_finite(pictures, f"reconstructions by {mirror.rule}")

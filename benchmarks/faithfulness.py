@@ -67,7 +67,7 @@ def coverage(scores: Tensor) -> int:
     """In how many of DRAWS draws of DRAWN images, with replacement, the interval contains the mean of scores (n,)."""
     random, mean = np.random.default_rng(0), scores.double().mean().item()
     intervals = [estimate(scores[random.choice(len(scores), DRAWN)]) for _ in range(DRAWS)]
-    return sum(interval.low <= mean <= interval.high for interval in intervals)
+    return sum(interval["low"] <= mean <= interval["high"] for interval in intervals)
 
 
 def shares_on_object(inspection: Inspection, images: Tensor, masks: Tensor) -> tuple[dict[str, float], float]:

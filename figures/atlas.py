@@ -31,10 +31,9 @@ def profile_stage(inspection: Inspection, stage: str) -> dict:
     alive, dead = split_dead_channels(search.top[stage], range(CHANNELS[stage]))
     if not alive:
         return {"dead": dead, "groups": [], "channels": {}}
-    partition = group_channels(peaks[:, alive])  # numbers among the living
     groups = [
         {"representative": alive[first], "channels": [alive[n] for n in members]}
-        for first, members in zip(partition.representatives, partition.members, strict=True)
+        for first, members in group_channels(peaks[:, alive]).items()  # numbers among the living
     ]
     representatives = {channel: group["representative"] for group in groups for channel in group["channels"]}
     neighbours = nearest_channels(peaks, alive)
@@ -59,7 +58,7 @@ def profile_stage(inspection: Inspection, stage: str) -> dict:
             "selectivity": None if selectivity is None else selectivity[channel].item(),  # None below two classes
             "class_weights": weights and weights[channel],  # conv5_x: fc.weight of each of the network's classes
             "neighbours": neighbours[channel],
-            "representative": representatives[channel],  # of its group, which ChannelGroups explains
+            "representative": representatives[channel],  # of its group, which `group_channels` explains
         }
     return {"dead": dead, "groups": groups, "channels": profiles}
 

@@ -1,6 +1,6 @@
 """Importance maps of the same images by every method, the one with the highest score first."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +12,12 @@ from analysis.channels import robust_limit
 from analysis.inspection import Inspection, PictureInspection, one_per_class, pictures_asked_for
 from analysis.settings import Settings
 from figures import style
+from figures.comparison import evidence_over_image, show_tile
 from figures.faithfulness import BASELINES, class_content, format_score, importance_batch
 from figures.image_grid import to_array
 from figures.registry import register
 
 IMAGES = 3
-FOR, AGAINST = (0.70, 0.05, 0.10), (0.10, 0.30, 0.65)  # colors of positive and of negative values
-LABEL, GAP, LINE, MOST_TILE = 1.13, 0.05, 0.15, 1.0  # inches: left of a row, between tiles, of class names, of a tile
 CAPTION = (
     "Red: important for the predicted class, which stands above the image; blue: against it; grey: zero. Each "
     "method has one scale; the strongest 1 % of its pixels are clipped. "
@@ -73,37 +72,28 @@ def attributions_figure(
     maps     method -> (n, H, W)
     scores   of faithfulness.json, by method; may be empty
     """
-    blocks = 2 if len(images) > 1 else 3
-    rows, width = -(-len(maps) // blocks), style.WIDTH_INCHES / blocks
-    tile = min(MOST_TILE, (width - LABEL) / len(images) - GAP)
-    above, below = style.heading_inches(title, caption)
-    above += LINE
-    figure = Figure((style.WIDTH_INCHES, above + (rows + 1) * (tile + GAP) + below))
-    style.heading(figure, title, caption)
-
-    def draw_row(block: int, row: int, text: str, shown: Sequence[np.ndarray]) -> None:
-        left, top = block * width + GAP, above + row * (tile + GAP)
-        style.text_at(figure, left, top + tile / 2, text, ha="left", linespacing=1.3)
-        for column, picture in enumerate(shown):
-            axes = style.bare_axes_at(figure, left + LABEL - GAP + column * (tile + GAP), top, tile, tile)
-            axes.imshow(picture, interpolation="antialiased")
-            if row == 0:
-                axes.set_title(style.truncate(classes[column], int(tile * 17)), pad=2)
-
-    for block in range(blocks):
-        draw_row(block, 0, "image", images)
-    for n, (name, of_method) in enumerate(maps.items()):
-        text = [name, *([format_score(scores[name])] if scores else []), *["baseline"] * (name in BASELINES)]
-        draw_row(n // rows, n % rows + 1, "\n".join(text), overlay(images, of_method))
+    names, blocks = list(maps), 2 if len(images) > 1 else 3
+    count = -(-len(names) // blocks)
+    side = min(1, (style.WIDTH_INCHES / blocks - 1.3) / len(images))  # of a tile, inches
+    figure = style.new_figure(0.15 + (side + 0.06) * (count + 1), title, caption, **style.TIGHT)
+    for n, block in enumerate(figure.subfigures(1, blocks)):
+        shown = {}
+        for name in names[n * count : (n + 1) * count]:
+            (limit,) = robust_limit(maps[name].flatten()[None, None, :, None])
+            shown[name] = evidence_over_image(images, maps[name], limit)
+        grid = block.subplots(count + 1, len(images), squeeze=False)
+        for axes in grid.flat:
+            show_tile(axes)
+            axes.set_anchor("W")  # so that the layout knows where the texts begin
+        for axes, name in zip(grid[0], classes, strict=True):
+            axes.set_title(style.truncate(name, int(side * 17)))
+        for row, (name, tiles) in zip(grid, ({"image": images} | shown).items(), strict=False):
+            text = [
+                name,
+                *([format_score(scores[name])] if name in scores else []),
+                *["baseline"] * (name in BASELINES),
+            ]
+            row[0].set_ylabel("\n".join(text), rotation=0, ha="right", va="center", linespacing=1.3)
+            for axes, tile in zip(row, tiles, strict=True):
+                axes.imshow(tile, interpolation="antialiased")
     return figure
-
-
-def overlay(images: np.ndarray, maps: Tensor) -> np.ndarray:
-    """Maps (n, H, W) over the faded grey images (n, H, W, 3), on one scale: (n, H, W, 3) in 0..1.
-
-    Red where a value is positive, blue where it is negative, the image's grey where it is zero.
-    """
-    limit = robust_limit(maps.flatten()[None, None, :, None])[0] or 1
-    values = np.clip(maps.numpy() / limit, -1, 1)[..., None]
-    grey = 0.55 + 0.45 * images.mean(-1, keepdims=True)
-    return grey * (1 - np.abs(values)) + np.where(values > 0, FOR, AGAINST) * np.abs(values)

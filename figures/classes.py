@@ -8,10 +8,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from analysis.activations import check_finite
 from analysis.channels import robust_limit
 from analysis.crops import mean_correlation
 from analysis.inspection import Inspection
-from analysis.reconstruction import mirrors_by_rule, project
+from analysis.reconstruction import mirrors_by_rule
 from analysis.settings import Settings
 from figures import style
 from figures.comparison import draw_rows, evidence_over_image, show_tile
@@ -45,20 +46,12 @@ def class_evidence(
     logits = maps.mean((1, 2)) + biases
     classes = logits.sort(descending=True, stable=True).indices[:count]
     signals = torch.cat([class_signal(network, features, number) for number in classes.tolist()])
-    pictures = {name: project(mirror, signals, STAGES[-1], trace) for name, mirror in mirrors.items()}
+    repeated, pictures = trace.select(torch.zeros(len(signals), dtype=torch.int64)), {}
+    for name, mirror in mirrors.items():
+        pictures[name] = check_finite(mirror(signals, STAGES[-1], repeated).cpu(), f"reconstructions by {name}")
     columns = {"classes": classes, "probabilities": logits.softmax(0)[classes]}
     columns |= {"logits": logits[classes], "biases": biases[classes]}
     return {name: values.tolist() for name, values in columns.items()}, {MAPS: maps[classes]} | pictures
-
-
-def evidence_in_words(entries: list[dict]) -> str:
-    """What classes.json says of each image, a sentence each, for the report."""
-    sentences = []
-    for entry in entries:
-        image = f"Test image {entry['image']}" if isinstance(entry["image"], int) else entry["image"]
-        numbers = ", ".join(f"{name} {style.format_two_digits(value)}" for name, value in entry["correlation"].items())
-        sentences.append(f"{image}, mean correlation of the pictures for {', '.join(entry['classes'])}: {numbers}.")
-    return " ".join(sentences)
 
 
 @register(
@@ -67,7 +60,6 @@ def evidence_in_words(entries: list[dict]) -> str:
     "Each row is the evidence for one class, on one scale per column; the mean of its class activation map and the "
     "bias are its logit, and the correlation says how little a column depends on the class.",
     needs="pictures",
-    words=evidence_in_words,
 )
 def draw_classes(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
     """Each picture with the evidence for its three most probable classes; at last the content of classes.json."""
@@ -106,17 +98,16 @@ def classes_figure(image: np.ndarray, entry: dict, pictures: dict[str, Tensor], 
         difference = style.format_two_digits(entry["logits"][0] - entry["logits"][1])
         labels.append(f"{names[0]}\n\N{MINUS SIGN} {names[1]}\n{difference}")
         pictures = {name: torch.cat([values, values[:1] - values[1:2]]) for name, values in pictures.items()}
-    figure = Figure((style.WIDTH_INCHES, 1.2 + 1.55 * len(labels)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    style.heading(
-        figure,
+    figure = style.new_figure(
+        0.3 + 1.55 * len(labels),
         title,
-        f"Class activation map: {STAGES[-1]} weighted by the class's weights in the last layer; blue speaks for the "
-        "class, red against it; its mean and the bias are the logit. Guided and gradient: the logit's gradient, sent "
+        f"Class activation map: {STAGES[-1]} weighted by the class's weights in the last layer; red speaks for the "
+        "class, blue against it; its mean and the bias are the logit. Guided and gradient: the logit's gradient, sent "
         "back to the pixels; grey is zero. Each column has one scale, also for the difference.",
         "Correlation: mean over the pairs of classes; near 1, a picture shows what is in the image, not what speaks "
         "for a class.",
-        *[choice] * bool(choice),
+        choice,
+        **style.TIGHT,
     )
     grid = figure.subplots(len(labels), 1 + len(pictures), squeeze=False)
     for axes in grid[:, 0]:

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from analysis.activations import split_dead_channels
 from analysis.channels import StrongestUnits, chosen_channels, robust_limit, strongest_units
-from analysis.crops import crop_together
+from analysis.crops import crop, crop_boxes
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.image_grid import diverging_tiles, to_array
 from figures.registry import NotDrawn
-from figures.style import ERROR_COLOR, RULE_STYLE, WIDTH_INCHES, heading, styled
+from figures.style import RULE_STYLE, TIGHT, WIDTH_INCHES, new_figure, styled
 from network import STAGES
 
 ROWS = 6
 GREY = "Grey is zero."
-FOR, AGAINST = "#2166ac", ERROR_COLOR  # evidence for a class, and against it
+FOR, AGAINST = "#b2182b", "#2166ac"  # evidence for a class, and against it
 
 
 def select_units(inspection: Inspection, settings: Settings, count: int = ROWS) -> StrongestUnits:
@@ -49,8 +49,9 @@ def crop_rows(
     inspection: Inspection, units: StrongestUnits, pictures: dict[str, Tensor]
 ) -> tuple[np.ndarray, dict[str, Tensor]]:
     """Each unit's image (n, s, s, 3) and, for every column, its picture (n, 3, s, s), cropped alike."""
-    patches, columns = crop_together(inspection.resized(inspection.images[units.images]), pictures)
-    return to_array(patches), columns
+    box = crop_boxes(list(pictures.values()))
+    patches = crop(inspection.resized(inspection.images[units.images]), *box)
+    return to_array(patches), {name: crop(whole, *box) for name, whole in pictures.items()}
 
 
 def row_captions(units: StrongestUnits) -> list[str]:
@@ -76,9 +77,8 @@ def comparison_figure(
     count, across = len(patches), 1 + len(columns)
     tile = min((WIDTH_INCHES - 0.8) / across, 1.2)
     lines = 1 + max(text.count("\n") for texts in tile_captions.values() for text in texts)
-    figure = Figure((0.8 + across * tile, 0.7 + count * (tile + 0.08 + 0.11 * lines)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0.02, hspace=0.02)
-    heading(figure, *title)
+    height = 0.2 + count * (tile + 0.08 + 0.11 * lines)
+    figure = new_figure(height, *title, width=0.8 + across * tile, **TIGHT | {"h_pad": 0.04})
     tiles = {"image": patches} | {name: diverging_tiles(pictures) for name, pictures in columns.items()}
     draw_rows(figure.subplots(count, across, squeeze=False), tiles, row_captions, tile_captions)
     return figure
@@ -111,17 +111,17 @@ def show_tile(axes: Axes, tile: np.ndarray | None = None) -> None:
     axes.spines[:].set_visible(False)
 
 
-def evidence_over_image(image: np.ndarray, maps: Tensor, limit: float) -> np.ndarray:
+def evidence_over_image(images: np.ndarray, maps: Tensor, limit: float) -> np.ndarray:
     """The grey image, FOR where a map is positive and AGAINST where it is negative, each unit as a square.
 
-    image  (H, W, 3) in 0..1
-    maps   (n, h, w), on the CPU; their values are drawn without interpolation
-    limit  the absolute value of full color; zero has none
+    images  (H, W, 3) in 0..1, or one for each map
+    maps    (n, h, w), on the CPU; their values are drawn without interpolation
+    limit   the absolute value of full color; zero has none
 
     Returns (n, H, W, 3) in 0..1.
     """
-    values = F.interpolate(maps.double()[:, None], image.shape[:2])[:, 0, :, :, None].numpy() / (limit or 1)
+    values = F.interpolate(maps.double()[:, None], images.shape[-3:-1])[:, 0, :, :, None].numpy() / (limit or 1)
     colors = np.where(values > 0, to_rgb(FOR), to_rgb(AGAINST))
     amounts = np.abs(values).clip(0, 1)
-    light = 0.6 + 0.4 * image.mean(2, keepdims=True)  # the colors stay visible over dark parts
+    light = 0.6 + 0.4 * images.mean(-1, keepdims=True)  # the colors stay visible over dark parts
     return light * (1 - amounts * (1 - colors))

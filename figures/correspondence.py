@@ -120,25 +120,12 @@ def table(channels: Sequence[dict], layer: str) -> dict[str, dict[str, float]]:
     return rows | {"unchanged": dict(zip(SQUARES, unchanged.mean(1).tolist(), strict=True))}
 
 
-def format_estimate(row: dict[str, float]) -> str:
-    """A row's mean and standard error."""
-    return f"{row['mean']:.3f} ± {row['error']:.3f}"
-
-
-def table_in_words(content: dict) -> str:
-    """The main numbers of correspondence.json in a sentence, for the report."""
-    differences = [f"{layer} {format_estimate(rows['difference'])}" for layer, rows in content["layers"].items()]
-    what = "Share of features that change with different signs, hidden parts minus random squares"
-    return f"{what}, mean over {len(content['channels'])} channels: {', '.join(differences)}."
-
-
 @register(
     "correspondence",
     "Corresponding parts in several images",
     "If the changes disagree less where the channel's parts are hidden than under random squares, the parts "
     "correspond.",
     stages=(PARTS_STAGE,),
-    words=table_in_words,
     passes=1500,
 )
 def draw_correspondence(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
@@ -173,16 +160,8 @@ def correspondence_figure(content: dict, images: Sequence[np.ndarray], note: str
     images   of the first channels, (IMAGES_PER_CHANNEL, S, S, 3) in 0..1 each
     """
     count = len(images)
-    figure = Figure((style.WIDTH_INCHES, 2.6 + 0.95 * count), layout="constrained")
-    rows = [[row, row] for row in range(count)]
-    axes = figure.subplot_mosaic([*rows, ["table", "pairs"]], height_ratios=[0.8] * count + [1.2], width_ratios=(2, 1))
-    for row, (channel_images, entry) in enumerate(zip(images, content["channels"], strict=False)):
-        axes[row].set_title(f"channel {entry['channel']} of {PARTS_STAGE}", loc="left", pad=3)
-        draw_squares(axes[row], channel_images, entry)
-    draw_table(axes["table"], content["layers"])
-    draw_pairs(axes["pairs"], content["channels"])
-    style.heading(
-        figure,
+    figure = style.new_figure(
+        1.6 + 0.95 * count,
         f"Parts that channels of {PARTS_STAGE} find, hidden in {IMAGES_PER_CHANNEL} images each",
         f"Red: the square around the channel's reconstruction ({note}). White: one of {DRAWS} random squares as large, "
         "centred where the class activation map is positive.",
@@ -190,6 +169,13 @@ def correspondence_figure(content: dict, images: Sequence[np.ndarray], note: str
         f"mean ± standard error over {len(content['channels'])} channels. Right: a line per channel.",
         "The paper hides eyes and noses of five dogs, chosen by hand.",
     )
+    rows = [[row, row] for row in range(count)]
+    axes = figure.subplot_mosaic([*rows, ["table", "pairs"]], height_ratios=[0.8] * count + [1.2], width_ratios=(2, 1))
+    for row, (channel_images, entry) in enumerate(zip(images, content["channels"], strict=False)):
+        axes[row].set_title(f"channel {entry['channel']} of {PARTS_STAGE}", loc="left", pad=3)
+        draw_squares(axes[row], channel_images, entry)
+    draw_table(axes["table"], content["layers"])
+    draw_pairs(axes["pairs"], content["channels"])
     return figure
 
 
@@ -210,7 +196,8 @@ def draw_table(axes: Axes, layers: dict[str, dict]) -> None:
     """Table 1: a row per kind of square, a column per layer."""
     cells = [["mean feature sign change", *layers]]
     for row, name in (SQUARES | {"difference": "difference (paired)"}).items():
-        cells.append([name, *(format_estimate(rows[row]).replace("-", "\N{MINUS SIGN}") for rows in layers.values())])
+        estimates = (rows[row] for rows in layers.values())
+        cells.append([name, *(f"{style.format_number(e['mean'], '.3f')} ± {e['error']:.3f}" for e in estimates)])
     for row in SQUARES:
         shares = [f"{100 * rows['unchanged'][row]:.1f} %" for rows in layers.values()]
         cells.append([f"unchanged in both, {row}", *shares])

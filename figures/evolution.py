@@ -164,7 +164,15 @@ def evolution_figure(content: dict, tiles: dict[str, list[np.ndarray]], note: st
     count = len(content["epochs"])
     columns = np.linspace(0, count - 1, min(count, MAX_COLUMNS)).round().astype(int).tolist()  # first and last, too
     tiles_inches = 7.75 * len(tiles) / (max(len(columns), MIN_COLUMNS) + 1) + 0.3
-    figure = Figure((style.WIDTH_INCHES, tiles_inches + 2.8), layout="constrained")
+    resized = " Dotted: the image size changes." if len(set(content["image_sizes"])) > 1 else ""
+    figure = style.new_figure(
+        tiles_inches + 2,
+        "What one channel of each stage responds to, by epoch",
+        f"Pictures: {note}, the strongest unit in {content['images_searched']:,} test images; own scale each, grey: "
+        "zero. Numbers: its image, red where it has changed since the snapshot before.",
+        "Left: mean over all living channels; chance: nine images at random. Right: the same units of the same images "
+        f"at each epoch, mean over up to {COMPARED_CHANNELS} channels.{resized}",
+    )
     axes = figure.subplot_mosaic([["tiles"] * 2, ["shares", "correlations"]], height_ratios=(tiles_inches, 2))
     draw_tiles(axes["tiles"], content, tiles, columns)
     for measure in ("shares", "correlations"):
@@ -174,15 +182,6 @@ def evolution_figure(content: dict, tiles: dict[str, list[np.ndarray]], note: st
     axes["shares"].axhline(content["chance"], color="0.5", linestyle="--", linewidth=0.8, label="chance")
     handles, _ = axes["shares"].get_legend_handles_labels()
     axes["correlations"].legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    resized = " Dotted: the image size changes." if len(set(content["image_sizes"])) > 1 else ""
-    style.heading(
-        figure,
-        "What one channel of each stage responds to, by epoch",
-        f"Pictures: {note}, the strongest unit in {content['images_searched']:,} test images; own scale each, grey: "
-        "zero. Numbers: its image, red where it has changed since the snapshot before.",
-        "Left: mean over all living channels; chance: nine images at random. Right: the same units of the same images "
-        f"at each epoch, mean over up to {COMPARED_CHANNELS} channels.{resized}",
-    )
     return figure
 
 

@@ -127,9 +127,10 @@ def class_scores(curves: Tensor, methods: Sequence[str] = ALL) -> dict[str, dict
     rivals = {name: scores[:, methods.index(name)] for name in RIVALS if name in methods}
     content = {}
     for n, (name, means) in enumerate(zip(methods, curves.double().mean(0).tolist(), strict=True)):
-        score, low, high = estimate(scores[:, n])
-        minus = {rival: estimate(scores[:, n] - theirs)._asdict() for rival, theirs in rivals.items()}
-        content[name] = {"score": score, "low": low, "high": high, "minus": minus, "most": means[0], "least": means[1]}
+        score = estimate(scores[:, n])
+        minus = {rival: estimate(scores[:, n] - theirs) for rival, theirs in rivals.items()}
+        content[name] = {"score": score["mean"], "low": score["low"], "high": score["high"]}
+        content[name] |= {"minus": minus, "most": means[0], "least": means[1]}
     return dict(sorted(content.items(), key=lambda item: -item[1]["score"]))
 
 
@@ -146,12 +147,6 @@ def class_content(inspection: Inspection, settings: Settings) -> dict:
     }
 
 
-def scores_in_words(content: dict) -> str:
-    """The scores of faithfulness.json, a sentence for the report."""
-    scores = (f"{name} {format_score(numbers)}" for name, numbers in content["methods"].items())
-    return f"Score by class, with its 95 % interval: {'; '.join(scores)}."
-
-
 @register(
     "faithfulness",
     "Do removed blocks matter as the picture says?",
@@ -159,7 +154,6 @@ def scores_in_words(content: dict) -> str:
     "that it does not; below, only what exceeds the square at the unit says more than where to look.",
     stages=STAGES,
     section="belief",
-    words=scores_in_words,
     passes=3900,
 )
 def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
@@ -199,8 +193,7 @@ def faithfulness_figure(content: dict, stage_titles: dict[str, str], note: str =
         "picture a map is made of, or grey.",
     )
     heights = 0.5 + 1.25 * rows, 0.75 + 0.15 * len(unit_faithfulness.METHODS)
-    figure = Figure((style.WIDTH_INCHES, sum(heights) + sum(style.heading_inches(*text))), layout="constrained")
-    style.heading(figure, *text)
+    figure = style.new_figure(sum(heights), *text)
     above, below = figure.subfigures(2, height_ratios=heights)
     images = f"{len(content['images']):,} test images, blocks of {side}x{side} px"
     above.suptitle(f"Probability of the predicted class: {images}", x=0.01, ha="left", fontsize=7, weight="bold")

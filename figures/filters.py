@@ -12,7 +12,7 @@ from analysis.inspection import LoadedNetwork
 from analysis.settings import Settings
 from figures.image_grid import tile_page
 from figures.registry import register
-from figures.style import WIDTH_INCHES, axes_at, styled
+from figures.style import styled
 
 DEAD = 0.01  # a filter whose largest weight is below this share of the network's largest is left out: only noise shows
 COLORS = ("red", "green", "blue")  # in the order of the input channels
@@ -56,9 +56,8 @@ def filters_figure(weights: np.ndarray, color: str | None = None) -> Figure:
     caption += f"largest weight{scale}"
     caption += f" Dead: the largest weight is below {100 * DEAD:g} % of the network's largest." if dead else ""
     how = {"cmap": "RdBu_r", "vmin": -1, "vmax": 1} if color else {}
-    figure, bottom = tile_page(tiles, living, norms, 0.45 if color else 0, title, caption, **how)
+    figure, below = tile_page(tiles, living, norms, 0.45 if color else 0.05, title, caption, **how)
     if color:
-        axes = axes_at(figure, WIDTH_INCHES / 2 - 1.5, bottom + 0.03, 3, 0.08)
-        colors = ScalarMappable(Normalize(-1, 1), how["cmap"])
-        figure.colorbar(colors, cax=axes, orientation="horizontal", label="weight, relative to the filter's largest")
+        axes, colors = below.add_axes((0.28, 0.75, 0.44, 0.18)), ScalarMappable(Normalize(-1, 1), how["cmap"])
+        below.colorbar(colors, cax=axes, orientation="horizontal", label="weight, relative to the filter's largest")
     return figure

@@ -64,7 +64,7 @@ def hierarchy_figure(stages: dict[str, dict[int, tuple[np.ndarray, np.ndarray]]]
     """Rows of channels for each stage, patches beside reconstructions. text: title and caption."""
     rows = {stage: math.ceil(max(len(channels), 1) / ACROSS[stage]) for stage, channels in stages.items()}
     heights = [count * ((style.WIDTH_INCHES - 0.3) / ACROSS[stage] / 2 + 0.14) for stage, count in rows.items()]
-    figure, _ = style.new_figure(0.1 + sum(heights), *text, w_pad=0.03, h_pad=0.02, wspace=0.01, hspace=0.01)
+    figure = style.new_figure(0.1 + sum(heights), *text, w_pad=0.03, h_pad=0.02, wspace=0.01, hspace=0.01)
     blocks = figure.subfigures(len(stages), height_ratios=heights, squeeze=False).flatten()
     for block, (stage, channels) in zip(blocks, stages.items(), strict=True):
         sides = [len(patches[0]) for patches, _ in channels.values()]

@@ -79,26 +79,27 @@ def draw_pictures(
 
 def tile_page(
     tiles: Sequence[np.ndarray], channels: Sequence[int], sizes: np.ndarray, below: float, *text: str, **imshow
-) -> tuple[Figure, float]:
-    """A figure of tiles (h, w) or (h, w, 3) in rows of eight, with `below` inches of room; where the room begins.
+) -> tuple[Figure, FigureBase]:
+    """A figure of tiles (h, w) or (h, w, 3) in rows of eight, and its lowest part, with `below` inches of room.
 
     Above each tile, its channel and its size; below, the size as a bar that is as long as the tile for the largest of
     all. text: title and caption; imshow: color map and scale of tiles (h, w)
     """
-    columns, row_inches, label_inches, gap = 8, 1.05, 0.16, 0.12
-    height = max(1, math.ceil(len(tiles) / columns)) * row_inches
-    figure, top = style.new_figure(height + below, *text)
-    axes = style.bare_axes_at(figure, 0, top, style.WIDTH_INCHES, height)
-    axes.set(xlim=(0, style.WIDTH_INCHES), ylim=(height, 0))  # its units are inches
-    side = (style.WIDTH_INCHES - 2 * style.MARGIN_INCHES + gap) / columns - gap
+    columns, pitch, row_pitch = 8, 1.15, 1.38  # from tile to tile, in tiles
+    height = max(1, math.ceil(len(tiles) / columns)) * row_pitch
+    inches = (style.WIDTH_INCHES - 2 * style.MARGIN_INCHES) / (columns * pitch - 0.15)  # of a tile
+    figure = style.new_figure(inches * height + below, *text, h_pad=0.03)
+    above, rest = figure.subfigures(2, height_ratios=(inches * height, below))
+    margin = style.MARGIN_INCHES / inches
+    axes = above.add_axes((0, 0, 1, 1), aspect="equal", anchor="N", frameon=False, xticks=[], yticks=[])
+    axes.set(xlim=(-margin, columns * pitch - 0.15 + margin), ylim=(height - 0.2, -0.2))  # its units are tiles
     largest = float(np.abs(sizes).max(initial=0)) or 1.0
     for n, (tile, channel, size) in enumerate(zip(tiles, channels, sizes, strict=True)):
-        left = style.MARGIN_INCHES + n % columns * (side + gap)
-        upper = n // columns * row_inches + label_inches
-        axes.imshow(tile, extent=(left, left + side, upper + side, upper), aspect="auto", **imshow)
-        axes.add_patch(Rectangle((left, upper), side, side, fill=False, linewidth=0.3, edgecolor="0.7"))
-        axes.text(left, upper - 0.03, channel)
-        axes.text(left + side, upper - 0.03, style.format_short(size), ha="right", color=style.CAPTION_COLOR)
-        color = BAR_COLOR if size >= 0 else style.ERROR_COLOR
-        axes.barh(upper + side + 0.04, side * abs(size) / largest, height=0.035, left=left, color=color)
-    return figure, top + height
+        left, upper = n % columns * pitch, n // columns * row_pitch
+        axes.imshow(tile, extent=(left, left + 1, upper + 1, upper), aspect="equal", **imshow)
+        axes.add_patch(Rectangle((left, upper), 1, 1, fill=False, linewidth=0.3, edgecolor="0.7"))
+        axes.text(left, upper - 0.04, channel)
+        axes.text(left + 1, upper - 0.04, style.format_short(size), ha="right", color=style.CAPTION_COLOR)
+        color = BAR_COLOR if size >= 0 else "0.6"
+        axes.barh(upper + 1.05, abs(size) / largest, height=0.05, left=left, color=color)
+    return figure, rest

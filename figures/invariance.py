@@ -142,7 +142,13 @@ def invariance_figure(content: dict, tiles: dict[str, tuple[Sequence[float], np.
     content  of invariance.json
     tiles    name of the transformation -> its values n, and the images changed by them, (examples, n, S, S, 3) in 0..1
     """
-    figure = Figure((style.WIDTH_INCHES, 7.1), layout="constrained")
+    figure = style.new_figure(
+        6.4,
+        "How much features change when images are shifted, scaled and rotated",
+        "Change: Euclidean distance to the features of the unchanged image, divided by their norm. Outside the image: "
+        "the mean color. Band: quartiles. Pooled: the means of the maps of conv5_x, which tolerate shifts by "
+        "construction.",
+    )
     above, below = figure.subfigures(2, height_ratios=(6.2, 0.2))
     axes = above.subplots(len(LABELS), 1 + len(MEASURES), width_ratios=(0.8, 1, 1, 1, 1))
     for row, letter, name in zip(axes, "abc", LABELS, strict=True):
@@ -159,13 +165,6 @@ def invariance_figure(content: dict, tiles: dict[str, tuple[Sequence[float], np.
     lines = [Line2D([], [], color=color, label=style.truncate(name, 14)) for color, name in pairs]
     lines.append(Line2D([], [], color="black", linewidth=1.6, label=f"mean of {len(content['many'])} images"))
     below.legend(handles=lines, loc="center", ncols=len(lines), frameon=False, columnspacing=1, handlelength=1.2)
-    style.heading(
-        figure,
-        "How much features change when images are shifted, scaled and rotated",
-        "Change: Euclidean distance to the features of the unchanged image, divided by their norm. Outside the image: "
-        "the mean color. Band: quartiles. Pooled: the means of the maps of conv5_x, which tolerate shifts by "
-        "construction.",
-    )
     return figure
 
 

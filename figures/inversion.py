@@ -81,9 +81,8 @@ def invert(
 def inversion_figure(pictures: list[Picture], stages: dict[str, Tensor], measured: list[dict]) -> Figure:
     """A row for each picture: the original, then the image found for each stage, with its two numbers."""
     originals = torch.stack([picture.image for picture in pictures]) / 255
-    figure = Figure((style.WIDTH_INCHES, 0.95 + 1.31 * len(pictures)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
-    style.heading(figure, "What each stage still knows of an image", CAPTION.format(side=originals.shape[-1]))
+    text = "What each stage still knows of an image", CAPTION.format(side=originals.shape[-1])
+    figure = style.new_figure(0.15 + 1.31 * len(pictures), *text, w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     names = [style.truncate(picture.label or Path(str(picture.origin)).stem, 20) for picture in pictures]
     numbers = [f"{style.format_percent(entry['feature_error'], 1)}, {entry['psnr']:.0f} dB" for entry in measured]
     texts = iter([*names, *numbers])  # column by column

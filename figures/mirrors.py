@@ -21,7 +21,7 @@ from analysis.settings import Settings
 from figures.comparison import draw_rows, row_captions, select_units, select_units_above_pooling, show_tile
 from figures.image_grid import diverging_tiles, to_array
 from figures.registry import register
-from figures.style import WIDTH_INCHES, format_number, format_two_digits, heading, styled
+from figures.style import TIGHT, format_number, format_two_digits, new_figure, styled
 from network import STAGES, BasicBlock, ResNet18
 from reverse_network import ReverseBlock, ReverseConv2d, ReverseResNet18, rectify
 
@@ -199,12 +199,12 @@ def mirrors_figure(content: dict, shown: StrongestUnits, columns: dict[str, np.n
     """
     count, stages = len(shown.channels), list(content["mistakes"]["shortcut dropped"]["stages"])
     table, notes = 0.14 * len(stages), 0.25 * len(MISTAKES)  # inches
-    figure = Figure((WIDTH_INCHES, 0.95 + 0.95 * count + table + notes), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     title = f"Strongest units of {shown.stage} by the exact mirror, and with one mistake each ({content['rule']})"
     note = "error: norm of the difference to the exact picture, relative to its norm; corr.: correlation with it."
-    heading(figure, title, note, "Each tile has its own scale; grey is zero.")
-    above, below = figure.subfigures(2, height_ratios=(0.5 + 0.95 * count + table, notes))
+    note += " Each tile has its own scale; grey is zero."
+    heights = 0.5 + 0.95 * count + table, notes
+    figure = new_figure(sum(heights), title, note, **TIGHT)
+    above, below = figure.subfigures(2, height_ratios=heights)
     grid = above.subplots(count + 1, len(columns), height_ratios=[*[0.65] * count, table])
     captions = {name: [] for name in MISTAKES}
     for name, unit in itertools.product(MISTAKES, (unit for unit in content["units"] if unit["stage"] == shown.stage)):

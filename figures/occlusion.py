@@ -189,10 +189,8 @@ def occlusion_figure(rows: Sequence[tuple[str, np.ndarray, dict, np.ndarray]], n
     """
     entries = [entry for _, _, entry, _ in rows]
     lines = caption(entries[0], note, tried)
-    height = sum(style.heading_inches(TITLE, *lines)) + 1.42 * len(rows) + 0.6
-    figure = Figure((style.WIDTH_INCHES, height), layout="compressed")
-    figure.get_layout_engine().set(h_pad=0.05, w_pad=0.05, hspace=0.1, wspace=0)
-    style.heading(figure, TITLE, *lines)
+    height, pads = 0.6 + 1.42 * len(rows), {"w_pad": 0.05, "h_pad": 0.05, "wspace": 0, "hspace": 0.1}
+    figure = style.new_figure(height, TITLE, *lines, compress=True, **pads)
     axes = figure.subplots(len(rows), len(HEADINGS), squeeze=False)
     for tiles, text in zip(axes[0], HEADINGS, strict=True):
         tiles.annotate(text, (0, 1), (0, 16), "axes fraction", "offset points", va="bottom", weight="bold")

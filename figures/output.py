@@ -40,7 +40,7 @@ def write_figures(
 
     An error of the figure is an outcome. Raises OSError if a file cannot be written.
     """
-    started, files, json_content, reason, has_failed = time.monotonic(), [], None, "", False
+    started, files, reason, has_failed = time.monotonic(), [], "", False
     try:
         for path, content in drawn:
             is_figure = isinstance(content, Figure)
@@ -50,7 +50,6 @@ def write_figures(
                     style.save(content, stream, format, dpi)
                 say(f"{folder / file} ({time.monotonic() - started:.1f} s)")
             else:
-                json_content = content
                 write_text(folder / file, json.dumps(content, indent=1, allow_nan=False))
             files.append(file)
             started = time.monotonic()
@@ -64,7 +63,7 @@ def write_figures(
         reason, has_failed = say_error(name, error), True
     if reason and not has_failed:
         say(f"{name}: left out, {reason}")
-    return Outcome(tuple(files), json_content, reason, has_failed)
+    return Outcome(tuple(files), reason, has_failed)
 
 
 def say_error(name: str, error: Exception) -> str:

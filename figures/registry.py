@@ -33,7 +33,6 @@ class FigureEntry:
     needs: str = "search"
     stages: tuple[str, ...] = ()  # to be searched beside those of the settings
     section: str = "reconstructions"  # one of SECTIONS: where the report shows it
-    words: Callable[[Any], str] | None = None  # content of its JSON file -> its main numbers in words, for the report
     passes: int = 250  # its cost beside the search, roughly, in forward passes of one image, for the forecast
     is_slow: bool = False  # 30 s or more on two cores at 224x224, beside the search: drawn only if asked for by name
 
@@ -56,7 +55,6 @@ class Outcome:
     """What became of a figure."""
 
     files: tuple[Path, ...] = ()  # pictures and JSON files in the order they were written, below the output folder
-    content: Any = None  # of its last JSON file
     reason: str = ""  # why it was not drawn, or not all of it
     failed: bool = False  # the reason is an error
 

@@ -83,7 +83,6 @@ def figure_content(folder: Path, name: str, outcome: Outcome) -> dict[str, Any]:
         "name": name,
         "pictures": [picture for picture in pictures if "_channel_" not in picture["stem"]],
         "single": [picture for picture in pictures if "_channel_" in picture["stem"]],
-        "words": entry.words(outcome.content) if entry.words and outcome.content is not None else "",
         "reason": outcome.reason,
     }
 

@@ -27,7 +27,7 @@ from analysis.settings import Settings
 from figures.comparison import draw_rows, select_units_above_pooling
 from figures.image_grid import diverging_tiles, to_array
 from figures.registry import register
-from figures.style import CAPTION_COLOR, RULE_STYLE, WIDTH_INCHES, format_two_digits, heading, styled, unpooling_note
+from figures.style import CAPTION_COLOR, RULE_STYLE, TIGHT, format_two_digits, new_figure, styled, unpooling_note
 from network import BLOCKS_PER_STAGE, STAGES, ResNet18, Trace
 from reverse_network import isolate
 
@@ -195,14 +195,10 @@ def sanity_figure(
     images    (n, 3, H, W) in 0..1: all of them
     pictures  direction -> step, the last one "edges" -> rule -> (n, 3, H, W)
     """
-    figure = Figure((WIDTH_INCHES, 0.85 + 2.7 * len(DIRECTIONS)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
     number = content["images"].index(content["example"])
-    example = (
-        f"The example, image {content['example']} by channel {content['channels'][number]}, is the one whose mean "
-    )
-    example += "correlation over all random networks and rules is the median of the images."
-    heading(figure, title, NOTE, example)
+    example = f"The example, image {content['example']} by channel {content['channels'][number]}, is the one whose "
+    example += "mean correlation over all random networks and rules is the median of the images."
+    figure = new_figure(2.7 * len(DIRECTIONS), title, NOTE, example, **TIGHT)
     for block, (direction, note) in zip(figure.subfigures(len(DIRECTIONS)), DIRECTIONS.items(), strict=True):
         block.suptitle(f"Random from the {direction.replace('-', ' ')}", x=0.007, ha="left", fontsize=7, weight="bold")
         block.supxlabel(note, x=0.007, ha="left", fontsize=7, color=CAPTION_COLOR)

@@ -12,7 +12,7 @@ from analysis.inspection import Inspection, LoadedNetwork, Scores, score
 from analysis.settings import Settings
 from figures.image_grid import draw_pictures, to_array
 from figures.registry import NotDrawn, register
-from figures.style import WIDTH_INCHES, format_percent, heading, styled, truncate
+from figures.style import WIDTH_INCHES, format_percent, new_figure, styled, truncate
 from network import CHANNELS
 
 MISTAKES_SHOWN, MISTAKES_ACROSS = 24, 6
@@ -77,7 +77,12 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> Figure:
     wrong = np.where(np.eye(count, dtype=bool), 0, shares)
     largest = float(wrong.max()) or 1.0
     has_numbers = count <= MAX_CLASSES_WITH_NUMBERS
-    figure = Figure((WIDTH_INCHES, WIDTH_INCHES * 0.86), layout="compressed")
+    true, seen = np.unravel_index(wrong.argmax(), wrong.shape)
+    most = f"Most frequent confusion: {format_percent(wrong.max(), 1)} of {truncate(names[true], 14)} predicted as "
+    most = most + f"{truncate(names[seen], 14)}." if wrong.any() else "No mistakes."
+    how = "A row's numbers are percentages of a true class. The diagonal is right; the colors show mistakes alone."
+    title = f"Accuracy {format_percent(counts.trace() / counts.sum(), 2)} on {counts.sum():,} test images"
+    figure = new_figure(WIDTH_INCHES * 0.8, title, how, most, compress=True)
     axes = figure.subplots()
     picture = axes.imshow(np.ma.masked_equal(100 * wrong, 0), cmap="Oranges", vmin=0, vmax=100 * largest)
     labels = [truncate(name, 14) for name in names]
@@ -97,11 +102,6 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> Figure:
     axes.tick_params(which="both", length=0)
     axes.set(xlabel="predicted class", ylabel="true class (number of images)")
     figure.colorbar(picture, ax=axes, shrink=0.8, label="mistaken for the column's class (% of the row's images)")
-    true, seen = np.unravel_index(wrong.argmax(), wrong.shape)
-    most = f"Most frequent confusion: {format_percent(wrong.max(), 1)} of {labels[true]} predicted as {labels[seen]}."
-    how = "A row's numbers are percentages of a true class. The diagonal is right; the colors show mistakes alone."
-    title = f"Accuracy {format_percent(counts.trace() / counts.sum(), 2)} on {counts.sum():,} test images"
-    heading(figure, title, how, most if wrong.any() else "No mistakes.")
     return figure
 
 
@@ -128,13 +128,11 @@ def mistakes_figure(inspection: Inspection, scores: Scores, rows: np.ndarray, ti
     """Searched images, each with its caption. rows: their numbers in `scores`."""
     height = WIDTH_INCHES / MISTAKES_ACROSS + 0.25
     lines, classes = -(-len(rows) // MISTAKES_ACROSS), inspection.metadata.classes
-    figure = Figure((WIDTH_INCHES, 0.55 + lines * height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)
     indices, captions = inspection.searched[rows], []
     for index, row in zip(indices.tolist(), rows, strict=True):
         label, predicted = truncate(classes[scores.labels[row]], 12), truncate(classes[scores.predicted[row]], 14)
         captions.append(f"{label}, image {index}\nas {predicted}, {format_percent(scores.confidence[row], 1)}")
+    how = "First line: the class and the index in the test split. Second line: the predicted class and its probability."
+    figure = new_figure(0.05 + lines * height, title, how, w_pad=0.03, h_pad=0.03)
     draw_pictures(figure, MISTAKES_ACROSS, to_array(inspection.resized(inspection.images[indices])), captions)
-    first, second = "the class and the index in the test split", "the predicted class and its probability"
-    heading(figure, title, f"First line: {first}. Second line: {second}.")
     return figure

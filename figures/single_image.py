@@ -47,9 +47,11 @@ def input_figure(image: np.ndarray, picture: Picture, names: Sequence[str], prob
     classes, percents = [names[n] for n in best], [format_percent(probabilities[n], 1) for n in best]
     title = f"{truncate(picture.title, 60)}: predicted {truncate(classes[0], 30)}, {percents[0]}"
     caption = "Bars: predicted probability" + "; blue: the true class" * (picture.label in classes) + "."
-    figure, top = style.new_figure(2.6, title, caption, picture.choice)
-    style.bare_axes_at(figure, style.MARGIN_INCHES, top, 2.5, 2.5).imshow(image, interpolation="nearest")
-    axes = style.axes_at(figure, 3.9, top, 2.6, 2.5)
+    figure = style.new_figure(2.6, title, caption, picture.choice)
+    left, axes = figure.subplots(1, 2)
+    left.imshow(image, interpolation="nearest")
+    left.set_axis_off()
+    left.set_anchor("W")
     colors = [BAR_COLOR if name == picture.label else "0.7" for name in classes]
     axes.bar_label(axes.barh(range(len(best)), probabilities[best] * 100, color=colors), percents, padding=2)
     axes.set_yticks(range(len(best)), [truncate(name, 24) for name in classes])
@@ -110,9 +112,11 @@ def feature_maps_figure(
         "black the map's peak." + " All contributions and the bias add up to the logit." * bool(target)
     )
     tiles, how = [maps[n] / maps[n].max() for n in order], {"cmap": "Greys", "vmin": 0, "vmax": 1}
-    figure, top = tile_page(tiles, order, sizes[order], 1.65, title, caption, picture.choice, **how)
-    style.bare_axes_at(figure, style.MARGIN_INCHES, top, 1.3, 1.3).imshow(image)
-    axes = style.axes_at(figure, 1.95, top, style.WIDTH_INCHES - 2.05, 1.3)
+    figure, below = tile_page(tiles, order, sizes[order], 1.65, title, caption, picture.choice, **how)
+    left, axes = below.subplots(1, 2, width_ratios=(1, 3.5))
+    left.imshow(image)
+    left.set_axis_off()
+    left.set_anchor("W")
     falling, ranks = np.sort(sizes)[::-1], np.arange(1, len(sizes) + 1)
     axes.plot(ranks, falling, color=BAR_COLOR, linewidth=1)
     axes.fill_between(ranks[: len(order)], falling[: len(order)], color=BAR_COLOR, alpha=0.3, linewidth=0)
@@ -165,7 +169,7 @@ def reconstructions_figure(
     blocks = [colormaps["Greys"](shades.numpy())[..., :3]]
     blocks += [diverging_tiles(tiles, tiles.abs().amax((1, 2, 3)).tolist()) for tiles in pictures.values()]
     height = 0.1 + math.ceil(len(channels) / 3) * (1.8 / len(blocks) + 0.2)
-    figure, _ = style.new_figure(height, title, caption, choice, w_pad=0.05, h_pad=0.03, hspace=0)
+    figure = style.new_figure(height, title, caption, choice, w_pad=0.05, h_pad=0.03, hspace=0)
     left, right = figure.subfigures(1, 2, width_ratios=(1.2, 5.7))
     draw_pictures(left, 1, [image], ["image"], pad=3)[0].set_anchor("NW")
     labelled = zip(channels, peaks.flatten().tolist(), strict=True)

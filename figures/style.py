@@ -6,7 +6,6 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template  # comes with torch
 from matplotlib import font_manager
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.style import context
@@ -42,6 +41,7 @@ STYLE = {
 }
 CAPTION_COLOR = "0.35"
 ERROR_COLOR = "#b2182b"
+TIGHT = dict.fromkeys(("w_pad", "h_pad", "wspace", "hspace"), 0.02)  # layout of `new_figure`
 # color and marker of each rule, in every figure
 RULE_STYLE = {"gradient": ("#1b7837", "o"), "guided": ("#b35806", "s"), "deconvnet": ("#542788", "^")}
 DECONVNET_NOTE = (
@@ -58,37 +58,19 @@ def save(figure: Figure, file, format: str = "png", dpi: int = DPI) -> None:
     figure.savefig(file, format=format, dpi=dpi, metadata={"CreationDate": None} if format == "pdf" else None)
 
 
-def new_figure(height: float, title: str, *caption: str, **pads: float) -> tuple[Figure, float]:
-    """A figure of WIDTH_INCHES with a `heading`, and `height` inches between title and caption; where these begin.
+def new_figure(height: float, title: str, *caption: str, width: float = WIDTH_INCHES, **layout: float) -> Figure:
+    """A figure with a title, what is shown, and a caption at the bottom, how to read it; both left-aligned.
 
-    pads: of the constrained layout; without any, there is none, and `axes_at` places the axes.
+    height, width: between title and caption, and of all, in inches. layout: settings of matplotlib's constrained layout
     """
-    above, below = heading_inches(title, *caption)
-    figure = Figure((WIDTH_INCHES, above + height + below), layout=ConstrainedLayoutEngine(**pads) if pads else None)
-    heading(figure, title, *caption)
-    return figure, above
-
-
-def heading(figure: Figure, title: str, *caption: str) -> None:
-    """A title over the whole figure, what is shown, and a caption below it, how to read it; both left-aligned.
-
-    Layout engines make room for both; other figures leave `heading_inches`.
-    """
-    width, height = figure.get_size_inches()
     text_width = width - 2 * MARGIN_INCHES
-    how = {"x": MARGIN_INCHES / width, "ha": "left"}
-    above = figure.suptitle("\n".join(wrap((title,), text_width, *TITLE_FONT)), **how)
-    below = figure.supxlabel("\n".join(wrap(caption, text_width)), **how, color=CAPTION_COLOR, linespacing=1.3)
-    if figure.get_layout_engine() is None:  # as far from the edge in a tall figure as in a flat one
-        above.set_y(1 - MARGIN_INCHES / height)
-        below.set_y(MARGIN_INCHES / height)
-
-
-def heading_inches(title: str, *caption: str) -> tuple[float, float]:
-    """The height of `heading`'s title and of its caption in a figure of WIDTH_INCHES, in inches."""
-    text_width = WIDTH_INCHES - 2 * MARGIN_INCHES
     title_lines, caption_lines = wrap((title,), text_width, *TITLE_FONT), wrap(caption, text_width)
-    return 0.1 + 0.15 * len(title_lines), 0.06 + 0.13 * len(caption_lines)
+    text_height = 0.16 + 0.15 * len(title_lines) + 0.13 * len(caption_lines)
+    figure = Figure((width, height + text_height), layout=ConstrainedLayoutEngine(**layout))
+    how = {"x": MARGIN_INCHES / width, "ha": "left"}
+    figure.suptitle("\n".join(title_lines), **how)
+    figure.supxlabel("\n".join(caption_lines), **how, color=CAPTION_COLOR, linespacing=1.3)
+    return figure
 
 
 @styled
@@ -104,26 +86,6 @@ def wrap(texts: Iterable[str], inches: float, points: float = 7, weight: str = "
             else:
                 lines.append(word)
     return lines
-
-
-def text_at(figure: Figure, left: float, top: float, text: str, **how) -> None:
-    """Text at a place in inches from the figure's upper left corner: centred, unless said otherwise."""
-    width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - top / height, text, **{"ha": "center", "va": "center"} | how)
-
-
-def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in inches from the figure's upper left corner."""
-    across, down = figure.get_size_inches()
-    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
-
-
-def bare_axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """`axes_at` without ticks and frame."""
-    axes = axes_at(figure, left, top, width, height)
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-    return axes
 
 
 def truncate(name: str, most: int) -> str:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -19,7 +18,7 @@ from analysis.fourier_image import images_like_data, minimise
 from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures import style
-from figures.image_grid import tile_grid, to_array
+from figures.image_grid import draw_pictures, tile_grid, to_array
 from figures.registry import NotDrawn, register
 from network import STAGES
 
@@ -35,8 +34,6 @@ CAPTION = (
     "certain of an image that does not look like the class: an optimised image shows what suffices for a channel or "
     "class, not what it needs. Real images explain a channel better (Borowski et al. 2020)."
 )
-# inches: a tile, from row to row of the channels and of the classes, and of a heading of either
-TILE, CHANNEL_ROW, CLASS_ROW, HEADING = 1.1, 1.34, 1.5, 0.28
 
 
 @register(
@@ -113,29 +110,20 @@ def move(inputs: Tensor, generator: torch.Generator) -> Tensor:
 @style.styled
 def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, content: dict, caption: str) -> Figure:
     """Channels in three columns, each image beside its test images; classes in five."""
-    above, below = style.heading_inches(TITLE, caption)
-    channel_top = above + HEADING
-    class_top = channel_top + math.ceil(len(excited) / 3) * CHANNEL_ROW + HEADING
-    figure = Figure((style.WIDTH_INCHES, class_top + math.ceil(len(certain) / 5) * CLASS_ROW + below))
-    style.heading(figure, TITLE, caption)
-
-    def tile(left: float, top: float, image: np.ndarray, size: float, text: str) -> None:
-        axes = style.bare_axes_at(figure, left, top, size, size)
-        axes.imshow(image, interpolation="bilinear")  # as the network resizes
-        style.text_at(figure, left, top + size + 0.09, text, ha="left")
-
-    titles = {
-        channel_top: "Channels: an optimised image beside the test images that excite the channel most",
-        class_top: "Classes: images optimised for the probability of one class",
-    }
-    for top, text in titles.items():
-        style.text_at(figure, 0.06, top - 0.12, text, ha="left", weight="bold")
-    for n, (image, entry) in enumerate(zip(to_array(excited), content["channels"], strict=True)):
-        left, top = 0.06 + n % 3 * 2.32, channel_top + n // 3 * CHANNEL_ROW
-        tile(left, top, image, TILE, f"channel {entry['channel']}: {entry['activation']:.1f}")
-        grid = tile_grid(to_array(examples[n]))
-        tile(left + TILE + 0.04, top, grid, TILE, f"at most {entry['best_test_activation']:.1f}")
-    for n, (image, entry) in enumerate(zip(to_array(certain), content["classes"], strict=True)):
-        left, top = 0.06 + n % 5 * 1.39, class_top + n // 5 * CLASS_ROW
-        tile(left, top, image, 1.27, f"{style.truncate(entry['class'], 14)}: {entry['probability']:.3f}")
+    heights = [0.25 + inches * math.ceil(len(images) / columns) for images, columns, inches in (
+        (excited, 3, 1.34), (certain, 5, 1.5))]  # fmt: skip
+    figure = style.new_figure(sum(heights), TITLE, caption, w_pad=0.04, h_pad=0.03, wspace=0.02, hspace=0)
+    above, below = figure.subfigures(2, height_ratios=heights)
+    what = "Channels: an optimised image beside the test images that excite the channel most"
+    above.suptitle(what, x=0.007, ha="left", fontsize=7, weight="bold")
+    what = "Classes: images optimised for the probability of one class"
+    below.suptitle(what, x=0.007, ha="left", fontsize=7, weight="bold")
+    pictures, titles = [], []
+    for image, images, entry in zip(to_array(excited), examples, content["channels"], strict=True):
+        pictures += [image, tile_grid(to_array(images))]
+        titles += [f"channel {entry['channel']}: {entry['activation']:.1f}"]
+        titles += [f"at most {entry['best_test_activation']:.1f}"]
+    draw_pictures(above, 6, pictures, titles, pad=2, interpolation="bilinear")  # as the network resizes
+    titles = [f"{style.truncate(entry['class'], 14)}: {entry['probability']:.3f}" for entry in content["classes"]]
+    draw_pictures(below, 5, to_array(certain), titles, pad=2, interpolation="bilinear")
     return figure

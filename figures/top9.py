@@ -22,25 +22,10 @@ from network import STAGES
 CHANNELS_PER_PAGE = 9  # of the overview
 
 
-def correlations_in_words(entries: list[dict]) -> str:
-    """The mean correlation of top9.json by stage and rule, over its channels; a sentence for the report."""
-    values: dict[str, dict[str, list[float]]] = {}
-    for entry in entries:
-        for rule, value in entry["correlation"].items() if entry["rank"] == 1 else ():
-            values.setdefault(entry["stage"], {}).setdefault(rule, []).extend([] if value is None else [value])
-    stages = []
-    for stage, rules in values.items():
-        means = {rule: np.mean(of_rule) if of_rule else None for rule, of_rule in rules.items()}
-        stages.append(f"{stage} " + ", ".join(f"{format_two_digits(mean)} ({rule})" for rule, mean in means.items()))
-    what = "Mean correlation between the reconstructions of a channel (1: copies of one picture)"
-    return f"{what}: {'; '.join(stages)}." if stages else ""
-
-
 @register(
     "top9",
     "Images that excite a channel most",
     "What a channel's patches have in common is what it responds to; the reconstructions show which part of them.",
-    words=correlations_in_words,
 )
 def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
     """Every channel large, and pages of all by each rule, stage by stage; at last the content of top9.json.
@@ -114,7 +99,7 @@ def channel_figure(result: ChannelResult, *text: str) -> Figure:
     columns = min(3, len(result.images))
     tile = style.WIDTH_INCHES / columns / (1 + len(result.reconstructions))
     height = 0.15 + math.ceil(len(result.images) / columns) * (tile + 0.3)
-    figure, _ = style.new_figure(height, *text, w_pad=0.04, h_pad=0.02)
+    figure = style.new_figure(height, *text, w_pad=0.04, h_pad=0.02)
     captions = [tile_caption(image) for image in result.images]
     is_wrong = [image.activation > 0 and image.correct is False for image in result.images]  # None: unknown class
     draw_pictures(figure, columns, hstack_images(drawn_blocks(result)), captions, is_wrong)
@@ -127,7 +112,7 @@ def overview_figure(results: list[ChannelResult], rule: str, *text: str) -> Figu
     columns = min(2, len(results))
     block = (style.WIDTH_INCHES / columns - 0.1) / (2 + GAP_SHARE)
     height = 0.1 + math.ceil(len(results) / columns) * (block + 0.17)
-    figure, _ = style.new_figure(height, *text, w_pad=0.05, h_pad=0.03, wspace=0.02)
+    figure = style.new_figure(height, *text, w_pad=0.05, h_pad=0.03, wspace=0.02)
     pictures = [hstack_images([tile_grid(tiles) for tiles in drawn_blocks(result, [rule])]) for result in results]
     titles = [
         f"channel {result.channel}: activation {result.images[-1].activation:.2f} to "

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.inspection import LoadedNetwork
 from analysis.settings import Settings
 from figures.registry import NotDrawn, register
-from figures.style import ERROR_COLOR, WIDTH_INCHES, heading, styled
+from figures.style import ERROR_COLOR, new_figure, styled
 
 
 @register(
@@ -37,7 +37,6 @@ def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
     Test points of different image sizes are not connected. Training lines over few iterations, as at the end of a run,
     are mostly noise and left out. label_smoothing is named in the legend, because it raises the training loss alone.
     """
-    figure = Figure((WIDTH_INCHES, 3), layout="constrained")
     train, test = ([entry for entry in history if entry["kind"] == kind] for kind in ("train", "test"))
     lines = {"train": [_without_short_lines(train)] if train else [], "test": _by_image_size(test)}
     smoothing = f" (label smoothing {label_smoothing:g})" if label_smoothing else ""
@@ -47,6 +46,9 @@ def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
         for earlier, before, after in zip(train, train[1:], train[2:], strict=False)
         if earlier["learning_rate"] == before["learning_rate"] > 1.5 * after["learning_rate"]
     ]
+    notes = ["Train: mean since the point before, with augmentation. Test: after an epoch, without it."]
+    notes += ["Bands: the size of the images."] * (len(sizes) > 1) + ["Dotted: the learning rate falls."] * bool(falls)
+    figure = new_figure(2.6, "Loss and accuracy during training", " ".join(notes))
     panels = ("loss", "loss (cross-entropy)", 1, "{} {:.3f}"), ("accuracy", "accuracy (%)", 100, "{} {:.2f} %")
     for axes, (name, label, factor, last_value) in zip(figure.subplots(1, 2), panels, strict=True):
         for (kind, segments), color in zip(lines.items(), ("#2166ac", ERROR_COLOR), strict=True):
@@ -66,9 +68,6 @@ def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
         axes.grid(color="0.92", linewidth=0.5)
         if axes.lines:
             axes.legend(title="last values", title_fontsize=7, frameon=False, alignment="left")
-    notes = ["Train: mean since the point before, with augmentation. Test: after an epoch, without it."]
-    notes += ["Bands: the size of the images."] * (len(sizes) > 1) + ["Dotted: the learning rate falls."] * bool(falls)
-    heading(figure, "Loss and accuracy during training", " ".join(notes))
     return figure
 
 

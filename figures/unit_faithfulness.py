@@ -197,10 +197,10 @@ def stage_content(channels: Sequence[int], shares: Mapping[str, Tensor]) -> dict
     """A stage's part of faithfulness.json: method -> numbers over the channels, and those of each channel."""
     content = {}
     for name, by_channel in shares.items():
-        content[name] = by_change(estimate(values)._asdict() for values in by_channel.T)
+        content[name] = by_change(map(estimate, by_channel.T))
         if name in TURNED:
             differences = by_channel - shares[TURNED[name]]
-            content[name]["minus_turned"] = by_change(estimate(values)._asdict() for values in differences.T)
+            content[name]["minus_turned"] = by_change(map(estimate, differences.T))
         by_number = zip(map(str, channels), map(by_change, by_channel.tolist()), strict=True)
         content[name]["by_channel"] = dict(by_number)
     return content

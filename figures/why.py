@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analysis.activations import ChannelGroups, group_channels
+from analysis.activations import group_channels
 from analysis.inspection import Inspection, Picture, picture_of, pictures_asked_for, score
 from analysis.settings import Settings
 from figures import style
@@ -25,12 +25,12 @@ EXAMPLES_SHOWN = 4
 
 @torch.inference_mode()
 def split_decision(
-    network: ResNet18, features: Tensor, groups: ChannelGroups, classes: Sequence[int] | None = None
+    network: ResNet18, features: Tensor, groups: dict[int, list[int]], classes: Sequence[int] | None = None
 ) -> dict:
     """The logit of class a minus that of class b, split over groups and positions; in float64, on the CPU.
 
     features  (1, 512, h, w) of conv5_x of one image
-    groups    a partition of the channels
+    groups    a partition of the channels, as of `group_channels`
     classes   a and b; by default the two most probable classes
 
     Returns the numbers of why.json; `classes` are numbers of classes.
@@ -41,9 +41,9 @@ def split_decision(
     pair = list(classes or logits.sort(descending=True, stable=True).indices[:2].tolist())
     by_channel = (weights[pair[0]] - weights[pair[1]])[:, None, None] * features / features[0].numel()
     entries = []
-    for representative, channels in zip(groups.representatives, groups.members, strict=True):
-        total = by_channel[list(channels)].sum(0)
-        entry = {"representative": representative, "channels": list(channels)}
+    for representative, channels in groups.items():
+        total = by_channel[channels].sum(0)
+        entry = {"representative": representative, "channels": channels}
         entries.append(entry | {"contribution": total.sum().item(), "map": total.tolist()})
     return {
         "classes": pair,
@@ -125,21 +125,6 @@ def most_confident_mistake(inspection: Inspection) -> tuple[Picture, str, tuple[
     return picture, words, (int(scores.predicted[row]), int(scores.labels[row]))
 
 
-def decisions_in_words(entries: list[dict], largest: int = 10) -> str:
-    """What why.json says of each image, a sentence each, for the report and the figure."""
-    sentences = []
-    for entry in entries:
-        is_file = isinstance(entry["image"], str)
-        image = style.truncate(entry["image"], 60) if is_file else f"Test image {entry['image']}"
-        (first, second), contributions = entry["classes"], [group["contribution"] for group in entry["groups"]]
-        sentences.append(
-            f"{image}, {first} against {second}: logit difference {signed(entry['logits'][0] - entry['logits'][1])} = "
-            f"bias {signed(entry['bias'])} plus {len(contributions)} groups {signed(sum(contributions))}, of which the "
-            f"{min(largest, len(contributions))} largest sum to {signed(sum(contributions[:largest]))}."
-        )
-    return " ".join(sentences)
-
-
 @register(
     "why",
     "Why this class and not that one",
@@ -147,7 +132,6 @@ def decisions_in_words(entries: list[dict], largest: int = 10) -> str:
     "groups and the bias add up to the difference exactly.",
     needs="both",
     stages=STAGES[-1:],
-    words=decisions_in_words,
 )
 def draw_why(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
     """The user's pictures or a close decision, then the most confident mistake; at last the content of why.json."""
@@ -194,24 +178,28 @@ def why_figure(entry: dict, picture: Picture, image: np.ndarray, examples: list[
         f"{text} ({style.format_percent(probability)}{', the true class' if name == picture.label else ''})"
         for text, name, probability in zip(names, entry["classes"], entry["probabilities"], strict=True)
     )
-    figure = Figure((style.WIDTH_INCHES, 2.8 + 0.8 * len(shown)), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.03, wspace=0.02, hspace=0.02)
-    style.heading(
-        figure,
+    figure = style.new_figure(
+        2.45 + 0.8 * len(shown),
         f"Why {first} and not {second}?",
         "A bar is what a group of similar channels adds to the logit difference; its map is the same number by "
-        f"position in {STAGES[-1]}: the values sum to the bar. Blue speaks for {names[0]}, red for {names[1]}: full "
+        f"position in {STAGES[-1]}: the values sum to the bar. Red speaks for {names[0]}, blue for {names[1]}: full "
         f"color is ±{limits[0]:.2g} in the maps of the groups, ±{limits[1]:.2g} in that of all channels.",
         "Right: the test images with the highest mean peak in the group, pale where its mean activation is below half "
         "its maximum in that image." + f" The image above: {entry['chosen']}." * bool(entry["chosen"]),
+        **style.TIGHT | {"h_pad": 0.03},
     )
-    above, below = figure.subfigures(2, height_ratios=(1.6, 0.8 * len(shown) + 0.6))
+    above, below = figure.subfigures(2, height_ratios=(1.85, 0.8 * len(shown) + 0.6))
     header = above.subplots(1, 3, width_ratios=(1, 1, 2.5))
     tiles = (image, *evidence_over_image(image, total, limits[1]), None)
     for axes, name, tile in zip(header, ("image", "all channels", ""), tiles, strict=True):
         show_tile(axes, tile)
         axes.set_title(name)
-    text = decisions_in_words([entry], GROUPS_SHOWN)
+    contributions = [group["contribution"] for group in entry["groups"]]
+    text = (
+        f"Logit difference {signed(entry['logits'][0] - entry['logits'][1])} = bias {signed(entry['bias'])} plus "
+        f"{style.plural(len(contributions), 'group')} {signed(sum(contributions))}, of which those below sum to "
+        f"{signed(sum(contributions[:GROUPS_SHOWN]))}."
+    )
     header[2].text(0, 0.95, "\n".join(style.wrap([text], 3.2)), va="top", linespacing=1.6)
     widths, heights = (3, *[1] * (1 + EXAMPLES_SHOWN)), (*[1] * len(shown), 0.7)
     grid = below.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights)

@@ -102,10 +102,10 @@ def test_faint_channels_are_left_out_although_they_are_not_similar(peaks):
 
 def test_groups_are_a_partition_by_the_highest_correlation(peaks):
     groups, correlations = group_channels(peaks), peak_correlations(peaks)
-    assert sorted(channel for members in groups.members for channel in members) == list(range(12))
-    for representative, members in zip(groups.representatives, groups.members, strict=True):
+    assert sorted(channel for members in groups.values() for channel in members) == list(range(12))
+    for representative, members in groups.items():
         assert representative in members
         for channel in set(members) - {5}:
-            assert correlations[channel, representative] == correlations[channel, list(groups.representatives)].max()
+            assert correlations[channel, representative] == correlations[channel, list(groups)].max()
     with pytest.raises(ValueError, match="no channel"):
         group_channels(torch.zeros(5, 4))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from captum.attr import GuidedGradCam, IntegratedGradients, NoiseTunnel, Saliency
 from conftest import assert_inside
+from matplotlib.colors import to_rgb
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox
 from zennit.torchvision import ResNetCanonizer
@@ -21,7 +22,7 @@ from analysis.inspection import add_pictures, add_preprocessing, inspect, load_i
 from analysis.relevance import STABILIZER, pixel_box, relevance_of_units
 from analysis.settings import Settings
 from figures import faithfulness
-from figures.attributions import AGAINST, CAPTION, FOR, SCORED, attributions_figure, draw_attributions, overlay
+from figures.attributions import CAPTION, SCORED, attributions_figure, draw_attributions
 from figures.faithfulness import draw_faithfulness, importance_batch
 from figures.image_grid import to_array
 from network import STAGES
@@ -190,17 +191,27 @@ SETTINGS = Settings(score_images=2, methods=("gradient", "CAM + guided", "releva
 
 
 def rows_of(figure):
-    """Texts and pictures of the rows, each (columns, H, W, 3): the image in every block, then the methods."""
-    names = [text.get_text().splitlines() for text in figure.texts[2:]]  # title and caption come first
-    shown = np.stack([axes.get_images()[0].get_array() for axes in figure.get_axes()])
-    return names, shown.reshape(len(names), -1, *shown.shape[1:])
+    """The images of each block of rows, and text -> pictures (columns, H, W, 3) of the methods."""
+    images, methods = [], {}
+    for axes in figure.get_axes():
+        if not axes.get_images():
+            continue
+        if text := axes.get_ylabel():  # of a row's first column
+            row = []
+            images.append(row) if text == "image" else methods.update({tuple(text.splitlines()): row})
+        row.append(axes.get_images()[0].get_array())
+    return np.array(images), {text: np.stack(row) for text, row in methods.items()}
 
 
-def expected_maps(inspection, stored, name):
-    """`overlay` of a method's maps, from the registry."""
+def expected_row(inspection, stored, name):
+    """A method's maps from the registry over the grey image: red for positive values, full at the 99 % quantile."""
     with torch.inference_mode():
         batch = importance_batch(inspection, stored, torch.arange(len(stored)), "sum")
-        return overlay(to_array(inspection.resized(stored)), METHODS[name](batch))
+        maps = METHODS[name](batch).numpy()[..., None]
+    colors = np.where(maps > 0, to_rgb("#b2182b"), to_rgb("#2166ac"))
+    share = (np.abs(maps) / np.quantile(np.abs(maps), 0.99)).clip(0, 1)
+    grey = to_array(inspection.resized(stored)).mean(-1, keepdims=True)
+    return (0.6 + 0.4 * grey) * (1 - share + share * colors)
 
 
 @pytest.fixture(scope="module")
@@ -215,16 +226,16 @@ def test_the_figure_shows_the_maps_by_score(inspection, monkeypatch):
     (_, figure), (_, content) = draw_attributions(inspection, SETTINGS)
     assert len(counted) == 1, "both figures share the scores"
     assert list(content["methods"]) == list(scored["methods"]) and set(content["methods"]) == set(SETTINGS.methods)
-    names, rows = rows_of(figure)
-    assert [name[0] for name in names] == ["image", "image", *content["methods"]]
-    assert (names[-1][-1] == "baseline") == (names[-1][0] == "random")
+    images, rows = rows_of(figure)
+    assert [name for name, *_ in rows] == list(content["methods"])
     shown = [entry["image"] for entry in content["images"]]
     stored = inspection.images[shown]
     assert len(stored) == len(inspection.labels[shown].unique()) == 3
-    assert np.array_equal(rows[0], to_array(inspection.resized(stored)))
-    for (name, score, *_), row in zip(names[2:], rows[2:], strict=True):
+    assert np.array_equal(images, [to_array(inspection.resized(stored))] * 2)
+    for (name, score, *more), row in rows.items():
         assert score == faithfulness.format_score(content["methods"][name])
-        np.testing.assert_allclose(row, expected_maps(inspection, stored, name), atol=1e-5)
+        assert more == ["baseline"] * (name == "random")
+        np.testing.assert_allclose(row, expected_row(inspection, stored, name), atol=1e-5)
 
 
 def test_ones_own_images_need_no_test_images(small_run, inspection):
@@ -234,21 +245,11 @@ def test_ones_own_images_need_no_test_images(small_run, inspection):
     assert content["methods"] == dict.fromkeys(SETTINGS.methods) and len(content["images"]) == len(figures) == 2
     for picture, (path, figure) in zip(own.pictures, figures, strict=True):
         assert path.parts == (picture.folder, "attributions")
-        names, rows = rows_of(figure)
-        assert [name[0] for name in names] == [*["image"] * 3, *SETTINGS.methods]
-        np.testing.assert_allclose(rows[3], expected_maps(own, picture.image[None], "gradient"), atol=1e-5)
+        images, rows = rows_of(figure)
+        assert len(images) == 3 and [name for name, *_ in rows] == list(SETTINGS.methods)
+        np.testing.assert_allclose(rows["gradient",], expected_row(own, picture.image[None], "gradient"), atol=1e-5)
     *_, (_, content) = draw_attributions(replace(inspection, pictures=own.pictures), SETTINGS)
     assert None not in content["methods"].values()
-
-
-def test_colors_of_a_map():
-    maps = torch.tensor([[[0.0, 4, -4], [2, -8, 1]]])  # 8 is beyond the 99 % quantile, 7.8
-    shown = overlay(np.full((1, 2, 3, 3), 1.0), maps)[0]
-    share = 4 / maps.abs().flatten().quantile(0.99).item()
-    assert shown[0, 0] == pytest.approx([1] * 3) and shown[1, 1] == pytest.approx(AGAINST)
-    assert shown[0, 1] == pytest.approx(1 - share + share * np.array(FOR))
-    assert shown[0, 2] == pytest.approx(1 - share + share * np.array(AGAINST))
-    assert np.array_equal(overlay(np.ones((1, 2, 3, 3)), 0 * maps), np.ones((1, 2, 3, 3)))
 
 
 def test_methods_are_chosen_by_name():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.crops import bounding_boxes, crop, crop_boxes, energy_centers, mean_correlation
+from analysis.crops import bounding_boxes, crop, crop_boxes, mean_correlation
 from analysis.receptive_field import receptive_field, units_inside
 from network import STAGES
 
@@ -41,13 +41,6 @@ def test_a_small_bounding_box_is_centred_and_shifted_into_the_image():
     assert crop_boxes([picture], least=1)[0] == 7
     tiles = crop(picture, side, corners)
     assert torch.equal(tiles[0], picture[0, :, 28:39, 38:49]) and torch.equal(tiles[1], picture[1, :, :11, 53:])
-
-
-def test_the_centre_of_the_energy_is_its_median():
-    picture = torch.zeros(3, 3, 20, 30)
-    picture[0, :, 4, 7] = 2
-    picture[1, 0, 2:9, 10:21] = -1
-    assert energy_centers(picture) == [(4, 7), (5, 15), (10, 15)]  # the last one has no energy
 
 
 def test_crops_of_pictures_without_energy_and_of_small_images():

@@ -66,8 +66,9 @@ def test_moves_are_small_and_of_each_image(monkeypatch):
 
 
 def shown(figure, number):
-    """The picture in the figure's axes of this number, (3, H, W)."""
-    return torch.from_numpy(np.asarray(figure.get_axes()[number].get_images()[0].get_array())).movedim(2, 0)
+    """The figure's picture of this number, (3, H, W)."""
+    pictures = [image for axes in figure.get_axes() for image in axes.get_images()]
+    return torch.from_numpy(np.asarray(pictures[number].get_array())).movedim(2, 0)
 
 
 def test_inversion_shows_images_with_the_errors_it_states(inspection, monkeypatch):
@@ -97,7 +98,10 @@ def test_synthesis_shows_images_with_the_numbers_it_states(inspection, monkeypat
     assert path.name == "synthesis"
     assert_inside(figure)
     channels, classes = content["channels"], content["classes"]
-    images = [shown(figure, n) for n in [*range(0, 2 * len(channels), 2), *range(2 * len(channels), len(figure.axes))]]
+    images = [
+        shown(figure, n)
+        for n in [*range(0, 2 * len(channels), 2), *range(2 * len(channels), 2 * len(channels) + len(classes))]
+    ]
     with torch.inference_mode():
         features = inspection.network.trace(inspection.preprocess(255 * torch.stack(images))).features["conv5_x"]
         probabilities = inspection.network.classify(features).softmax(1)

@@ -18,8 +18,6 @@ from analysis.settings import Settings
 from figures import FIGURES
 from figures.registry import SECTIONS, Outcome
 from figures.report import PRINTED_INCHES, training_details, write_report
-from figures.top9 import correlations_in_words
-from figures.why import decisions_in_words
 from runtime import checkpoint
 from runtime.checkpoint import Metadata
 
@@ -151,16 +149,6 @@ def test_of_many_classes_the_lowest_are_shown(tmp_path, inspection):
     summary = {"images_searched": 100, "accuracy": 0.5, "accuracy_by_class": {f"c{n}.": n / 100 for n in range(100)}}
     text = report(tmp_path, inspection, summary | {"dead_channels": {}, "never_predicted": []}).text
     assert "the 30 lowest of 100" in text and "c29." in text and "c30." not in text
-
-
-def test_correlations_and_decisions_in_words():
-    entries = [{"stage": stage, "rank": rank, "correlation": {"guided": value}}
-               for stage, value in (("conv1", 0.5), ("conv1", 0.25), ("conv5_x", None)) for rank in (1, 2)]  # fmt: skip
-    assert correlations_in_words(entries).endswith("conv1 0.38 (guided); conv5_x – (guided).")
-    groups = [{"contribution": value} for value in (3.0, -1.0, 0.25)]
-    entry = {"image": 7, "classes": ["cat", "dog"], "logits": [5.0, 2.25], "bias": 0.5, "groups": groups}
-    numbers = re.findall(r"[+-]\d\.\d+", decisions_in_words([entry], largest=2))
-    assert list(map(float, numbers)) == [2.75, 0.5, 2.25, 2.0]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs chromium")

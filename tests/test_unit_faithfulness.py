@@ -174,7 +174,7 @@ def test_json_and_dots():
     content = uf.stage_content((7, 1, 30, 4), shares)
     for (change, (kind, share)), (name, numbers) in product(enumerate(uf.CHANGES), content.items()):
         values = shares[name][:, change]
-        assert numbers[kind][str(share)] == estimate(values)._asdict()
+        assert numbers[kind][str(share)] == estimate(values)
         assert [numbers["by_channel"][str(n)][kind][str(share)] for n in (7, 1, 30, 4)] == values.tolist()
         assert ("minus_turned" in numbers) == (name in uf.TURNED)
         if name in uf.TURNED:

@@ -13,7 +13,6 @@ from matplotlib.colors import to_rgb
 from torch.overrides import TorchFunctionMode
 
 import visualizer
-from analysis.activations import ChannelGroups
 from analysis.inspection import Picture, inspect
 from analysis.settings import Settings
 from figures import FIGURES
@@ -25,7 +24,7 @@ from reverse_network import class_signal
 
 RANDOM = np.random.RandomState(0)
 SETTINGS = Settings()
-GROUPS = ChannelGroups((2, 0), ((1, 2), (0, 3)))
+GROUPS = {2: [1, 2], 0: [0, 3]}
 
 
 def ten_groups():
@@ -89,7 +88,7 @@ def test_maps_are_the_weighted_class_signals_and_sum_to_the_bars(random_network)
     with torch.no_grad():
         features = random_network.trace(torch.randn(1, 3, 70, 130, dtype=torch.float64)).features["conv5_x"]
         first, second = (class_signal(random_network, features, number, weighted=True)[0] for number in (7, 2))
-    groups = ChannelGroups((1, 0, 2), tuple(tuple(range(start, 512, 3)) for start in (1, 0, 2)))
+    groups = {start: list(range(start, 512, 3)) for start in (1, 0, 2)}
     decision = split_decision(random_network, features, groups, (7, 2))
     assert features.shape[2:] == (3, 5)
     for group in decision["groups"]:
