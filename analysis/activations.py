@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from analysis.crops import standardize
-from network import STAGES, ResNet18
+from network import CHANNELS, STAGES, ResNet18
 from runtime.checkpoint import CheckpointError
 
 SIMILAR = 0.5  # correlation of peaks above which two channels count as similar
@@ -34,65 +34,46 @@ class SearchResult:
     positions: dict[str, Tensor] = field(default_factory=dict)  # (N, C) int32: the unit of each peak, row * w + column
 
 
-class RowBuffer:
-    """Rows (n, ...) of equal shape, dtype and device, appended to one tensor that doubles when it is full.
-
-    A list of small tensors, each allocated among large ones that are freed, would fragment the heap by gigabytes.
-    """
-
-    def __init__(self):
-        self.buffer, self.count = torch.empty(0), 0
-
-    def append(self, rows: Tensor) -> None:
-        end = self.count + len(rows)
-        if end > len(self.buffer):
-            larger = rows.new_empty(max(2 * len(self.buffer), end, 1024), *rows.shape[1:])
-            larger[: self.count] = self.buffer[: self.count] if self.count else 0
-            self.buffer = larger
-        self.buffer[self.count : end] = rows
-        self.count = end
-
-    def rows(self) -> Tensor:
-        """All rows so far, on the CPU, as a tensor of its own."""
-        return self.buffer[: self.count].clone().cpu()
-
-
 @torch.inference_mode()
 def search(
     network: ResNet18,
     batches: Iterable[Tensor],
+    count: int,
     stages: Collection[str],
     k: int = 9,
     with_logits: bool = False,
     inside: Mapping[str, slice | None] | None = None,
 ) -> SearchResult:
-    """Search several stages, and optionally compute the logits, in one pass over normalised batches (N, 3, H, W).
+    """Search several stages, and optionally compute the logits, in one pass over `count` normalised images.
 
-    inside: the rows and columns of a stage that are searched, as `units_inside` returns them; default: all
+    batches  (N, 3, H, W) each
+    inside   the rows and columns of a stage that are searched, as `units_inside` returns them; default: all
 
     Raises RuntimeError when the network is in training mode, in which a forward pass would change it.
     """
     if network.training:
         raise RuntimeError("the search needs the network in evaluation mode: call network.eval() first")
     until = STAGES[-1] if with_logits else max(stages, key=STAGES.index)
-    peaks, positions = ({stage: RowBuffer() for stage in stages} for _ in range(2))
-    logits, map_sizes = RowBuffer(), {}
+    # filled row by row: small results, each allocated among large ones that are freed, would fragment the memory
+    weights, map_sizes, done = network.fc.weight, {}, 0
+    peaks = {stage: weights.new_empty(count, CHANNELS[stage]) for stage in stages}
+    units = {stage: torch.empty_like(peaks[stage], dtype=torch.int32) for stage in stages}
+    logits = weights.new_empty(count, len(weights)) if with_logits else None
     for batch in batches:
+        rows = slice(done, done := done + len(batch))
         features = network.trace(batch, until).features
         for stage in stages:
-            scores, units = _peaks(features[stage], (inside or {}).get(stage))
-            peaks[stage].append(scores)
-            positions[stage].append(units.int())
+            peaks[stage][rows], units[stage][rows] = _peaks(features[stage], (inside or {}).get(stage))
             map_sizes[stage] = tuple(features[stage].shape[2:])
         if with_logits:
-            logits.append(network.classify(features[until]))
-    all_peaks, units = ({stage: buffer.rows() for stage, buffer in kept.items()} for kept in (peaks, positions))
+            logits[rows] = network.classify(features[until])
+    peaks, units = ({stage: values.cpu() for stage, values in kept.items()} for kept in (peaks, units))
     top = {}
     for stage in stages:
-        best = all_peaks[stage].T.sort(dim=1, descending=True, stable=True)
+        best = peaks[stage].T.sort(dim=1, descending=True, stable=True)
         scores, indices = best.values[:, :k].clone(), best.indices[:, :k].clone()  # so that the rest is freed
         top[stage] = TopActivations(scores, indices, units[stage].T.gather(1, indices).long(), map_sizes[stage])
-    return SearchResult(top, all_peaks, logits.rows() if with_logits else None, units)
+    return SearchResult(top, peaks, logits.cpu() if with_logits else None, units)
 
 
 def _peaks(features: Tensor, inside: slice | None) -> tuple[Tensor, Tensor]:

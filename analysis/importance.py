@@ -104,11 +104,6 @@ def layer_cam(batch: ImportanceBatch, stage: str) -> Tensor:
     return batch.upscale((batch.gradient(stage).clamp(min=0) * batch.trace.features[stage]).sum(1))
 
 
-def picture_times_input(batch: ImportanceBatch, rule: str) -> Tensor:
-    """The signed sum over the colors (for the gradient: Shrikumar et al. 2016, arXiv:1605.01713, section 2)."""
-    return (batch.picture(rule) * batch.inputs).sum(1)
-
-
 def smooth_grad(batch: ImportanceBatch) -> Tensor:
     """The mean `saliency` of the gradient over NOISY_IMAGES copies with Gaussian noise (Smilkov et al. 2017).
 
@@ -172,8 +167,9 @@ METHODS: dict[str, Callable[[ImportanceBatch], Tensor]] = {
     "LayerCAM conv4_x": partial(layer_cam, stage="conv4_x"),
     # Guided Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): the CAM's positive part x guided
     "guided x CAM": lambda batch: batch.upscale(batch.evidence.clamp(min=0)) * batch.map("guided"),
-    "guided x input": partial(picture_times_input, rule="guided"),
-    "gradient x input": partial(picture_times_input, rule="gradient"),
+    # signed sums over the colors; of the gradient: Shrikumar et al. 2016, arXiv:1605.01713, section 2
+    "guided x input": lambda batch: (batch.picture("guided") * batch.inputs).sum(1),
+    "gradient x input": lambda batch: (batch.picture("gradient") * batch.inputs).sum(1),
     "guided": lambda batch: saliency(batch.picture("guided")),  # Springenberg et al. 2014, arXiv:1412.6806
     "gradient": lambda batch: saliency(batch.picture("gradient")),  # Simonyan et al. 2013, arXiv:1312.6034, section 3
     "deconvnet": lambda batch: saliency(batch.picture("deconvnet")),  # Zeiler & Fergus 2014, arXiv:1311.2901

@@ -158,7 +158,8 @@ def add_search(
     batches, stages = inspection.batches(settings.batch_size), stages or settings.stages
     batches = timed(batches, settings.batch_size, report) if report else batches
     inside = searched_units(inspection.network, stages, inspection.metadata.image_size, settings.border)
-    result = search(inspection.network, batches, stages, settings.top, with_logits=True, inside=inside)
+    count = len(inspection.searched)
+    result = search(inspection.network, batches, count, stages, settings.top, with_logits=True, inside=inside)
     for stage, top in result.top.items():
         check_finite(top.scores, f"activations of {stage}")
     return Inspection(**vars(inspection) | {"search": result})
@@ -194,11 +195,6 @@ class Scores:
     labels: np.ndarray  # (n,) int64
     predicted: np.ndarray  # (n,) int64
     confidence: np.ndarray  # (n,) probability of the predicted class
-
-    @property
-    def accuracy(self) -> float:
-        """In 0..1."""
-        return float((self.labels == self.predicted).mean())
 
 
 def score(inspection: Inspection) -> Scores | None:
@@ -260,9 +256,3 @@ def one_per_class(inspection: Inspection, count: int) -> list[Picture]:
         for row in candidates.nonzero().flatten().tolist():
             first.setdefault(labels[row].item(), inspection.searched[row].item())
     return [picture_of(inspection, index) for index in list(first.values())[:count]]
-
-
-def class_to_explain(inspection: PictureInspection, picture: Picture, predicted: int) -> int:
-    """The number of the picture's class; of the predicted one if its class is unknown, or not the network's."""
-    classes = inspection.metadata.classes
-    return classes.index(picture.label) if picture.label in classes else predicted

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from analysis.activations import check_finite
 from network import ResNet18
-from reverse_network import BRANCHES, RULES, ReverseResNet18, isolate
+from reverse_network import RULES, ReverseResNet18, isolate
 
 ALL_RULES = RULES[::-1]  # from the exact gradient to the deconvnet
 
@@ -16,11 +16,6 @@ ALL_RULES = RULES[::-1]  # from the exact gradient to the deconvnet
 def mirrors_by_rule(network: ResNet18, rules: Iterable[str], unpool: str = "sum") -> dict[str, ReverseResNet18]:
     """rule -> the network's mirror under this rule, in the order given."""
     return {rule: ReverseResNet18(network, rule, unpool) for rule in rules}
-
-
-def mirrors_by_branches(network: ResNet18, rule: str, unpool: str = "sum") -> dict[str, ReverseResNet18]:
-    """ "both", "residual" or "shortcut" -> the mirror that goes back through these branches of every block."""
-    return {branches: ReverseResNet18(network, rule, unpool, branches) for branches in BRANCHES}
 
 
 @torch.inference_mode()

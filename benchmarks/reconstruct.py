@@ -96,7 +96,7 @@ def make_tasks(args, inspection: Inspection, settings: Settings) -> dict[str, tu
 
     def ours() -> None:
         batches = (inspection.inputs(inspection.images[part]) for part in chosen.split(settings.batch_size))
-        search(inspection.network, batches, MODULES)
+        search(inspection.network, batches, len(chosen), MODULES)
 
     tasks = {"search, images": ((len(chosen), lambda: usual.search(chosen.tolist())), (len(chosen), ours))}
     for stage, top in inspection.search.top.items():

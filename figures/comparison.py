@@ -21,7 +21,6 @@ from figures.style import RULE_STYLE, TIGHT, WIDTH_INCHES, new_figure, styled
 from network import STAGES
 
 ROWS = 6
-GREY = "Grey is zero."
 FOR, AGAINST = "#b2182b", "#2166ac"  # evidence for a class, and against it
 
 

@@ -90,7 +90,8 @@ def searched_snapshots(
         preprocess = Preprocess(metadata.image_size, metadata.mean, metadata.std, inspection.device)
         earlier = replace(inspection, network=network, metadata=metadata, preprocess=preprocess)
         inside = searched_units(network, stages, metadata.image_size, settings.border)
-        result = search(network, earlier.batches(settings.batch_size), stages, k=1, inside=inside)
+        batches = earlier.batches(settings.batch_size)
+        result = search(network, batches, len(earlier.searched), stages, k=1, inside=inside)
         yield epoch, replace(earlier, search=result)
     yield last, inspection
 

@@ -54,11 +54,12 @@ def write_gallery(inspection: Inspection, settings: Settings, folder: Path, stag
     rounded = json.loads(atlas, parse_float=lambda number: float(f"{float(number):.6g}"))
     write_text(numbers, json.dumps(rounded, allow_nan=False))
     scores, rules = score(inspection), " | ".join(("images", *settings.rules)) + style.unpooling_note(settings.unpool)
+    right = scores and scores.labels == scores.predicted
     text = PAGE.render(
         content,
         what=f"{style.describe_count(inspection, settings)} of each channel: {rules}",
         checkpoint=inspection.checkpoint,
-        accuracy=f", accuracy on these images {style.format_percent(scores.accuracy, 2)}" if scores else "",
+        accuracy=f", accuracy on these images {style.format_percent(right.mean(), 2)}" if scores else "",
         windows=windows,
         sheet=sheet_size(windows),
         stages=[stage_content(stage, profiles[stage], cards[stage]) for stage in stages],

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from analysis.activations import check_finite
-from analysis.inspection import Inspection, Picture, class_to_explain, one_per_class, picture_of, spread
+from analysis.inspection import Inspection, one_per_class, spread
 from analysis.settings import Settings
 from figures import style
 from figures.image_grid import image_grid, to_array
@@ -97,12 +97,11 @@ def statistics(values: Tensor) -> dict[str, list[float | None]]:
     return {name: without_nan(row) for name, row in rows.items()}
 
 
-def inputs_and_classes(inspection: Inspection, pictures: Sequence[Picture]) -> tuple[Tensor, Tensor]:
-    """Searched images as inputs of the network, (n, 3, S, S), and each one's `class_to_explain`, (n,)."""
-    predicted = inspection.search.logits.argmax(1).tolist()
-    by_image = dict(zip(inspection.searched.tolist(), predicted, strict=True))
-    classes = [class_to_explain(inspection, picture, by_image[picture.origin]) for picture in pictures]
-    return inspection.inputs(torch.stack([picture.image for picture in pictures])), torch.tensor(classes)
+def inputs_and_classes(inspection: Inspection, images: list[int]) -> tuple[Tensor, Tensor]:
+    """Searched images as inputs of the network, (n, 3, S, S), and their classes, (n,), or those predicted."""
+    rows = torch.searchsorted(inspection.searched, torch.tensor(images))
+    classes = inspection.labels[images] if inspection.knows_labels else inspection.search.logits[rows].argmax(1)
+    return inspection.inputs(inspection.images[images]), classes
 
 
 @register(
@@ -116,12 +115,11 @@ def inputs_and_classes(inspection: Inspection, pictures: Sequence[Picture]) -> t
 def draw_invariance(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The figure, then the content of invariance.json."""
     network, searched = inspection.network, inspection.searched
-    pictures = one_per_class(inspection, EXAMPLES)
+    images = [picture.origin for picture in one_per_class(inspection, EXAMPLES)]
     many = searched[spread(min(MANY_IMAGES, len(searched)), len(searched))].tolist()
-    inputs, classes = inputs_and_classes(inspection, pictures)
-    others = inputs_and_classes(inspection, [picture_of(inspection, index) for index in many])
-    names = [inspection.metadata.classes[number] for number in classes]
-    content, tiles = {"images": [picture.origin for picture in pictures], "classes": names, "many": many}, {}
+    (inputs, classes), others = (inputs_and_classes(inspection, indices) for indices in (images, many))
+    names = [inspection.metadata.classes[number] for number in classes.tolist()]
+    content, tiles = {"images": images, "classes": names, "many": many}, {}
     for name, (values, many_values, tile_values) in transformations(inspection.metadata.image_size).items():
         examples = sensitivity(network, inputs, classes, name, values, settings.batch_size)
         summary = sensitivity(network, *others, name, many_values, settings.batch_size)

@@ -32,7 +32,6 @@ WHITE_ZERO = LinearSegmentedColormap.from_list("white zero", ["#053061", "#4393c
 COLORS = [colormaps["tab10"](n) for n in (0, 1, 2, 4, 5, 6, 8, 9, 7)]  # the last is grey, of all further classes
 LEGEND_CLASSES = 6
 HALO = [withStroke(linewidth=2, foreground="white")]  # of lines over an image
-TITLE = "What hiding a part of the image costs"
 HEADINGS = (
     "(a) image", "(b) loss of the\nstrongest map", "(c) projections\nof this map", "(d) loss of the\nprobability",
     "(e) where the\nclass changes",
@@ -190,7 +189,7 @@ def occlusion_figure(rows: Sequence[tuple[str, np.ndarray, dict, np.ndarray]], n
     entries = [entry for _, _, entry, _ in rows]
     lines = caption(entries[0], note, tried)
     height, pads = 0.6 + 1.42 * len(rows), {"w_pad": 0.05, "h_pad": 0.05, "wspace": 0, "hspace": 0.1}
-    figure = style.new_figure(height, TITLE, *lines, compress=True, **pads)
+    figure = style.new_figure(height, "What hiding a part of the image costs", *lines, compress=True, **pads)
     axes = figure.subplots(len(rows), len(HEADINGS), squeeze=False)
     for tiles, text in zip(axes[0], HEADINGS, strict=True):
         tiles.annotate(text, (0, 1), (0, 16), "axes fraction", "offset points", va="bottom", weight="bold")

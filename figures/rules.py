@@ -10,10 +10,11 @@ from matplotlib.patches import Rectangle
 from analysis.channels import reconstruct_units
 from analysis.crops import crop, crop_boxes, ratios
 from analysis.inspection import Inspection
-from analysis.reconstruction import ALL_RULES, mirrors_by_branches, mirrors_by_rule
+from analysis.reconstruction import ALL_RULES, mirrors_by_rule
 from analysis.settings import Settings
 from figures import comparison, style
 from figures.registry import register
+from reverse_network import BRANCHES, ReverseResNet18
 
 
 @register(
@@ -30,7 +31,7 @@ def draw_rules(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pat
     patches, columns = comparison.crop_rows(inspection, units, reconstruct_units(inspection, mirrors, units))
     title = (
         f"Strongest units of {units.stage} under three ReLU rules{style.unpooling_note(settings.unpool)}",
-        f"Each tile has its own scale, given below it. {comparison.GREY}",
+        "Each tile has its own scale, given below it. Grey is zero.",
     )
     captions = comparison.row_captions(units), comparison.scale_captions(columns)
     yield Path("rules"), comparison.comparison_figure(patches, columns, *captions, title)
@@ -46,7 +47,8 @@ def draw_rules(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pat
 def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | dict]]:
     """The same units through both branches of every block, or one; then the content of branches.json."""
     units, rule = comparison.select_units_above_pooling(inspection, settings, 3), settings.main_rule
-    pictures = reconstruct_units(inspection, mirrors_by_branches(inspection.network, rule, settings.unpool), units)
+    mirrors = {name: ReverseResNet18(inspection.network, rule, settings.unpool, name) for name in BRANCHES}
+    pictures = reconstruct_units(inspection, mirrors, units)
     side, corners = crop_boxes([pictures["shortcut"]])
     outer_side, outer_corners = crop_boxes(list(pictures.values()))
     patches, columns = comparison.crop_rows(inspection, units, pictures)
@@ -60,8 +62,7 @@ def draw_branches(inspection: Inspection, settings: Settings) -> Iterator[tuple[
     note = style.unpooling_note(settings.unpool)
     title = (
         f"Strongest units of {units.stage} through both branches of every block, or one ({rule}{note})",
-        "Below a tile: its own scale, and its norm relative to both branches, which include mixed paths. "
-        f"{comparison.GREY}",
+        "Grey is zero. Below a tile: its own scale, and its norm relative to both branches, which include mixed paths.",
         f"Last column: the frame in the shortcut's picture, {side} pixels wide, enlarged. Through shortcuts alone, a "
         "unit reaches a few pixels; under guided and gradient none if a ReLU on the way was off (zero).",
     )

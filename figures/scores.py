@@ -45,11 +45,11 @@ def summary(inspection: LoadedNetwork, settings: Settings) -> dict:
     content["dead_channels"] = {stage: split_dead_channels(best, range(CHANNELS[stage]))[1] for stage, best in top}
     if scores := score(inspection):
         classes = inspection.metadata.classes
-        if scores.accuracy <= 1 / len(classes):
-            print(f"warning: an accuracy of {scores.accuracy:.1%}, not above chance: are the classes in another order?")
+        content["accuracy"] = accuracy = float((scores.labels == scores.predicted).mean())
+        if accuracy <= 1 / len(classes):
+            print(f"warning: an accuracy of {accuracy:.1%}, not above chance: are the classes in another order?")
         counts = confusion_counts(scores, len(classes))
         rows = zip(classes, counts.diagonal().tolist(), counts.sum(1).tolist(), strict=True)
-        content["accuracy"] = scores.accuracy
         content["accuracy_by_class"] = {name: right / total if total else None for name, right, total in rows}
         content["never_predicted"] = [classes[n] for n in np.flatnonzero(counts.sum(0) == 0)]
     return content
@@ -130,7 +130,7 @@ def mistakes_figure(inspection: Inspection, scores: Scores, rows: np.ndarray, ti
     lines, classes = -(-len(rows) // MISTAKES_ACROSS), inspection.metadata.classes
     indices, captions = inspection.searched[rows], []
     for index, row in zip(indices.tolist(), rows, strict=True):
-        label, predicted = truncate(classes[scores.labels[row]], 12), truncate(classes[scores.predicted[row]], 14)
+        label, predicted = (truncate(classes[numbers[row]], 10) for numbers in (scores.labels, scores.predicted))
         captions.append(f"{label}, image {index}\nas {predicted}, {format_percent(scores.confidence[row], 1)}")
     how = "First line: the class and the index in the test split. Second line: the predicted class and its probability."
     figure = new_figure(0.05 + lines * height, title, how, w_pad=0.03, h_pad=0.03)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.activations import SIMILAR, RowBuffer, dissimilar_channels, group_channels, peak_correlations, search
+from analysis.activations import SIMILAR, dissimilar_channels, group_channels, peak_correlations, search
 from network import CHANNELS, ResNet18
 
 
@@ -17,7 +17,7 @@ def images_of(count, side=32):
 def test_the_search_equals_brute_force(random_network, stage, inside, batch_size):
     """Of the units inside; positions are those in the whole map."""
     batches = images_of(40, 48).split(batch_size)
-    found = search(random_network, batches, [stage], inside={stage: inside})
+    found = search(random_network, batches, 40, [stage], inside={stage: inside})
     with torch.inference_mode():
         features = torch.cat([random_network.trace(part, stage).features[stage] for part in batches])
     searched = torch.full_like(features, -1)
@@ -36,30 +36,22 @@ def test_the_search_equals_brute_force(random_network, stage, inside, batch_size
 
 def test_all_stages_in_one_pass(random_network):
     images = images_of(12)
-    found = search(random_network, iter(images.split(5)), CHANNELS, with_logits=True)  # iter: only once
+    found = search(random_network, iter(images.split(5)), 12, CHANNELS, with_logits=True)  # iter: only once
     assert torch.allclose(found.logits, random_network(images))
     for stage, top in found.top.items():
-        alone = search(random_network, images.split(5), [stage])
+        alone = search(random_network, images.split(5), 12, [stage])
         assert torch.equal(top.scores, alone.top[stage].scores) and alone.logits is None
 
 
 def test_training_mode_is_refused():
     with pytest.raises(RuntimeError, match="evaluation mode"):
-        search(ResNet18(), [torch.randn(2, 3, 32, 32)], ["conv1"])
-
-
-def test_a_row_buffer_is_a_concatenation():
-    parts, buffer = [torch.randn(n, 3) for n in (700, 1, 400, 2000, 24)], RowBuffer()
-    for n, part in enumerate(parts):
-        before = buffer.rows()
-        buffer.append(part)
-        assert torch.equal(buffer.rows(), torch.cat(parts[: n + 1]))
-    assert torch.equal(before, torch.cat(parts[:-1]))
+        search(ResNet18(), [torch.randn(2, 3, 32, 32)], 2, ["conv1"])
 
 
 @pytest.mark.parametrize("images, columns", [(20, 9), (4, 4)])
 def test_of_equal_scores_the_earlier_image_comes_first(random_network, images, columns):
-    top = search(random_network, images_of(1).expand(images, -1, -1, -1).split(1), ["conv1"]).top["conv1"]
+    batches = images_of(1).expand(images, -1, -1, -1).split(1)
+    top = search(random_network, batches, images, ["conv1"]).top["conv1"]
     assert torch.equal(top.indices, torch.arange(columns).expand(64, columns))
 
 

@@ -9,20 +9,18 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from captum.attr import GuidedGradCam, IntegratedGradients, NoiseTunnel, Saliency
-from conftest import assert_inside
 from matplotlib.colors import to_rgb
 from zennit.attribution import Gradient
 from zennit.composites import EpsilonGammaBox
 from zennit.torchvision import ResNetCanonizer
 
-import visualizer
 from analysis import importance
 from analysis.importance import METHODS, ImportanceBatch, saliency
 from analysis.inspection import add_pictures, add_preprocessing, inspect, load_inspection
 from analysis.relevance import STABILIZER, pixel_box, relevance_of_units
 from analysis.settings import Settings
 from figures import faithfulness
-from figures.attributions import CAPTION, SCORED, attributions_figure, draw_attributions
+from figures.attributions import draw_attributions
 from figures.faithfulness import draw_faithfulness, importance_batch
 from figures.image_grid import to_array
 from network import STAGES
@@ -250,18 +248,3 @@ def test_ones_own_images_need_no_test_images(small_run, inspection):
         np.testing.assert_allclose(rows["gradient",], expected_row(own, picture.image[None], "gradient"), atol=1e-5)
     *_, (_, content) = draw_attributions(replace(inspection, pictures=own.pictures), SETTINGS)
     assert None not in content["methods"].values()
-
-
-def test_methods_are_chosen_by_name():
-    args = visualizer.parse_args(["--methods", "random", "CAM + guided", "random"])
-    assert visualizer.settings_from(args).methods == ("random", "CAM + guided")
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_no_text_leaves_the_figure(count):
-    maps = {name: torch.rand(count, 8, 8) for name in METHODS}
-    scores = {name: {"score": -0.12, "low": -0.25, "high": -0.02} for name in METHODS}
-    classes = ["American_Staffordshire_Terrier <b>$x$"] * count
-    figure = attributions_figure(np.zeros((count, 8, 8, 3)), classes, maps, scores, "A title", CAPTION + SCORED)
-    assert_inside(figure)
-    assert figure.get_figheight() < 10.5

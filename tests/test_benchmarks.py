@@ -1,8 +1,6 @@
 """Benchmarks: published values, counts by hand, and that the usual script sees the images that this project sees."""
 
 import json
-from concurrent.futures.process import BrokenProcessPool
-from types import SimpleNamespace
 
 import pytest
 import recipe
@@ -11,7 +9,6 @@ import reproduce
 import scaling
 import torch
 import train_step
-from conftest import ends
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -43,35 +40,6 @@ class TestTrainStep:
             network(images).sum().backward()
         assert counter.get_total_flops() == pytest.approx(train_step.GFLOP_AT_224 * 1e9, rel=1e-3)
 
-    def test_a_row_says_what_was_measured(self, folder, monkeypatch):
-        monkeypatch.setattr("runtime.device.has_native_bf16", lambda device: True)
-        flags = {"data": str(folder), "root": str(folder / "root"), "image_size": 32, "batch_size": 4, "workers": 0}
-        args = SimpleNamespace(**flags, device="cpu", warm_up_seconds=1e-3, seconds=1e-3)
-        names = [train_step.measure(args, form, "fp32")["name"] for form in ("tuned", "captured")]
-        assert names[0] == "(b) tuned script, bf16, channels_last, 0 workers"
-        assert names[1] == "(d) this project, fp32, not captured: this needs a CUDA GPU"
-
-    def test_the_table_and_a_row_that_fails(self, tmp_path, monkeypatch, capsys):
-        rates = {"usual": iter([3.0, 1.0, 2.0]), "tuned": iter([4.0] * 3), "eager": iter([8.0, 6.0, 7.0])}
-
-        def isolated(function, *arguments):
-            if function is train_step.describe:
-                return {"device": "CPU, 2 threads", "torch": "2", "matrix_products": {"fp32": 10 * 10.65e9}}
-            if (form := arguments[1]) == "both":
-                raise BrokenProcessPool("killed")
-            name, rate = f"({train_step.LETTERS[form]}) {form}", next(rates[form])
-            return {"name": name, "precision": "fp32", "peak_bytes": None, "images_per_second": rate}
-
-        monkeypatch.setattr(train_step, "isolated", isolated)
-        flags = ["--data", "x", "--forms", *rates, "both", "--repetitions", "3", "--json", str(tmp_path / "table.json")]
-        with pytest.raises(SystemExit) as stop:
-            train_step.main(flags)
-        output, error = capsys.readouterr()
-        assert stop.value.code == 1 and error == "error: (f) both, auto: BrokenProcessPool, killed\n"
-        assert "| (c) eager | 7.0 (6.0 to 8.0) | 3.50 x | 1.75 x | 70% |  |" in output
-        assert "| (f) both, auto | failed: BrokenProcessPool, killed |" in output
-        assert json.loads((tmp_path / "table.json").read_text())["images_per_second"]["(c) eager"] == [8.0, 6.0, 7.0]
-
 
 class TestScaling:
     def test_the_first_interval_and_the_warm_up_do_not_count(self, tmp_path):
@@ -83,15 +51,6 @@ class TestScaling:
         assert scaling.training_seconds(history, images=20, warm_up=1.5) == [0.5]
         history.write_text("\n".join(lines)[:-1])
         assert scaling.training_seconds(history, images=20, warm_up=1.5) == []  # a line that is being written
-
-    @pytest.mark.slow
-    def test_a_run_that_fails_is_one_line(self, tmp_path, monkeypatch, capsys):
-        monkeypatch.setattr(scaling, "isolated", lambda *_: {"device": "a CPU", "torch": "2"})
-        flags = ["--processes", "1", "--repetitions", "2", "--json", tmp_path / "scaling.json", "--device", "cpu"]
-        error = ends(capsys, scaling.main, [*flags, "--data", "nowhere"], 1, "nowhere is not a")
-        assert error.startswith("error: 1 processes: --data nowhere")
-        saved = json.loads((tmp_path / "scaling.json").read_text())
-        assert saved["images_per_second"] == {"1": []} and list(saved["failures"]) == ["1"]
 
 
 class TestModelCard:
@@ -131,12 +90,6 @@ class TestModelCard:
         dead, small, sha256 = reproduce.describe_network(network, alive, tmp_path / "file")
         assert "conv1 2 of 64, conv2_x 0 of 64" in dead and small.endswith("1 of 64")
         assert "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad" in sha256  # FIPS 180-2, B.1
-
-    def test_script(self, small_run, capsys):
-        flags = ["--ckpt", str(small_run / "model.pt"), "--data", str(small_run.parent / "pictures"), "--device", "cpu"]
-        reproduce.main([*flags, "--root", str(small_run.parent / "decoded"), "--card", "--flip", "--limit", "5"])
-        output = capsys.readouterr().out
-        assert "5 test images" in output and "of mirror images averaged" in output and "SHA-256" in output
 
 
 def test_paired_difference():

@@ -3,21 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from conftest import assert_inside
 
-import visualizer
 from analysis.channels import robust_limit
 from analysis.inspection import inspect
 from analysis.reconstruction import mirrors_by_rule
 from analysis.settings import Settings
 from figures import FIGURES
-from figures.classes import MAPS, RULES_SHOWN, class_evidence, classes_figure
+from figures.classes import MAPS, RULES_SHOWN, class_evidence
 from figures.comparison import evidence_over_image
 from figures.image_grid import diverging_rgb, to_array
 from figures.style import format_percent, format_two_digits
 from reverse_network import RULES, ReverseResNet18, class_signal
-
-RANDOM = np.random.RandomState(0)
 
 
 def test_classes_probabilities_and_pictures(random_network):
@@ -88,19 +84,3 @@ def test_the_figure_shows_each_class_on_one_scale_per_column(small_run):
         assert entry["correlation"][rule] == pytest.approx(pairs.mean(), abs=1e-5)
     texts = [axes.get_xlabel() for axes in figure.get_axes() if axes.get_xlabel()]
     assert texts[1:] == [format_two_digits(value) for value in entry["correlation"].values()]
-
-
-def test_no_text_leaves_the_figure():
-    pictures = {rule: torch.from_numpy(RANDOM.randn(3, 3, 16, 16)) for rule in RULES_SHOWN}
-    pictures = {MAPS: torch.from_numpy(RANDOM.randn(3, 7, 7))} | pictures
-    entry = {"classes": ["American_Staffordshire_Terrier"] * 3, "probabilities": [1.0] * 3, "logits": [-1e4] * 3}
-    entry |= {"biases": [-1e3] * 3, "scale": dict.fromkeys(pictures, 1e-5), "correlation": dict.fromkeys(pictures)}
-    title = f"Evidence for {'a_long_file_' * 5}…, {'long ' * 20}"
-    assert_inside(classes_figure(RANDOM.rand(16, 16, 3), entry, pictures, title))
-
-
-def test_ones_own_pictures_need_no_test_images(small_run, tmp_path):
-    picture = next((small_run.parent / "pictures" / "test" / "ring").iterdir())
-    flags = ["--ckpt", str(small_run / "model.pt"), "--data", str(tmp_path / "none"), "--device", "cpu"]
-    visualizer.main([*flags, "--figures", "classes", "--images", str(picture), "--out", str(tmp_path / "plots")])
-    assert [path.name for path in (tmp_path / "plots" / picture.stem).iterdir()] == ["classes.png"]

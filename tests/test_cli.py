@@ -3,6 +3,7 @@
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -33,8 +34,8 @@ TRAIN = [
 ]  # fmt: skip
 VISUALIZER = [
     "--stages conv6_x", "--channels -1", "--channels x", "--stages conv1 --channels 64", "--channels 64",
-    "--stages conv5_x --channels 3 512", "--top 0", "--rules relu", "--unpool mean", "--units all",
-    "--figures everything", "--limit 0", "--batch-size 0",
+    "--stages conv5_x --channels 3 512", "--channels 3 all", "--channels all random", "--top 0", "--rules relu",
+    "--unpool mean", "--units all", "--figures everything", "--limit 0", "--batch-size 0",
 ]  # fmt: skip
 both = pytest.mark.parametrize("script", [train, visualizer], ids=["train", "visualizer"])
 
@@ -62,6 +63,17 @@ def test_a_wrong_value_is_named(capsys, script, flags):
 @pytest.mark.parametrize("flags", [["--dat", "shapes"], ["surplus"]], ids=["abbreviation", "surplus"])
 def test_unknown_flags(capsys, script, flags):
     ends(capsys, script.main, flags, 2, "unrecognized arguments", flags[0])
+
+
+@both
+@pytest.mark.skipif(os.name == "nt", reason="os.kill ends a process on Windows")
+def test_ctrl_c_while_the_libraries_load(script, tmp_path):
+    """A torch that interrupts its own import."""
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nlibrary_is_loaded")
+    how = {"env": os.environ | {"PYTHONPATH": str(tmp_path)}, "capture_output": True, "text": True}
+    how["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # it is ignored in the background
+    ended = subprocess.run([sys.executable, script.__file__], **how)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")
 
 
 class TestRecipes:

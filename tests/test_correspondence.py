@@ -7,21 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_inside, torchvision_layers
+from conftest import torchvision_layers
 
 from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import FIGURES
-from figures.correspondence import (
-    CHANGED_LAYERS,
-    correspond,
-    correspondence_figure,
-    random_squares,
-    table,
-)
+from figures.correspondence import CHANGED_LAYERS, correspond, random_squares
 from figures.registry import NotDrawn
-
-RANDOM = np.random.RandomState(0)
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +133,3 @@ def test_too_few_images_or_channels_are_one_line(inspection):
         search = replace(inspection.search, peaks={"conv4_x": peaks})
         with pytest.raises(NotDrawn, match="two channels of conv4_x that 9 searched images excite"):
             next(FIGURES["correspondence"].draw(replace(inspection, search=search), Settings()))
-
-
-def test_no_text_leaves_the_figure():
-    change = dict.fromkeys(CHANGED_LAYERS, {"different": 0.98765, "unchanged": 0.5})
-    squares = [(0, 0, 9)] * 9
-    entry = {"channel": 255, "parts": squares, "random": [squares] * 3}
-    channels = [entry | {"parts_change": change, "random_change": [change] * 3}] * 12
-    content = {"channels": channels, "layers": {layer: table(channels, layer) for layer in CHANGED_LAYERS}}
-    assert_inside(correspondence_figure(content, RANDOM.rand(4, 9, 24, 24, 3), "guided, overwriting unpooling"))

@@ -8,7 +8,6 @@ import pytest
 import torch
 from conftest import assert_inside, assert_same_pictures, visualize
 
-import train
 from analysis.channels import robust_limit
 from analysis.crops import crop, crop_boxes
 from analysis.inspection import inspect
@@ -162,14 +161,6 @@ def test_it_needs_the_snapshots_of_this_run(run, inspection):
     for name in ("snapshot_1.pt", "other.pt"):
         with pytest.raises(NotDrawn, match="train.py --snapshots"):
             next(FIGURES["evolution"].draw(replace(inspection, checkpoint=run / name), Settings()))
-
-
-def test_a_new_run_has_nothing_of_an_old_ones(small_run, tmp_path):
-    flags = ["--data", str(small_run.parent / "pictures"), "--out", str(tmp_path), "--image-size", "32"]
-    train.main([*flags, "--epochs", "1", "--snapshots", "1"])
-    assert list(checkpoint.snapshots(tmp_path)) == [1]
-    train.main([*flags, "--epochs", "1", "--overwrite"])
-    assert not checkpoint.snapshots(tmp_path)
 
 
 def test_of_many_snapshots_nine_are_shown_and_no_text_leaves_the_figure():

@@ -197,12 +197,6 @@ def test_the_benchmark_goes_on_after_an_interruption(small_run, tmp_path, capsys
     assert len(computed) == 4
 
 
-def test_intervals_cover_the_mean_about_as_often_as_they_should(monkeypatch):
-    monkeypatch.setattr("analysis.blocks.RESAMPLES", 400)
-    scores = torch.rand(400, generator=torch.Generator().manual_seed(0)) ** 2
-    assert 85 <= benchmark.coverage(scores) <= 100
-
-
 def test_blocks_lie_on_the_object_or_beside_it(inspection):
     masks = torch.zeros(3, 32, 32, dtype=torch.bool)
     masks[:, 5:20, 3:11] = True

@@ -93,16 +93,6 @@ def test_the_top9_overview_has_patches_and_pictures_by_one_rule(rule, correlatio
     assert figure.get_axes()[1].get_title("left") == f"channel 1: activation 2.50 to 9.50, correlation {correlation}"
 
 
-def test_branches_json_has_the_shares_below_the_tiles(small_run):
-    inspection = inspect(small_run / "model.pt", Settings(), "cpu")
-    (_, figure), (_, content) = FIGURES["branches"].draw(inspection, Settings())
-    labels = [[int(word) for word in axes.get_ylabel().split()[1:4:2]] for axes in figure.get_axes()[::5]]
-    assert labels == np.transpose([content["channels"], content["images"]]).tolist()
-    for column, name in ((2, "residual"), (3, "shortcut")):
-        below = [axes.get_xlabel().split("\n")[1].removesuffix(" of the norm") for axes in figure.get_axes()[column::5]]
-        assert below == [style.format_percent(share, 1 if share else 0) for share in content[name]]
-
-
 def test_hierarchy_shows_the_channels_it_names(small_run):
     inspection = inspect(small_run / "model.pt", Settings(stages=STAGES), "cpu")
     (_, figure), _ = FIGURES["hierarchy"].draw(inspection, Settings())

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import assert_inside, torchvision_layers
+from conftest import torchvision_layers
 from PIL import Image
 
-from analysis.inspection import Picture, class_to_explain, inspect, one_per_class
+from analysis.inspection import inspect, one_per_class
 from analysis.settings import Settings
 from figures import FIGURES
-from figures.invariance import MEASURES, invariance_figure, sensitivity, statistics, transform, transformations
+from figures.invariance import MEASURES, inputs_and_classes, sensitivity, statistics, transform, transformations
 from network import ResNet18
 
 
@@ -114,16 +114,7 @@ def test_one_image_of_each_class_recognised_if_possible(inspection):
         (changed, 5, [1, 7, 8]), (changed, 1, [1]), (without, 5, [1, 7]), (strange, 5, [1, 2]),
     ):  # fmt: skip
         assert [picture.origin for picture in one_per_class(searched, count)] == origins
-    for label, number in (("ring", 1), (None, 2), ("cow", 2)):
-        assert class_to_explain(inspection, Picture("", "", inspection.images[0], label, 0), 2) == number
-
-
-def test_no_text_leaves_the_figure():
-    content = {"classes": ["American_Staffordshire_Terrier <b>$x$"] * 5, "many": list(range(200))}
-    tiles = {}
-    for name, (values, _, tile_values) in transformations(224).items():
-        rows = np.random.rand(5, len(values)) * 9
-        content[name] = {"values": values, "examples": dict.fromkeys(MEASURES, rows), "many_values": values}
-        content[name]["many"] = dict.fromkeys(MEASURES, statistics(torch.from_numpy(rows)))
-        tiles[name] = tile_values, np.random.rand(5, 3, 8, 8, 3)
-    assert_inside(invariance_figure(content, tiles))
+    crafted, images = replace(changed, searched=torch.arange(1, 12)), [2, 5, 8]
+    assert inputs_and_classes(crafted, images)[1].tolist() == [0, 1, 2]
+    _, predicted = inputs_and_classes(replace(crafted, label_names=("a", "b", "c")), images)
+    assert predicted.tolist() == logits[[1, 4, 7]].argmax(1).tolist()

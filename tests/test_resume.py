@@ -75,18 +75,6 @@ class TestInterrupted:
         run_on(pictures, tmp_path / "whole", *flags, "device")
         assert_same_run(tmp_path / "whole", out)
 
-    def test_a_run_from_before_norm_decay_was_off_is_refused_or_continued(self, pictures, tmp_path, out, capsys):
-        """Such a run has weight decay on biases and batch norms, and does not know newer flags."""
-        flags = ["--epochs", "2", "--norm-decay"]
-        run_on(pictures, tmp_path / "whole", *flags)
-        interrupt(lambda *more: run_on(pictures, out, *flags, *more), {4}, resumes=0)
-        state = checkpoint.load(out / "last.pt")
-        del state["config"]["cutmix"]
-        torch.save(state, out / "last.pt")
-        ends(capsys, lambda more: run_on(pictures, out, *more), ["--epochs", "2", "--resume"], 1, "--norm-decay was")
-        run_on(pictures, out, *flags, "--resume")
-        assert_same_run(tmp_path / "whole", out)
-
 
 class TestFinished:
     @pytest.mark.parametrize("shorter", [("--epochs", "1"), ("--max-steps", "5")], ids=" ".join)
@@ -142,14 +130,14 @@ def test_files_of_others_and_of_init(narrow_run, pictures, tmp_path, out):
 
 
 def test_overwrite_keeps_the_old_run_until_the_new_one_is_saved(narrow_run, pictures, out):
-    run_on(pictures, out, "--epochs", "1")
+    run_on(pictures, out, "--epochs", "1", "--snapshots", "1")
     before = {name: (out / name).read_bytes() for name in ("last.pt", "model.pt")}
     with pytest.raises(SystemExit):
         run_on(pictures, out, "--epochs", "2", "--lr", "1e38", "--overwrite")
     assert {name: (out / name).read_bytes() for name in before} == before
     run_on(pictures, out, "--epochs", "2", "--overwrite")
     assert_same_run(narrow_run, out)
-    assert not (out / "last.prev.pt").exists()
+    assert not (out / "last.prev.pt").exists() and not checkpoint.snapshots(out)
 
 
 def kill_command(pictures, out, *flags):

@@ -138,17 +138,6 @@ def test_curves_are_medians_and_quartiles_over_the_images(inspection, drawn, exp
                 np.testing.assert_allclose(line.get_ydata(), medians)
 
 
-def test_the_example_is_the_median_image(drawn):
-    _, content = drawn
-    random = [rules for steps in content["directions"].values() for name, rules in steps.items() if name != "trained"]
-    values = np.array([numbers["values"] for rules in random for numbers in rules.values()], float)
-    row = content["images"].index(content["example"])
-    zeros = np.isnan(values).sum(0)
-    means = np.nan_to_num(values[:, zeros == zeros.min()]).mean(0)
-    mean = np.nan_to_num(values[:, row]).mean()
-    assert zeros[row] == zeros.min() and (means < mean).sum() == (len(means) - 1) // 2
-
-
 def test_each_image_by_the_channel_it_excites_most_and_fewer_large_images(inspection):
     images, channels = strongest_channels_of_images(inspection, "conv4_x")
     with torch.inference_mode():

@@ -9,7 +9,7 @@ import torch
 from conftest import write_folder
 
 from analysis.activations import SearchResult
-from analysis.inspection import inspect, score
+from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import scores
 from figures.registry import NotDrawn
@@ -32,16 +32,6 @@ def inspection(plain):
     logits = (torch.nn.functional.one_hot(PREDICTED, 3) * MARGINS[:, None])[searched]
     search = SearchResult(plain.search.top, plain.search.peaks, logits)
     return replace(plain, searched=searched, search=search)
-
-
-def test_scores_are_those_of_the_network(plain):
-    with torch.inference_mode():
-        probabilities = plain.network(plain.preprocess(plain.images)).softmax(1)
-    found = score(plain)
-    assert np.array_equal(found.labels, LABELS)
-    assert found.confidence == pytest.approx(probabilities.amax(1).numpy(), rel=1e-4)
-    chosen = probabilities[torch.arange(12), torch.from_numpy(found.predicted)]
-    assert chosen.numpy() == pytest.approx(probabilities.amax(1).numpy(), rel=1e-4)
 
 
 def test_the_matrix_shows_percent_of_the_true_class(inspection):

@@ -9,7 +9,6 @@ import torch
 import torchvision
 
 import train
-import visualizer
 from runtime.checkpoint import SHIPPED, load
 
 ROOT = Path(__file__).parent.parent
@@ -60,15 +59,3 @@ print(network.image_size, *(file for file in files if file.startswith({str(ROOT)
 """
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.stdout.split() == ["224", str(ROOT / "network.py")], result.stderr
-
-
-def test_what_needs_no_data_is_drawn(tmp_path, monkeypatch, capsys):
-    """In an empty folder, into which nothing can be downloaded."""
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-    monkeypatch.chdir(tmp_path)
-    visualizer.main(["--ckpt", str(SHIPPED), "--device", "cpu", "--dpi", "50"])
-    filters = {f"conv1_filters{color}.png" for color in ("", "_red", "_green", "_blue")}
-    drawn = {path.name for path in (tmp_path / "plots").iterdir()}
-    assert drawn == {"training_curves.png", "report.html", "summary.json"} | filters
-    said = capsys.readouterr().out
-    assert "left out" in said and "top9" in said and "--data FOLDER" in said

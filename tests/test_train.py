@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -183,18 +182,3 @@ def test_growing_and_interrupted_it_ends_as_if_it_had_not_been(growing, narrow_r
     assert codes == [128 + signal.SIGTERM] * 5
     assert_same_run(growing, tmp_path)
     assert len(re.findall("40 px: loss", capsys.readouterr().out)) >= 3
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-def test_an_interrupt_while_torch_is_imported_ends_in_one_word(tmp_path):
-    """A torch that interrupts its own import."""
-    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
-    ended = subprocess.run(
-        [sys.executable, train.__file__],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored in the background
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "interrupted\n")

@@ -8,21 +8,20 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import assert_inside, ends, visualize
+from conftest import ends, visualize
 from matplotlib.colors import to_rgb
 from torch.overrides import TorchFunctionMode
 
 import visualizer
-from analysis.inspection import Picture, inspect
+from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import FIGURES
 from figures.comparison import AGAINST, FOR, evidence_over_image
 from figures.image_grid import to_array
 from figures.registry import NotDrawn
-from figures.why import class_numbers, close_decision, mask_examples, split_decision, why_figure
+from figures.why import class_numbers, close_decision, mask_examples, split_decision
 from reverse_network import class_signal
 
-RANDOM = np.random.RandomState(0)
 SETTINGS = Settings()
 GROUPS = {2: [1, 2], 0: [0, 3]}
 
@@ -245,27 +244,6 @@ def test_evidence_over_an_image():
         assert np.allclose(found[row : row + 2, column : column + 2], light * to_rgb(color))
     assert np.allclose(found[3, 3], light * (1 + np.array(to_rgb(FOR))) / 2)
     assert np.allclose(evidence_over_image(image, torch.zeros(1, 2, 3), 0.0)[0], light)
-
-
-@pytest.mark.parametrize("values", [(2.5, -1.5, 0.75), (0.0, 0.0, 0.0), (1e3, 2e3, 5e3)], ids=str)
-def test_no_text_leaves_the_figure(values):
-    groups = [
-        {"representative": 511, "channels": list(range(300)), "contribution": value, "map": [[value]]}
-        for value in values
-    ]
-    entry = {"logits": (1.0, 0.0), "probabilities": (0.7, 0.2), "bias": 1.0 - sum(values), "groups": groups}
-    entry |= {
-        "image": "a_long_file_name_" * 9,
-        "classes": ("American_Staffordshire_Terrier", "<script>$x_5^$"),
-        "chosen": "of 3 test images " * 9,
-    }
-    examples = [RANDOM.rand(4, 16, 16, 3)] * 2 + [RANDOM.rand(1, 16, 16, 3)]
-    picture = Picture("", "a_long_file_name_" * 9, None, "American_Staffordshire_Terrier", 0)
-    figure = why_figure(entry, picture, RANDOM.rand(16, 16, 3), examples)
-    assert_inside(figure)
-    _, _, _, bars, *tiles = figure.get_axes()
-    left = min(axes.get_window_extent().x0 for axes in tiles)
-    assert all(text.get_window_extent().x1 <= left for text in bars.texts)  # numbers end before the pictures
 
 
 @pytest.mark.parametrize("classes, words", [(("disk", "cow"), "cow: the network's classes are disk, ring, stripes"),
