@@ -66,12 +66,8 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("figures").add_argument
     add("--figures", nargs="+", choices=FIGURES, metavar="NAME", help="some of those below (default: the quick ones)")
-    add(
-        "--stages",
-        nargs="+",
-        choices=STAGES,
-        help=f"layers to show (default: {' '.join(defaults.stages)}, in the gallery all)",
-    )
+    add("--stages", nargs="+", choices=STAGES, help="layers to show (default: "
+        f"{' '.join(defaults.stages)}, in the gallery all)")  # fmt: skip
     add("--channels", nargs="+", default=[defaults.channels], metavar="N",
         type=lambda text: text if text in CHANNEL_CHOICES else number(int, least=0)(text),
         help="channel numbers of every stage, or one word: different (the 9 strongest that are not similar to each "

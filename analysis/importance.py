@@ -25,24 +25,15 @@ BLUR_SHARE = 17 / 224  # of the image's side, averaged over before a sharp map i
 
 @dataclass
 class ImportanceBatch:
-    """Images and the class of each that importance maps explain.
+    """Images and the class of each that importance maps explain."""
 
-    network  in evaluation mode
-    images   (N, 3, H, W) in 0..1
-    inputs   (N, 3, H, W): the same, normalised
-    seeds    (N,) int64 of random maps
-    box      lowest and highest values of `inputs`, as analysis.relevance.pixel_box returns them
-    unpool   of the mirrors, one of reverse_network.UNPOOLINGS
-    classes  (N,) int64; by default those that the network predicts
-    """
-
-    network: ResNet18
-    images: Tensor
-    inputs: Tensor
-    seeds: Tensor
-    box: Box
-    unpool: str = "sum"
-    classes: Tensor | None = None
+    network: ResNet18  # in evaluation mode
+    images: Tensor  # (N, 3, H, W) in 0..1
+    inputs: Tensor  # (N, 3, H, W): the same, normalised
+    seeds: Tensor  # (N,) int64, of random maps
+    box: Box  # lowest and highest values of `inputs`, as analysis.relevance.pixel_box returns them
+    unpool: str = "sum"  # of the mirrors, one of reverse_network.UNPOOLINGS
+    classes: Tensor | None = None  # (N,) int64; by default those that the network predicts
 
     def __post_init__(self):
         self._maps: dict[str, Tensor] = {}

@@ -26,20 +26,13 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of a split, ordered by class, then by name with numbers by value.
+    """The image files of a split, ordered by class, then by name with numbers by value."""
 
-    folder   that holds the classes' folders
-    classes  their names, sorted by folder
-    files    (name below `folder`, size in bytes, modification time in ns) of each
-    labels   the class of each, a number into `classes`
-    ignored  what else lies there: suffix, "folders" or "other files" -> count
-    """
-
-    folder: Path
-    classes: tuple[str, ...]
-    files: list[tuple[str, int, int]]
-    labels: list[int]
-    ignored: Counter[str] = field(compare=False)
+    folder: Path  # that holds the classes' folders
+    classes: tuple[str, ...]  # their names, sorted by folder
+    files: list[tuple[str, int, int]]  # name below `folder`, size in bytes, modification time in ns
+    labels: list[int]  # the class of each, a number into `classes`
+    ignored: Counter[str] = field(compare=False)  # what else lies there: suffix, "folders" or "other files" -> count
 
     @property
     def paths(self) -> list[Path]:

@@ -36,18 +36,12 @@ BLOCK_IMAGES, BLOCK_BYTES = 64, 8 * 2**20  # at most, decoded and written at a t
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels of a split, on the CPU.
+    """Images and labels of a split, on the CPU."""
 
-    images     (N, 3, H, W) uint8; a folder's are memory-mapped, and must not be written to
-    labels     (N,) int64 into `classes`
-    classes    names
-    histogram  `color_histogram` of the images
-    """
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    classes: tuple[str, ...]
-    histogram: torch.Tensor
+    images: torch.Tensor  # (N, 3, H, W) uint8; a folder's are memory-mapped, and must not be written to
+    labels: torch.Tensor  # (N,) int64 into `classes`
+    classes: tuple[str, ...]  # names
+    histogram: torch.Tensor  # `color_histogram` of the images
 
 
 def load_folder(path: Path, split: str, root: Path, image_size: int) -> Split:

@@ -131,25 +131,15 @@ def default_checkpoint() -> Path:
 
 @dataclass(frozen=True)
 class Metadata:
-    """The metadata of a network.
+    """A network's metadata; classes, mean and std of a plain state dict are None, or ImageNet's of 1000 outputs."""
 
-    classes     names, one per output
-    mean, std   of the training images by channel (R, G, B), in 0..1
-    image_size  side of the network's input, pixels
-    config      settings of the training, by the names of train.py's flags
-    result      of a finished training: test_accuracy (0..1), seconds, epoch, step, ...
-    history     the lines of history.jsonl
-
-    Of a plain state dict classes, mean and std are None, except for 1000 outputs, where they are ImageNet's.
-    """
-
-    classes: tuple[str, ...] | None = None
-    mean: tuple[float, ...] | None = None
+    classes: tuple[str, ...] | None = None  # names, one per output
+    mean: tuple[float, ...] | None = None  # of the training images by channel (R, G, B), in 0..1
     std: tuple[float, ...] | None = None
-    image_size: int = 224
-    config: dict[str, Any] = field(default_factory=dict)
-    result: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
+    image_size: int = 224  # side of the network's input, pixels
+    config: dict[str, Any] = field(default_factory=dict)  # settings of the training, by the names of train.py's flags
+    result: dict[str, Any] = field(default_factory=dict)  # of a finished one: test_accuracy (0..1), seconds, step, ...
+    history: list[dict[str, Any]] = field(default_factory=list)  # the lines of history.jsonl
 
 
 def load_network(path: str | Path) -> tuple[ResNet18, Metadata]:

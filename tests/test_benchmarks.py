@@ -1,12 +1,9 @@
 """Benchmarks: published values, counts by hand, and that the usual script sees the images that this project sees."""
 
-import json
-
 import pytest
 import recipe
 import reconstruct
 import reproduce
-import scaling
 import torch
 import train_step
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,18 +36,6 @@ class TestTrainStep:
         with FlopCounterMode(display=False) as counter:
             network(images).sum().backward()
         assert counter.get_total_flops() == pytest.approx(train_step.GFLOP_AT_224 * 1e9, rel=1e-3)
-
-
-class TestScaling:
-    def test_the_first_interval_and_the_warm_up_do_not_count(self, tmp_path):
-        entries = [{"kind": "train", "images_per_second": speed} for speed in (1, 20, 10, 40)]
-        lines = [json.dumps(entry) for entry in [*entries[:2], {"kind": "test"}, *entries[2:]]]
-        history = tmp_path / "history.jsonl"
-        assert scaling.training_seconds(history, images=20, warm_up=1.5) == []
-        history.write_text("\n".join(lines))
-        assert scaling.training_seconds(history, images=20, warm_up=1.5) == [0.5]
-        history.write_text("\n".join(lines)[:-1])
-        assert scaling.training_seconds(history, images=20, warm_up=1.5) == []  # a line that is being written
 
 
 class TestModelCard:

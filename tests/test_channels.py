@@ -7,13 +7,11 @@ import pytest
 import torch
 from conftest import assert_same_pictures, write_folder
 
-from analysis.channels import chosen_channels, inspect_channels, reconstruct_top_images, robust_limit, strongest_units
-from analysis.crops import crop, crop_boxes
+from analysis.channels import chosen_channels, inspect_channels, robust_limit, strongest_units
 from analysis.inspection import inspect
 from analysis.pictures import spread
 from analysis.reconstruction import mirrors_by_rule, reconstruct
 from analysis.settings import Settings
-from figures import hierarchy
 from network import ResNet18
 from reverse_network import ReverseResNet18, isolate
 
@@ -39,9 +37,7 @@ def test_pictures_are_the_mirrors_and_an_image_is_traced_once(random_network, mo
         signal = isolate(passed.features[stage], channels, units)
         expected = {rule: ReverseResNet18(random_network, rule)(signal, stage, passed) for rule in mirrors}
     traced, trace = [], ResNet18.trace
-    monkeypatch.setattr(
-        ResNet18, "trace", lambda self, batch, until: traced.append(len(batch)) or trace(self, batch, until)
-    )
+    monkeypatch.setattr(ResNet18, "trace", lambda self, x, until: traced.append(len(x)) or trace(self, x, until))
     shared = reconstruct(random_network, mirrors, inputs, stage, channels, units, batch_size=2, images=chosen)
     assert traced == [2, 1] and list(shared) == ["guided", "gradient"]
     by_input = reconstruct(random_network, mirrors, inputs[chosen], stage, channels, units, batch_size=4)
@@ -78,9 +74,7 @@ def test_channels_in_groups_are_what_each_is_alone(inspection, monkeypatch):
     picture = 3 * inspection.metadata.image_size**2 * 4
     monkeypatch.setattr("analysis.channels.GROUP_BYTES", 2 * 9 * 2 * picture)  # two channels, nine images, two rules
     traced, trace = [], ResNet18.trace
-    monkeypatch.setattr(
-        ResNet18, "trace", lambda self, images, until: traced.append(len(images)) or trace(self, images, until)
-    )
+    monkeypatch.setattr(ResNet18, "trace", lambda self, x, until: traced.append(len(x)) or trace(self, x, until))
     remaining = inspect_channels(inspection, SETTINGS, "conv5_x", channels)
     results = [next(remaining)]
     assert traced == [len(inspection.search.top["conv5_x"].indices[channels[:2]].unique())]  # once
@@ -92,19 +86,6 @@ def test_channels_in_groups_are_what_each_is_alone(inspection, monkeypatch):
         assert places[0] == places[1]
         for rule, tiles in result.reconstructions.items():
             assert_same_pictures(tiles, alone.reconstructions[rule])
-
-
-def test_the_hierarchy_shows_what_a_unit_sees(inspection):
-    """Of conv1, 7 pixels: tiles hold the filter and no margin, and patches are the pixels below it."""
-    top = inspection.search.top["conv1"]
-    channel = int(top.scores[:, 8].argmax())
-    whole = reconstruct_top_images(inspection, replace(SETTINGS, rules=("guided",)), "conv1", [channel])["guided"][0]
-    patches, tiles = hierarchy.crop_channel(inspection, "conv1", channel, whole)
-    side, corners = crop_boxes([whole], least=1)
-    assert patches.shape == tiles.shape == (9, side, side, 3) and side <= 7
-    assert (crop(whole, side, corners).square().sum((1, 2, 3)) >= 0.95 * whole.square().sum((1, 2, 3))).all()
-    pixels = crop(inspection.images[inspection.top_images(top, channel)], side, corners)
-    assert np.allclose(patches, pixels.movedim(1, -1) / 255, atol=1e-6)
 
 
 def test_the_robust_limit_is_numpys_quantile_or_the_maximum_of_a_dot_on_rounding_errors():

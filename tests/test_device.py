@@ -142,19 +142,3 @@ def test_native_bf16_by_the_flags_of_the_cpu():
     with machine.bf16_if_native(CPU):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert (product.dtype == torch.bfloat16) == machine.has_native_bf16(CPU)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
-def test_freed_memory_is_kept_until_it_is_released():
-    """A large block comes back without the system clearing its pages again."""
-    resource = pytest.importorskip("resource")
-
-    def faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(16 * 2**20)  # 64 MiB: 16,384 pages of 4 KiB
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    machine.keep_freed_memory()
-    assert min(faults() for _ in range(30)) < 1000
-    machine.release_freed_memory()
-    assert faults() > 10_000

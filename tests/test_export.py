@@ -1,16 +1,12 @@
 """A file to share against the run it was made from."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from conftest import ends
 
-import train
 from benchmarks import reproduce
 from runtime import checkpoint
 from training import export
-from training.resume import LOCAL_FLAGS
 
 
 @pytest.fixture
@@ -27,16 +23,6 @@ def test_it_is_the_network_in_half_the_space(small_run, shared):
     for name in ("classes", "mean", "std", "image_size", "result", "history"):
         assert getattr(known, name) == getattr(metadata, name)
     assert known.config["data"] == "cifar10" and str(small_run.parent) not in str(vars(known))  # a path of this machine
-
-
-@pytest.mark.parametrize("flags", [[], ["@recipes/cpu"], ["--norm-decay", "--no-cuda-graph", "--sizes", "32:1"]])
-def test_the_recipe_gives_the_settings_again(flags, tmp_path, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parent.parent)
-    settings = vars(train.parse_args(flags))
-    config = {name: settings[name] for name in settings.keys() - LOCAL_FLAGS - {"data"}}
-    (tmp_path / "recipe").write_text("\n".join(export.recipe(config)))
-    again = vars(train.parse_args([f"@{tmp_path / 'recipe'}"]))
-    assert {name: again[name] for name in config} == config
 
 
 def test_a_file_is_not_replaced_unasked_and_a_folder_needs_a_name(small_run, shared, capsys):

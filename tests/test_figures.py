@@ -9,10 +9,11 @@ from matplotlib.text import Text
 from run_checks import Child
 
 from analysis.channels import ChannelResult, TopImage, reconstruct_top_images
+from analysis.crops import crop, crop_boxes
 from analysis.inspection import Picture, inspect
 from analysis.settings import Settings
-from figures import FIGURES, filters, hierarchy, single_image, style, top9
-from figures.image_grid import diverging_rgb, hstack_images, tile_grid, to_array
+from figures import FIGURES, filters, single_image, style, top9
+from figures.image_grid import diverging_rgb, diverging_tiles, hstack_images, tile_grid, to_array
 from network import STAGES
 
 RANDOM = np.random.RandomState(0)
@@ -93,14 +94,19 @@ def test_the_top9_overview_has_patches_and_pictures_by_one_rule(rule, correlatio
     assert figure.get_axes()[1].get_title("left") == f"channel 1: activation 2.50 to 9.50, correlation {correlation}"
 
 
-def test_hierarchy_shows_the_channels_it_names(small_run):
+def test_hierarchy_shows_what_units_of_the_channels_it_names_see(small_run):
+    """Of conv1, 7 pixels: tiles hold the filter and no margin, and patches are the pixels below it."""
     inspection = inspect(small_run / "model.pt", Settings(stages=STAGES), "cpu")
     (_, figure), _ = FIGURES["hierarchy"].draw(inspection, Settings())
     for stage, axes in zip(STAGES, figure.get_axes()[1::4], strict=True):
         channel = int(axes.get_title("left").split()[1].strip(":"))
         (whole,) = reconstruct_top_images(inspection, Settings(rules=("guided",)), stage, [channel])["guided"]
-        pair = hierarchy.crop_channel(inspection, stage, channel, whole)
-        assert_same_pictures(axes.get_images()[0].get_array(), hstack_images([tile_grid(tiles) for tiles in pair]))
+        side, corners = crop_boxes([whole], least=1)
+        tiles, energy = crop(whole, side, corners), whole.square().sum((1, 2, 3))
+        assert (tiles.square().sum((1, 2, 3)) >= 0.95 * energy).all() and (side <= 7 or stage != "conv1")
+        pixels = inspection.images[inspection.top_images(inspection.search.top[stage], channel)]
+        pair = tile_grid(to_array(crop(pixels, side, corners) / 255)), tile_grid(diverging_tiles(tiles))
+        assert_same_pictures(axes.get_images()[0].get_array(), hstack_images(pair))
 
 
 THREE_RULES = ("deconvnet", "guided", "gradient")
@@ -115,8 +121,6 @@ LONG_FIGURES = {
     "parts": lambda: single_image.reconstructions_figure(IMAGE, torch.ones(4, 2, 2), BY_RULE, [509] * 4, "long " * 40),
     "one image": lambda: top9.channel_figure(result(rules=("gradient",), count=1), "x"),
     "one channel": lambda: top9.overview_figure([result(count=1)], "guided", "x"),
-    "red": lambda: filters.filters_figure(RANDOM.randn(64, 3, 7, 7), "red"),
-    "input": lambda: single_image.input_figure(IMAGE, PICTURE, [LONG_NAME] * 2, np.ones(2)),
 }
 
 

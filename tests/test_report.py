@@ -131,7 +131,8 @@ def test_a_plain_state_dict_has_no_settings(tmp_path, inspection):
     assert "plain state dict" in text and "holds no result" in text and "Accuracy by class is not known" in text
 
 
-@pytest.mark.parametrize("flags", ["@recipes/report-a", "@recipes/cpu", "--data my\\ folder --no-norm-decay"])
+@pytest.mark.parametrize("flags", ["@recipes/report-a", "@recipes/cpu", "--data my\\ folder --norm-decay "
+                                   "--no-cuda-graph --sizes 32:1 224:1"])  # fmt: skip
 def test_the_settings_and_the_command_that_has_them_all(monkeypatch, flags):
     monkeypatch.chdir(Path(__file__).parent.parent)
     config = vars(train.parse_args(shlex.split(flags)))

@@ -100,7 +100,6 @@ class TestFlags:
     @pytest.mark.parametrize(
         "flags, expected",
         [
-            ("", Settings()),
             ("--channels all --classes 3 3", Settings(channels="all", classes=("3", "3"))),
             ("--methods random guided random", Settings(methods=("random", "guided"))),
             ("--stages conv1 conv1 --channels 3 3 --rules guided guided",

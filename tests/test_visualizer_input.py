@@ -13,7 +13,6 @@ from analysis.inspection import add_pictures, add_preprocessing, add_test_images
 from analysis.pictures import read_pictures
 from analysis.settings import Settings
 from figures.hierarchy import hierarchy_figure
-from network import ResNet18
 from runtime import checkpoint
 
 
@@ -112,14 +111,6 @@ def test_a_stage_without_any_living_channel(state, tmp_path, capsys):
     assert "conv5_x 512 of 512" in (tmp_path / "report.html").read_text()
     (axes, *_) = hierarchy_figure({"conv5_x": {}}, "a title").get_axes()
     assert "all channels are zero\nat all units searched" in [text.get_text() for text in axes.texts]
-
-
-def test_imagenets_thousand_classes(tmp_path):
-    torch.save(ResNet18(1000).state_dict(), tmp_path / "model.pt")
-    flags = "--figures training_curves input reconstructions --stages conv1 --rules guided --images".split()
-    visualize(tmp_path, tmp_path / "plots", *flags, *write_pictures(tmp_path, "a.png"))
-    assert {path.name for path in (tmp_path / "plots" / "a").iterdir()} == {"input.png", "conv1_reconstructions.png"}
-    assert not (tmp_path / "plots" / "training_curves.png").exists()  # it has no history
 
 
 @pytest.mark.parametrize("image, names, expected", [(None, [], 0), (3, [], 1), (None, ["a.png"], 1)])
