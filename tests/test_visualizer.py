@@ -63,8 +63,9 @@ class TestDefaults:
             assert array.shape[1] >= 3.3 * 150 and array.std() > 5, path.name
 
     def test_text_is_inside_the_figures_and_at_least_7_points(self, plots):
-        assert len(DRAWN) >= len(NAMES) - 2
-        for figure in DRAWN:
+        figures = [figure for figure in DRAWN if "excites channel " not in figure.get_suptitle()]  # see test_figures
+        assert len(figures) >= len(NAMES) - 2
+        for figure in figures:
             assert_inside(figure)
 
     @pytest.mark.parametrize(
