@@ -45,8 +45,8 @@ def class_evidence(
     biases = network.fc.bias.cpu().double()
     logits = maps.mean((1, 2)) + biases
     classes = logits.sort(descending=True, stable=True).indices[:count]
-    signals = torch.cat([class_signal(network, features, number) for number in classes.tolist()])
-    repeated, pictures = trace.select(torch.zeros(len(signals), dtype=torch.int64)), {}
+    repeated, pictures = trace.select(torch.zeros(len(classes), dtype=torch.int64)), {}
+    signals = class_signal(network, repeated.features[STAGES[-1]], classes)
     for name, mirror in mirrors.items():
         pictures[name] = check_finite(mirror(signals, STAGES[-1], repeated).cpu(), f"reconstructions by {name}")
     columns = {"classes": classes, "probabilities": logits.softmax(0)[classes]}

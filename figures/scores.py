@@ -78,14 +78,13 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> Figure:
     largest = float(wrong.max()) or 1.0
     has_numbers = count <= MAX_CLASSES_WITH_NUMBERS
     true, seen = np.unravel_index(wrong.argmax(), wrong.shape)
-    most = f"Most frequent confusion: {format_percent(wrong.max(), 1)} of {truncate(names[true], 14)} predicted as "
-    most = most + f"{truncate(names[seen], 14)}." if wrong.any() else "No mistakes."
+    labels = [truncate(name, 14) for name in names]
+    most = f"Most frequent confusion: {format_percent(wrong.max(), 1)} of {labels[true]} predicted as {labels[seen]}."
     how = "A row's numbers are percentages of a true class. The diagonal is right; the colors show mistakes alone."
     title = f"Accuracy {format_percent(counts.trace() / counts.sum(), 2)} on {counts.sum():,} test images"
-    figure = new_figure(WIDTH_INCHES * 0.8, title, how, most, compress=True)
+    figure = new_figure(WIDTH_INCHES * 0.8, title, how, most if wrong.any() else "No mistakes.", compress=True)
     axes = figure.subplots()
     picture = axes.imshow(np.ma.masked_equal(100 * wrong, 0), cmap="Oranges", vmin=0, vmax=100 * largest)
-    labels = [truncate(name, 14) for name in names]
     tilted = {"rotation": 45 if has_numbers else 90, "ha": "right", "va": "center", "rotation_mode": "anchor"}
     axes.set_xticks(range(count), labels, **tilted)
     axes.set_yticks(range(count), [f"{label} ({total})" for label, total in zip(labels, totals, strict=True)])
