@@ -54,10 +54,11 @@ def parse_args(argv=None):
     add("--augment", action=BooleanOptionalAction, default=True, help="random augmentation, as set below")
     add("--shift", type=pixels, default=4, help="largest shift, in pixels before resizing")
     add("--flip", choices=FLIPS, default="random", help="horizontal flip: random, or alternate (every other epoch)")
-    add("--cutout", type=pixels, default=0, help="side of the hidden square, in pixels before resizing; 0: none")
+    add("--cutout", type=pixels, default=0, help="side of the hidden square, in pixels before resizing to the "
+        "last of --sizes, in proportion at smaller ones; 0: none")  # fmt: skip
     add("--cutmix", type=number(float, least=0, most=1), default=0.0, metavar="P", help="probability of CutMix")
     add("--scale-crop", type=portion, metavar="MIN", help="instead of --shift: crop MIN to 1 of the area, and resize")
-    add("--hold-out", type=number(int, least=0), default=0, help="training images that replace the test images")
+    add("--hold-out", type=number(int, least=0), default=0, help="training images to test on instead of the test split")
 
     add = parser.add_argument_group("optimization").add_argument
     add("--epochs", type=count, help="number of epochs (default: 50, or the sum of --sizes)")
@@ -81,7 +82,8 @@ def parse_args(argv=None):
 
     add = parser.add_argument_group("machine").add_argument
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--images-on", choices=IMAGES_ON, default="auto", help="auto: device, if half of its free memory is enough")
+    add("--images-on", choices=IMAGES_ON, default="auto",
+        help="where the training images are; auto: device, if they take less than half of its free memory")  # fmt: skip
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 if it is native, else fp32")
     add("--compile", action="store_true", help="compile the network with torch.compile")
     add("--cuda-graph", action=BooleanOptionalAction,

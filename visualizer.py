@@ -1,6 +1,6 @@
 """Draw what a trained ResNet-18 has learned: checkpoint -> plots/*.png, plots/*.json and plots/report.html.
 
-python visualizer.py --ckpt                                 all figures that take seconds, and the report
+python visualizer.py --ckpt                                 all figures that are fast to draw, and the report
 python visualizer.py --ckpt PATH --images cat.jpg dog.jpg   your own pictures instead, in plots/cat/ and plots/dog/
 python visualizer.py --figures top9 --stages conv4_x --channels 3 17 --rules deconvnet guided gradient
 """
@@ -61,7 +61,7 @@ def parse_args(argv=None):
     add("--images", nargs="+", metavar="FILE", help="pictures to explain instead of a test image; without "
         "--figures, the test split is then not searched")  # fmt: skip
     add("--image", type=number(int, least=0), metavar="N", help="index of the test image to explain (default: one "
-        "that is classified right with the median confidence of its class, which --seed draws)")  # fmt: skip
+        "that is classified right with the median probability of its class; --seed draws the class)")  # fmt: skip
     add("--limit", type=number(int, least=1), help="number of test images to search, evenly spread (default: all)")
 
     add = parser.add_argument_group("figures").add_argument

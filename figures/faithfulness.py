@@ -151,7 +151,8 @@ def class_content(inspection: Inspection, settings: Settings) -> dict:
     "faithfulness",
     "Do removed blocks matter as the picture says?",
     "The wider the gap between the curves, the better a map tells the blocks that the network needs from those "
-    "that it does not; below, only what exceeds the square at the unit says more than where to look.",
+    "that it does not; below, a map says more than where the unit is if it keeps more of the activation than the "
+    "square at the unit.",
     stages=STAGES,
     section="belief",
     passes=3900,
@@ -196,8 +197,8 @@ def faithfulness_figure(content: dict, stage_titles: dict[str, str], note: str =
     figure = style.new_figure(sum(heights), *text)
     above, below = figure.subfigures(2, height_ratios=heights)
     images = f"{len(content['images']):,} test images, blocks of {side}x{side} px"
-    above.suptitle(f"Probability of the predicted class: {images}", x=0.01, ha="left", fontsize=7, weight="bold")
-    below.suptitle("Activation of channels' strongest units", x=0.01, ha="left", fontsize=7, weight="bold")
+    style.label_part(above, f"Probability of the predicted class: {images}")
+    style.label_part(below, "Activation of channels' strongest units")
     grid = above.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False)
     draw_classes(grid, scores)
     curves = grid[0, 0].get_legend_handles_labels()

@@ -44,7 +44,7 @@ def draw_hierarchy(inspection: Inspection, settings: Settings) -> Iterator[tuple
         title += style.unpooling_note(settings.unpool)
         caption = (
             f"Channels drawn at random (seed {settings.seed}), {style.describe_count(inspection, settings)}: patches | "
-            "what the channel saw in them, each on its own scale; grey is zero. Tiles are cropped to 95 % of the "
+            "their reconstructions, each on its own scale; grey is zero. Tiles are cropped to 95 % of the "
             "energy of a channel's reconstructions; px: their side, in pixels of an image of "
             f"{inspection.metadata.image_size}."
         )

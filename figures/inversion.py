@@ -1,4 +1,4 @@
-"""What each stage still knows of an image: another image with the same features (Mahendran & Vedaldi 2015).
+"""Feature inversion: other images with the same features at a stage (Mahendran & Vedaldi 2015).
 
 arXiv:1412.0035, equation 1. In place of its regularisers, the image is sought among those of `FourierImages`.
 """
@@ -22,18 +22,18 @@ from network import STAGES
 IMAGES = 4
 STEPS = dict(zip(STAGES, (75, 75, 75, 100, 200), strict=True))  # of the optimisation; deeper stages need more
 CAPTION = (
-    "Each image was found from noise so that its features at one stage are those of the original. What it lacks, that "
-    "stage no longer tells, or the search missed: below, the squared error of the features, relative to their squares, "
-    "and the peak signal-to-noise ratio to the original. The images are sought at {side}x{side} pixels, as large as "
-    "the original is stored; where the features ask for nothing, the mean color stays."
+    "Each image was optimised from noise so that its features at one stage are those of the original. What differs is "
+    "not determined by these features, or the search missed it: below, the squared error of the features, relative to "
+    "their squares, and the peak signal-to-noise ratio to the original. The images have {side}x{side} pixels, as the "
+    "original is stored; where the features determine nothing, the mean color stays."
 )
 
 
 @register(
     "inversion",
-    "What each stage knows of an image",
-    "Each image beside the original was found from noise and has nearly the same features at that stage; what it "
-    "lacks, the stage does not know.",
+    "Feature inversion: what a stage keeps of an image",
+    "Each image beside the original was optimised from noise to have the same features at that stage; what differs is "
+    "not determined by these features, or the search missed it.",
     needs="both",
     section="maps",
     is_slow=True,
@@ -81,7 +81,7 @@ def invert(
 def inversion_figure(pictures: list[Picture], stages: dict[str, Tensor], measured: list[dict]) -> Figure:
     """A row for each picture: the original, then the image found for each stage, with its two numbers."""
     originals = torch.stack([picture.image for picture in pictures]) / 255
-    text = "What each stage still knows of an image", CAPTION.format(side=originals.shape[-1])
+    text = "Feature inversion: what each stage keeps of an image", CAPTION.format(side=originals.shape[-1])
     figure = style.new_figure(0.15 + 1.31 * len(pictures), *text, w_pad=0.03, h_pad=0.03, wspace=0, hspace=0)
     names = [style.truncate(picture.label or Path(str(picture.origin)).stem, 20) for picture in pictures]
     numbers = [f"{style.format_percent(entry['feature_error'], 1)}, {entry['psnr']:.0f} dB" for entry in measured]

@@ -24,10 +24,10 @@ from analysis.importance import saliency, sobel_edges
 from analysis.inspection import Inspection, spread
 from analysis.reconstruction import ALL_RULES, mirrors_by_rule
 from analysis.settings import Settings
+from figures import style
 from figures.comparison import draw_rows, select_units_above_pooling
 from figures.image_grid import diverging_tiles, to_array
 from figures.registry import register
-from figures.style import CAPTION_COLOR, RULE_STYLE, TIGHT, format_two_digits, new_figure, styled, unpooling_note
 from network import BLOCKS_PER_STAGE, STAGES, ResNet18, Trace
 from reverse_network import isolate
 
@@ -180,12 +180,12 @@ def draw_sanity(inspection: Inspection, settings: Settings) -> Iterator[tuple[Pa
     content |= {"example": indices[median_image(directions)].item(), "directions": directions}
     content |= {"edges": rank_correlations(trained, edges)}
     pictures = {direction: by_name | {"edges": edges} for direction, by_name in pictures.items()}
-    title = f"What random weights leave of a picture ({stage}, whole maps{unpooling_note(settings.unpool)})"
+    title = f"What random weights leave of a picture ({stage}, whole maps{style.unpooling_note(settings.unpool)})"
     yield Path("sanity"), sanity_figure(title, content, images, pictures)
     yield Path("sanity"), content
 
 
-@styled
+@style.styled
 def sanity_figure(
     title: str, content: dict, images: Tensor, pictures: dict[str, dict[str, dict[str, Tensor]]]
 ) -> Figure:
@@ -198,10 +198,10 @@ def sanity_figure(
     number = content["images"].index(content["example"])
     example = f"The example, image {content['example']} by channel {content['channels'][number]}, is the one whose "
     example += "mean correlation over all random networks and rules is the median of the images."
-    figure = new_figure(2.7 * len(DIRECTIONS), title, NOTE, example, **TIGHT)
+    figure = style.new_figure(2.7 * len(DIRECTIONS), title, NOTE, example, **style.TIGHT)
     for block, (direction, note) in zip(figure.subfigures(len(DIRECTIONS)), DIRECTIONS.items(), strict=True):
-        block.suptitle(f"Random from the {direction.replace('-', ' ')}", x=0.007, ha="left", fontsize=7, weight="bold")
-        block.supxlabel(note, x=0.007, ha="left", fontsize=7, color=CAPTION_COLOR)
+        style.label_part(block, f"Random from the {direction.replace('-', ' ')}")
+        block.supxlabel(note, x=0.007, ha="left", fontsize=7, color=style.CAPTION_COLOR)
         steps = content["directions"][direction] | {"edges": content["edges"]}
         tiles, curves = block.subfigures(1, 2, width_ratios=(len(steps) + 2, 3))
         draw_example(tiles.subplots(len(ALL_RULES), 1 + len(steps)), images, pictures[direction], steps, number)
@@ -219,25 +219,27 @@ def draw_example(
         example = torch.stack([by_rule[rule][number] for rule in ALL_RULES])
         columns[name] = diverging_tiles(crop(example, side, corners * len(ALL_RULES)))
     captions = {
-        name: [format_two_digits(rules[rule]["values"][number]) for rule in ALL_RULES] for name, rules in steps.items()
+        name: [style.format_two_digits(rules[rule]["values"][number]) for rule in ALL_RULES]
+        for name, rules in steps.items()
     }
     draw_rows(grid, columns, ALL_RULES, captions)
     for axes, rule in zip(grid[:, 0], ALL_RULES, strict=True):
-        axes.yaxis.label.set(color=RULE_STYLE[rule][0], weight="bold")
+        axes.yaxis.label.set(color=style.RULE_STYLE[rule][0], weight="bold")
 
 
 def draw_curves(axes: Axes, steps: dict[str, dict[str, dict]]) -> None:
     """Median and quartiles over the images, for each rule; the edges, the last step, apart from the networks."""
     x = [*range(len(steps) - 1), len(steps) - 0.7]
     for n, rule in enumerate(ALL_RULES):
-        style = {"color": RULE_STYLE[rule][0], "marker": RULE_STYLE[rule][1], "markersize": 3, "linewidth": 1}
+        color, marker = style.RULE_STYLE[rule]
+        look = {"color": color, "marker": marker, "markersize": 3, "linewidth": 1}
         numbers = [rules[rule] for rules in steps.values()]
         # None becomes nan
         low, median, high = (np.array([entry[key] for entry in numbers], float) for key in ("low", "median", "high"))
-        axes.fill_between(x[:-1], low[:-1], high[:-1], color=style["color"], alpha=0.2, linewidth=0)
-        axes.plot(x[:-1], median[:-1], label=rule, **style)
+        axes.fill_between(x[:-1], low[:-1], high[:-1], color=color, alpha=0.2, linewidth=0)
+        axes.plot(x[:-1], median[:-1], label=rule, **look)
         spans = [[median[-1] - low[-1]], [high[-1] - median[-1]]]
-        axes.errorbar(x[-1] + 0.12 * (n - 1), median[-1], spans, **style)
+        axes.errorbar(x[-1] + 0.12 * (n - 1), median[-1], spans, **look)
     axes.axhline(0, color="black", linewidth=0.5)
     axes.set_xticks(x, [textwrap.fill(name, 9) for name in steps], rotation=90)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])

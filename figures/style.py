@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template  # comes with torch
 from matplotlib import font_manager
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.style import context
 from matplotlib.textpath import text_to_path
@@ -71,6 +71,12 @@ def new_figure(height: float, title: str, *caption: str, width: float = WIDTH_IN
     figure.suptitle("\n".join(title_lines), **how)
     figure.supxlabel("\n".join(caption_lines), **how, color=CAPTION_COLOR, linespacing=1.3)
     return figure
+
+
+def label_part(part: SubFigure, text: str) -> None:
+    """A bold line above a part of a figure, at the left."""
+    x = MARGIN_INCHES / part.figure.get_figwidth()
+    part.suptitle(text, x=x, ha="left", fontsize=7, weight="bold")
 
 
 @styled

@@ -115,9 +115,9 @@ def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, c
     figure = style.new_figure(sum(heights), TITLE, caption, w_pad=0.04, h_pad=0.03, wspace=0.02, hspace=0)
     above, below = figure.subfigures(2, height_ratios=heights)
     what = "Channels: an optimised image beside the test images that excite the channel most"
-    above.suptitle(what, x=0.007, ha="left", fontsize=7, weight="bold")
+    style.label_part(above, what)
     what = "Classes: images optimised for the probability of one class"
-    below.suptitle(what, x=0.007, ha="left", fontsize=7, weight="bold")
+    style.label_part(below, what)
     pictures, titles = [], []
     for image, images, entry in zip(to_array(excited), examples, content["channels"], strict=True):
         pictures += [image, tile_grid(to_array(images))]

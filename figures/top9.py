@@ -61,7 +61,7 @@ def overview_text(inspection: Inspection, settings: Settings, stage: str, rule: 
     at_conv1 = "At conv1, all rules give the same picture: the filter, pasted where the unit looks."
     return [
         f"What excites channels of {stage}: {count}, {rule}{note}",
-        "Left: patches, the strongest first. Right: what the channel saw in them, each on its own scale; grey is zero. "
+        "Left: patches, the strongest first. Right: their reconstructions, each on its own scale; grey is zero. "
         "Correlation: mean over all pairs of the channel's reconstructions; 1: copies of one picture.",
         at_conv1 if stage == STAGES[0] else style.DECONVNET_NOTE * (rule == "deconvnet" and stage in STAGES[2:]),
     ]
