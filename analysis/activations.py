@@ -149,4 +149,5 @@ def group_channels(peaks: Tensor) -> dict[int, list[int]]:
     if not representatives:
         raise ValueError("no channel has any activation")
     groups = correlations[:, representatives].argmax(1)
+    groups[representatives] = torch.arange(len(representatives), device=groups.device)  # constant ones, too
     return {channel: torch.where(groups == n)[0].tolist() for n, channel in enumerate(representatives)}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 BLOCKS_ACROSS = 28  # 8x8 pixels each at 224
 RESAMPLES = 2000
+LEAST_VALUES = 5  # of fewer, a bootstrap interval is far too narrow
 
 
 def block_side(pixels: int) -> int:
@@ -38,13 +39,15 @@ def remove_blocks(inputs: Tensor, removed: Tensor, side: int) -> Tensor:
     return inputs.masked_fill(mask[:, None, :height, :width], 0)
 
 
-def estimate(values: Tensor) -> dict[str, float]:
-    """The "mean" of values (n,), and "low" and "high" of its 95 % interval.
+def estimate(values: Tensor) -> dict[str, float | None]:
+    """The "mean" of values (n,), and "low" and "high" of its 95 % interval; None of fewer than LEAST_VALUES.
 
     Percentile bootstrap (Efron & Tibshirani 1993, chapter 13); the same n always has the same resamples.
     """
     values = values.double().cpu().numpy()
     count = len(values)
+    if count < LEAST_VALUES:
+        return {"mean": float(values.mean()), "low": None, "high": None}
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)  # (RESAMPLES, n)
     low, high = np.quantile(drawn @ values / count, [0.025, 0.975])
     return {"mean": float(values.mean()), "low": float(low), "high": float(high)}

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from analysis.blocks import block_means, block_side, estimate
+from analysis.blocks import LEAST_VALUES, block_means, block_side, estimate
 from analysis.importance import METHODS
 from analysis.inspection import Inspection, add_preprocessing, add_test_images, load_inspection
 from dataset import shapes, sources
@@ -37,7 +37,7 @@ def parse_args(argv=None):
     add("--ckpt", default=str(checkpoint.SHIPPED), metavar="PATH", help="a model.pt of train.py")
     add("--data", help=f"{', '.join(sources.DATASETS)}, or a folder (default: as trained)")
     add("--root", help="folder of CIFAR-10 and of decoded images (default: as trained)")
-    add("--images", type=number(int, least=2), default=1000, help="number of test images, evenly spread")
+    add("--images", type=number(int, least=LEAST_VALUES), default=1000, help="number of test images, evenly spread")
     add("--batch-size", type=number(int, least=1), default=25, help="images per forward pass")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--curves", metavar="FILE", help="save the curves there after every batch; a second call goes on from them")

@@ -40,7 +40,7 @@ def profile_stage(inspection: Inspection, stage: str) -> dict:
     labels = inspection.labels[inspection.searched]
     means = torch.stack([peaks[labels == n].mean(0) for n in range(len(inspection.label_names))])  # NaN: no image
     selectivity = class_selectivity(means)
-    weights = inspection.network.fc.weight.double().cpu().T.tolist() if stage == STAGES[-1] else None
+    weights = inspection.network.fc.weight.cpu().double().T.tolist() if stage == STAGES[-1] else None
     profiles = {}
     for channel in alive:
         above_zero = peaks[:, channel][peaks[:, channel] > 0].numpy()

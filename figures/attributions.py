@@ -33,8 +33,8 @@ NOT_SCORED = "The methods are not scored: that needs the test images."
 @register(
     "attributions",
     "What each method calls important",
-    "Methods come with the highest score first: believe a map no more than its score, and compare it with the "
-    "baselines, which know nothing of the network.",
+    "Where they are scored, methods come with the highest score first: believe a map no more than its score, and "
+    "compare it with the baselines, which know nothing of the network.",
     needs="either",
     section="belief",
 )

@@ -68,10 +68,11 @@ def draw_classes(inspection: Inspection, settings: Settings) -> Iterator[tuple[P
     for picture in inspection.pictures:
         numbers, pictures = class_evidence(inspection.network, mirrors, inspection.inputs(picture.image[None]))
         names = [inspection.metadata.classes[number] for number in numbers["classes"]]
-        maps, scale = pictures[MAPS], {rule: max(robust_limit(pictures[rule])) for rule in RULES_SHOWN}
-        entry = {"image": picture.origin} | numbers | {"classes": names, "maps": maps.tolist()}
-        entry["scale"] = {MAPS: maps.abs().max().item()} | scale
+        entry = {"image": picture.origin} | numbers | {"classes": names, "maps": pictures[MAPS].tolist()}
         entry["correlation"] = {name: mean_correlation(values) for name, values in pictures.items()}
+        pictures = {name: torch.cat([values, values[:1] - values[1:2]]) for name, values in pictures.items()}
+        scale = {rule: max(robust_limit(pictures[rule])) for rule in RULES_SHOWN}
+        entry["scale"] = {MAPS: pictures[MAPS].abs().max().item()} | scale
         image = to_array(inspection.resized(picture.image[None])[0])
         title = f"Evidence for the most probable classes of {style.truncate(picture.title, 60)}"
         title += style.unpooling_note(settings.unpool)
@@ -85,7 +86,7 @@ def classes_figure(image: np.ndarray, entry: dict, pictures: dict[str, Tensor], 
     """An image (H, W, 3); a row per class and the difference of the first two; a column per way to draw the evidence.
 
     entry     of classes.json
-    pictures  as `class_evidence` returns them
+    pictures  as `class_evidence` returns them, and the difference of the first two classes
     choice    how the image was chosen
     """
     names = [style.truncate(name, 14) for name in entry["classes"]]
@@ -94,10 +95,8 @@ def classes_figure(image: np.ndarray, entry: dict, pictures: dict[str, Tensor], 
     labels = [
         f"{name}\n{share}\nlogit {a}\nbias {b}" for name, share, a, b in zip(names, shares, logits, biases, strict=True)
     ]
-    if len(names) > 1:
-        difference = style.format_two_digits(entry["logits"][0] - entry["logits"][1])
-        labels.append(f"{names[0]}\n\N{MINUS SIGN} {names[1]}\n{difference}")
-        pictures = {name: torch.cat([values, values[:1] - values[1:2]]) for name, values in pictures.items()}
+    difference = style.format_two_digits(entry["logits"][0] - entry["logits"][1])
+    labels.append(f"{names[0]}\n\N{MINUS SIGN} {names[1]}\n{difference}")
     figure = style.new_figure(
         0.3 + 1.55 * len(labels),
         title,

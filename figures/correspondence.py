@@ -139,9 +139,10 @@ def draw_correspondence(inspection: Inspection, settings: Settings) -> Iterator[
     mirrors = mirrors_by_rule(inspection.network, [settings.main_rule], settings.unpool)
     channels = []
     for channel in chosen:
-        images = inspection.searched[ranked.indices[:IMAGES_PER_CHANNEL, channel]]
+        rows = ranked.indices[:IMAGES_PER_CHANNEL, channel]
+        images, units = inspection.searched[rows], inspection.search.positions[PARTS_STAGE][rows, channel].long()
         inputs = inspection.inputs(inspection.images[images])
-        (pictures,) = reconstruct(inspection.network, mirrors, inputs, PARTS_STAGE, channel, "peak").values()
+        (pictures,) = reconstruct(inspection.network, mirrors, inputs, PARTS_STAGE, channel, units).values()
         entry = correspond(inspection.network, inputs, pictures, channel, settings.seed)
         channels.append({"channel": channel, "images": images.tolist(), **entry})
     layers = {layer: table(channels, layer) for layer in CHANGED_LAYERS}

@@ -174,9 +174,9 @@ def draw_faithfulness(inspection: Inspection, settings: Settings) -> Iterator[tu
 
 
 def format_score(numbers: dict) -> str:
-    """0.34 (0.30 to 0.38)."""
+    """0.34 (0.30 to 0.38); without the interval if there is none."""
     mean, low, high = (style.format_two_digits(numbers[name]) for name in ("score", "low", "high"))
-    return f"{mean} ({low} to {high})"
+    return mean if numbers["low"] is None else f"{mean} ({low} to {high})"
 
 
 @style.styled

@@ -70,11 +70,11 @@ def sensitivity(
         for n, value in enumerate(values):
             changed = compared_features(network, transform(images, **{name: value}))
             probabilities = network.fc(changed["pooled"]).softmax(1)
-            measured["probability"][part, n] = probabilities.gather(1, numbers)[:, 0].double().cpu()
+            measured["probability"][part, n] = probabilities.gather(1, numbers)[:, 0].cpu().double()
             for layer, features in whole.items():
-                norms = features.flatten(1).double().norm(dim=1)
-                distances = (changed[layer] - features).flatten(1).double().norm(dim=1)
-                measured[layer][part, n] = (distances / norms.where(norms > 0, torch.nan)).cpu()
+                norms = features.flatten(1).norm(dim=1)
+                distances = (changed[layer] - features).flatten(1).norm(dim=1)
+                measured[layer][part, n] = (distances / norms.where(norms > 0, torch.nan)).cpu().double()
     check_finite(measured["probability"], "probabilities")
     return measured
 

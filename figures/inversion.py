@@ -16,7 +16,7 @@ from analysis.inspection import Inspection, Picture, one_per_class, pictures_ask
 from analysis.settings import Settings
 from figures import style
 from figures.image_grid import to_array
-from figures.registry import register
+from figures.registry import NotDrawn, register
 from network import STAGES
 
 IMAGES = 4
@@ -66,10 +66,13 @@ def invert(
         return inspection.network.trace(inspection.preprocess(255 * pixels), stage).features[stage].float()
 
     def errors(pixels: Tensor) -> Tensor:
-        return (features(pixels) - target).square().sum((1, 2, 3)) / target.square().sum((1, 2, 3))
+        return (features(pixels) - target).square().sum((1, 2, 3)) / squares
 
     with torch.no_grad():
         target = features(images)
+        squares = target.square().sum((1, 2, 3))
+    if not squares.all():
+        raise NotDrawn(f"an image excites no channel of {stage}")
     minimise(found, lambda pixels: errors(pixels).sum(), STEPS[stage])
     with torch.no_grad():
         pixels = found()

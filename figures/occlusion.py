@@ -101,10 +101,10 @@ def occlude(inspection: Inspection, settings: Settings, picture: Picture, center
     }
 
 
-def costly_images(inspection: Inspection, settings: Settings) -> tuple[dict[int, float], int]:
+def costly_images(inspection: Inspection, settings: Settings) -> tuple[dict[int, float], str]:
     """The EXAMPLES images of different classes that lose most of their class's probability under a coarse grid.
 
-    Returns index in the test split -> the largest loss (0..1), in descending order, and how many images were tried: at
+    Returns index in the test split -> the largest loss (0..1), in descending order, and in words the images tried: at
     most CANDIDATES, evenly spread over the searched ones that are classified correctly. If the test images' classes
     are not the network's, the predicted classes take their place. Raises NotDrawn if none is correct.
     """
@@ -122,7 +122,8 @@ def costly_images(inspection: Inspection, settings: Settings) -> tuple[dict[int,
     costliest: dict[str, tuple[int, float]] = {}  # class -> index and loss
     for loss, index, name in sorted(losses, key=lambda image: -image[0]):
         costliest.setdefault(name, (index, loss))
-    return dict(list(costliest.values())[:EXAMPLES]), len(right)
+    tried = f"{len(right)} {'correctly classified ' * inspection.knows_labels}images"
+    return dict(list(costliest.values())[:EXAMPLES]), tried
 
 
 @register(
@@ -138,7 +139,7 @@ def costly_images(inspection: Inspection, settings: Settings) -> tuple[dict[int,
 def draw_occlusion(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path, Figure | list]]:
     """One figure for the test images, or one per picture of the user's; at last the content of occlusion.json."""
     mirrors = mirrors_by_rule(inspection.network, [settings.main_rule], settings.unpool)
-    pictures, coarse_losses, tried, entries = pictures_asked_for(inspection, settings), {}, 0, []
+    pictures, coarse_losses, tried, entries = pictures_asked_for(inspection, settings), {}, "", []
     if not pictures:
         coarse_losses, tried = costly_images(inspection, settings)
         pictures = [picture_of(inspection, index) for index in coarse_losses]
@@ -178,13 +179,13 @@ def changes_of(entry: dict) -> Counter:
 
 
 @style.styled
-def occlusion_figure(rows: Sequence[tuple[str, np.ndarray, dict, np.ndarray]], note: str, tried: int = 0) -> Figure:
+def occlusion_figure(rows: Sequence[tuple[str, np.ndarray, dict, np.ndarray]], note: str, tried: str = "") -> Figure:
     """A row per image: the image, the map's loss, its projections, the probability's loss, where the class changes.
 
     rows   of each image its title, itself (S, S, 3) in 0..1, its part of occlusion.json, and the map's projections
            (m, S, S, 3) in 0..1 around grey from this image and others
     note   the rule of the projections
-    tried  the number of images among which `costly_images` chose these; 0 if it did not
+    tried  the images among which `costly_images` chose these; empty if it did not
     """
     entries = [entry for _, _, entry, _ in rows]
     lines = caption(entries[0], note, tried)
@@ -195,7 +196,8 @@ def occlusion_figure(rows: Sequence[tuple[str, np.ndarray, dict, np.ndarray]], n
         tiles.annotate(text, (0, 1), (0, 16), "axes fraction", "offset points", va="bottom", weight="bold")
     changes = sum(map(changes_of, entries), Counter()).most_common()
     colors = {name: COLORS[min(n, len(COLORS) - 1)] for n, (name, _) in enumerate(changes)}
-    totals = [100 * (1 - np.array(entry["activation"]) / (entry["whole"]["activation"] or 1.0)) for entry in entries]
+    sums = [(entry["whole"]["activation"], np.array(entry["activation"])) for entry in entries]
+    totals = [100 * (whole - hidden) / (whole or 1.0) for whole, hidden in sums]
     losses = [100 * (entry["whole"]["probability"] - np.array(entry["probability"])) for entry in entries]
     for tiles, (title, image, entry, projections), loss in zip(axes, rows, losses, strict=True):
         tiles[0].text(0, 1.03, title, transform=tiles[0].transAxes, in_layout=False)
@@ -211,10 +213,10 @@ def occlusion_figure(rows: Sequence[tuple[str, np.ndarray, dict, np.ndarray]], n
     return figure
 
 
-def caption(entry: dict, note: str, tried: int) -> list[str]:
+def caption(entry: dict, note: str, tried: str) -> list[str]:
     """How to read the columns, and how the images were chosen."""
     step = entry["rows"][1] - entry["rows"][0]
-    chosen = f"Chosen, not typical: of {tried} correctly classified images, those of different classes that lose most."
+    chosen = f"Chosen, not typical: of {tried}, those of different classes that lose most."
     return [
         "(a) Box: the square that lowers the probability most. (a), (b) Line: half of this loss.",
         "(b) Of conv5_x, the map with the largest sum. (b), (d) Each pixel is the centre of a square of the mean color "

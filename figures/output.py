@@ -99,7 +99,7 @@ def write_summary(folder: Path, content: dict, network: ResNet18, files: Iterabl
         before = content_before if all(isinstance(name, str) for name in content_before["files"]) else before
     listed = {file.as_posix() for file in files}
     if before.get("network") == network_hash:
-        content = content if "images_searched" in content else content | before
+        content = content | before if "images_searched" in before.keys() - content.keys() else content
         listed.update(before["files"])
     else:
         others = [folder / name for name in set(before["files"]) - listed]

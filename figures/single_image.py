@@ -173,6 +173,6 @@ def reconstructions_figure(
     left, right = figure.subfigures(1, 2, width_ratios=(1.2, 5.7))
     draw_pictures(left, 1, [image], ["image"], pad=3)[0].set_anchor("NW")
     labelled = zip(channels, peaks.flatten().tolist(), strict=True)
-    titles = [f"channel {channel}, peak {peak:.2f}{'' if peak > 0 else ' (dead)'}" for channel, peak in labelled]
+    titles = [f"channel {channel}, peak {peak:.2f}{'' if peak > 0 else ' (off)'}" for channel, peak in labelled]
     draw_pictures(right, 3, hstack_images(blocks), titles, pad=3)
     return figure

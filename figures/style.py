@@ -75,8 +75,7 @@ def new_figure(height: float, title: str, *caption: str, width: float = WIDTH_IN
 
 def label_part(part: SubFigure, text: str) -> None:
     """A bold line above a part of a figure, at the left."""
-    x = MARGIN_INCHES / part.figure.get_figwidth()
-    part.suptitle(text, x=x, ha="left", fontsize=7, weight="bold")
+    part.suptitle(text, x=MARGIN_INCHES / part.figure.get_figwidth(), ha="left", fontsize=7, weight="bold")
 
 
 @styled

@@ -114,10 +114,8 @@ def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, c
         (excited, 3, 1.34), (certain, 5, 1.5))]  # fmt: skip
     figure = style.new_figure(sum(heights), TITLE, caption, w_pad=0.04, h_pad=0.03, wspace=0.02, hspace=0)
     above, below = figure.subfigures(2, height_ratios=heights)
-    what = "Channels: an optimised image beside the test images that excite the channel most"
-    style.label_part(above, what)
-    what = "Classes: images optimised for the probability of one class"
-    style.label_part(below, what)
+    style.label_part(above, "Channels: an optimised image beside the test images that excite the channel most")
+    style.label_part(below, "Classes: images optimised for the probability of one class")
     pictures, titles = [], []
     for image, images, entry in zip(to_array(excited), examples, content["channels"], strict=True):
         pictures += [image, tile_grid(to_array(images))]

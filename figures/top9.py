@@ -88,7 +88,7 @@ def channel_text(
 def tile_caption(image: TopImage) -> str:
     """Rank, activation, index, class and prediction, in two lines."""
     if image.activation <= 0:
-        return f"{image.rank}: dead"
+        return f"{image.rank}: not excited"
     verdict = "" if image.correct else f", predicted {truncate(image.predicted, 16)}"
     return f"{image.rank}: {image.activation:.2f}, image {image.index}\n{truncate(image.label, 16)}{verdict}"
 

@@ -98,7 +98,7 @@ def close_decision(inspection: Inspection, classes: tuple[int, int] | None = Non
     logits = inspection.search.logits
     probabilities, predicted = logits.softmax(1), logits.argmax(1)
     pairs = (probabilities if classes is None else probabilities[:, list(classes)]).topk(2).values
-    suits, kind = torch.ones(len(logits), dtype=torch.bool), "searched"
+    suits, kind = torch.ones(len(logits), dtype=torch.bool), "predicted" if classes else "searched"
     if inspection.knows_labels:
         suits, kind = predicted == inspection.labels[inspection.searched], "correctly classified"
     if classes:

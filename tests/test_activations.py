@@ -58,8 +58,7 @@ def test_of_equal_scores_the_earlier_image_comes_first(random_network, images, c
 @pytest.fixture
 def peaks():
     """Peaks of 12 channels in 50 images: three patterns with four noisy copies each, and a dead channel."""
-    patterns = torch.rand(50, 3)
-    copies = patterns.repeat(1, 4) + 0.1 * torch.rand(50, 12)
+    copies = torch.rand(50, 3).repeat(1, 4) + 0.1 * torch.rand(50, 12)
     copies *= torch.linspace(1, 2, 12)
     copies[:, 5] = 0
     return copies
@@ -99,5 +98,6 @@ def test_groups_are_a_partition_by_the_highest_correlation(peaks):
         assert representative in members
         for channel in set(members) - {5}:
             assert correlations[channel, representative] == correlations[channel, list(groups)].max()
+    assert group_channels(torch.ones(1, 3)) == {0: [0], 1: [1], 2: [2]}
     with pytest.raises(ValueError, match="no channel"):
         group_channels(torch.zeros(5, 4))

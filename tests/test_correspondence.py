@@ -42,8 +42,7 @@ def by_hand(changes):
 
 
 def test_it_is_torchvisions_network_with_the_squares_hidden(random_network):
-    nodes = {"layer3": "conv4_x", "layer4": "conv5_x", "flatten": "pooled"}
-    theirs = torchvision_layers(random_network, nodes)
+    theirs = torchvision_layers(random_network, {"layer3": "conv4_x", "layer4": "conv5_x", "flatten": "pooled"})
     images, pictures = torch.randn(4, 3, 32, 32, dtype=torch.float64), torch.zeros(4, 3, 32, 32)
     for n, picture in enumerate(pictures):
         picture[:, 4 + n : 12 + n, 8 : 18 + n] = 1

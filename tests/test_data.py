@@ -227,5 +227,4 @@ def test_the_flags_of_the_augmentation():
     for flags, expected in {"": (4, "random", 0, None), "--scale-crop 0.08 --cutout 5": (0, "random", 5, 0.08),
                             "--cutmix 0.5 --flip alternate": (4, "alternate", 0, None, 0.5),
                             "--cutout 5 --no-augment": (0, "none")}.items():  # fmt: skip
-        settings = train.make_settings(train.parse_args(flags.split()), CPU)
-        assert settings.augmentation == Augmentation(*expected)
+        assert train.make_settings(train.parse_args(flags.split()), CPU).augmentation == Augmentation(*expected)

@@ -65,6 +65,7 @@ def test_the_interval_is_that_of_many_resamples():
     expected = np.quantile([random.choice(values.numpy(), 40).mean() for _ in range(4000)], [0.025, 0.975])
     assert mean == pytest.approx(values.mean().item())
     assert interval == pytest.approx(expected.tolist(), abs=0.05 * np.ptp(expected))
+    assert estimate(torch.tensor([1.0, 2.0])) == {"mean": 1.5, "low": None, "high": None}
     assert estimate(torch.full((7,), 0.3)) == pytest.approx(dict.fromkeys(("mean", "low", "high"), 0.3))
 
 
@@ -193,7 +194,7 @@ def test_the_benchmark_goes_on_after_an_interruption(small_run, tmp_path, capsys
         estimates = [numbers | {"mean": numbers["score"]}, *numbers["minus"].values()]
         cells = [f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})" for found in estimates]
         assert f"| {name} | {' | '.join(cells)} |" in printed
-    ends(capsys, benchmark.main, [*flags, "--images", 4], 1, "curves.pt")
+    ends(capsys, benchmark.main, [*flags, "--images", 6], 1, "curves.pt")
     assert len(computed) == 4
 
 

@@ -167,7 +167,7 @@ def test_known_losses_are_drawn_and_no_text_leaves_the_figure():
     row = (title, RANDOM.rand(32, 32, 3), entry, RANDOM.rand(2, 32, 32, 3))
     same = (title, RANDOM.rand(32, 32, 3), entry | {"predicted": [names[3:4] * 4] * 4}, RANDOM.rand(4, 32, 32, 3))
     for rows in ([row], [row, same]):
-        figure = occlusion_figure(rows, "guided, overwriting unpooling", tried=64)
+        figure = occlusion_figure(rows, "guided, overwriting unpooling", tried="64 images")
         assert_inside(figure)
         assert figure.get_axes()[0].texts[-1].get_window_extent().x1 < figure.bbox.x1  # the title, out of the layout
     image, activation, _, probability, *_, changes = figure.get_axes()

@@ -10,6 +10,7 @@ from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures import inversion, synthesis
 from figures.inversion import draw_inversion
+from figures.registry import NotDrawn
 from figures.synthesis import draw_synthesis, move
 from network import STAGES
 
@@ -56,8 +57,7 @@ def test_the_optimisation_reaches_an_image_of_the_space(steps, rest):
 def test_moves_are_small_and_of_each_image(monkeypatch):
     images = torch.rand(2, 3, 1, 1).expand(2, 3, 32, 32).clone()
     images[:, :, 16, 16] = 5
-    moved = move(images, torch.Generator().manual_seed(0))
-    peaks = [divmod(image[0].argmax().item(), 32) for image in moved]
+    peaks = [divmod(image[0].argmax().item(), 32) for image in move(images, torch.Generator().manual_seed(0))]
     assert peaks[0] != peaks[1]
     assert all(abs(row - 16) <= 5 and abs(column - 16) <= 5 for row, column in peaks)  # a tenth of 32, and rotation
     for name in ("SHIFT", "SCALE", "DEGREES"):
@@ -90,6 +90,10 @@ def test_inversion_shows_images_with_the_errors_it_states(inspection, monkeypatc
         assert float(percent) == pytest.approx(100 * error.item(), rel=0.06, abs=0.51)
         assert decibels == f"{entry['psnr']:.0f} dB"
         assert entry["psnr"] == pytest.approx(-10 * np.log10((found - original).square().mean().item()), rel=1e-3)
+    for value, filled in (inspection.network.bn1.weight, 0), (inspection.network.bn1.bias, -1):
+        monkeypatch.setattr(value, "data", torch.full_like(value.data, filled))
+    with pytest.raises(NotDrawn, match="excites no channel of conv1"):
+        next(draw_inversion(inspection, Settings()))
 
 
 def test_synthesis_shows_images_with_the_numbers_it_states(inspection, monkeypatch):

@@ -103,8 +103,7 @@ def test_a_unit_of_conv1_is_its_filter_pasted_in_place(random_network, rule):
     window = expected[0, :, 2 * row - 3 : 2 * row + 4, 2 * column - 3 : 2 * column + 4]
     scale = 2.0 * bn.weight[channel] / (bn.running_var[channel] + bn.eps).sqrt()
     window.copy_(scale * random_network.conv1.weight[channel])
-    reconstruction = ReverseResNet18(random_network, rule)(signal, "conv1", trace)
-    assert torch.allclose(reconstruction, expected, rtol=1e-12)
+    assert torch.allclose(ReverseResNet18(random_network, rule)(signal, "conv1", trace), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -85,7 +85,7 @@ def test_maps_that_are_all_zero_can_be_drawn():
     zeros, image = torch.zeros(64, 2, 2), np.ones((4, 4, 3))
     single_image.feature_maps_figure(image, zeros.numpy(), zeros[:, 0, 0].numpy(), "", PICTURE).draw_without_rendering()
     figure = single_image.reconstructions_figure(image, zeros[:1], {"guided": torch.zeros(1, 3, 4, 4)}, [7], "a title")
-    assert figure.get_axes()[1].get_title("left") == "channel 7, peak 0.00 (dead)"
+    assert figure.get_axes()[1].get_title("left") == "channel 7, peak 0.00 (off)"
 
 
 def test_reconstructions(inspection, trace):

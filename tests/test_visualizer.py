@@ -200,7 +200,9 @@ class TestFaults:
 
     def test_figures_of_another_network_are_removed_and_nothing_else(self, small_run, tmp_path, capsys):
         out, other = tmp_path / "plots", tmp_path / "other"
-        visualize(small_run, out, "--figures", "filters", "training_curves")
+        for seed in ("0", "7"):  # without a search, the settings are the later run's
+            visualize(small_run, out, "--figures", "filters", "training_curves", "--seed", seed)
+        assert read(out)["settings"]["seed"] == 7
         state = checkpoint.load(small_run / "model.pt")
         state["model"]["fc.bias"][0] += 1
         other.mkdir()

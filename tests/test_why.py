@@ -203,10 +203,8 @@ def test_examples_are_pale_where_the_group_responds_little(inspection):
             maps[:, 3] = torch.tensor([[4.0, 0], [0, 0]])
             return SimpleNamespace(features={stage: maps})
 
-    crafted = replace(inspection, network=Network())
-    examples = mask_examples(crafted, [3, 4])
-    rows = most_exciting(inspection, (3, 4))
-    whole = to_array(inspection.images[rows]) / 255
+    examples = mask_examples(replace(inspection, network=Network()), [3, 4])
+    whole = to_array(inspection.images[most_exciting(inspection, (3, 4))]) / 255
     assert np.allclose(examples[:, :8, :8], whole[:, :8, :8], atol=1e-6)
     assert np.allclose(examples[:, 16:], 0.75 + 0.25 * whole[:, 16:], atol=1e-6)
 
