@@ -33,7 +33,7 @@ FIRST_SHOWN = ("hierarchy", "top9", "filters")  # the first of these that is dra
 # a row of the details -> names in the checkpoint's config, most of them flags of train.py, and result
 RECORDED = {
     "images": ("train_images", "test_images", "hold_out", "image_size", "sizes"),
-    "iterations": ("batch_size", "epochs", "step", "seed"),
+    "iterations": ("init", "batch_size", "epochs", "step", "seed"),
     "optimizer (SGD)": ("momentum", "nesterov", "weight_decay", "norm_decay", "label_smoothing", "ema_decay"),
     "learning rate": ("lr", "schedule", "lr_step_size", "lr_gamma", "lr_warmup_epochs"),
     "augmentation": ("augment", "shift", "flip", "cutout", "cutmix", "scale_crop"),

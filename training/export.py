@@ -26,8 +26,9 @@ def exported(path: str | Path, data: str | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path} was evaluated on training images (--hold-out): train on all of them")
     if data is None and (data := metadata.config.get("data")) not in DATASETS:
         raise CheckpointError(f"{path} was trained on a folder: pass --data, where others have these images")
-    config = {name: value for name, value in metadata.config.items() if name not in LOCAL_FLAGS | {"data"}}
-    # vectors (biases, batch norms) take hardly any space
+    config = {name: value for name, value in metadata.config.items() if name not in LOCAL_FLAGS - {"init"} | {"data"}}
+    if config.get("init"):
+        config["init"] = Path(config["init"]).name  # the file's name tells that there was a run before this one
     weights = {name: value.half() if value.ndim > 1 else value for name, value in network.state_dict().items()}
     checkpoint.check_finite(weights, f"{path} in half precision")
     return {"model": weights} | vars(metadata) | {"config": config | {"data": data, "recipe": recipe(config)}}
@@ -48,8 +49,7 @@ def main(argv=None):
         state = exported(args.ckpt, args.data)
         out.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(state, out)
-        print(*state["config"]["recipe"], sep="\n")
-        print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, image size {state['image_size']}")
+        print(*state["config"]["recipe"], f"{out}: {out.stat().st_size / 1e6:.1f} MB", sep="\n")
 
 
 if __name__ == "__main__":
