@@ -105,7 +105,7 @@ def feature_maps_figure(
     order = order[: 48 if target or len(maps) > 64 else 64]
     count, height, width = maps.shape
     title = f"{stage} of {truncate(picture.title, 60)}: {len(order)} of {count} maps of {height}x{width}"
-    title += "" if alive.all() else f", {(~alive).sum()} are all zero"
+    title += "" if alive.all() else f", all zero: {(~alive).sum()}"
     meaning = f"contribution to the logit of {truncate(target, 30)}" if target else "highest activation"
     caption = (
         f"Above a tile: the channel, and its {meaning}, which is also the bar below, the largest first. White is 0, "

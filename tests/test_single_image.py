@@ -78,7 +78,7 @@ def test_feature_maps_show_the_largest_ones_that_are_alive(target, count, shown)
     assert [int(text.get_text()) for text in page.texts[::2]] == best
     assert page.get_images()[5].get_clim() == (0, 1) and np.array_equal(below.get_images()[0].get_array(), image)
     assert np.array_equal(curve.get_lines()[0].get_ydata(), np.sort(sizes)[::-1])
-    assert f"{shown} of {count} maps of 7x7, 1 are all zero" in figure.get_suptitle()
+    assert f"{shown} of {count} maps of 7x7, all zero: 1" in figure.get_suptitle()
 
 
 def test_maps_that_are_all_zero_can_be_drawn():
