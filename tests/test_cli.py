@@ -80,7 +80,7 @@ class TestRecipes:
     @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
     def test_each_is_a_valid_command(self, path):
         args = train.parse_args([f"@{path}"])
-        assert args != train.parse_args([]) and args.image_size == 224
+        assert args != train.parse_args([]) and args.image_size == (128 if path.name == "cpu" else 224)
         assert train.parse_args([f"@{path}", "--seed", "7"]).seed == 7  # later flags override it
 
     def test_two_are_the_reports(self):
