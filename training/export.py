@@ -26,7 +26,7 @@ def exported(path: str | Path, data: str | None = None) -> dict[str, Any]:
         raise CheckpointError(f"{path} was evaluated on training images (--hold-out): train on all of them")
     if data is None and (data := metadata.config.get("data")) not in DATASETS:
         raise CheckpointError(f"{path} was trained on a folder: pass --data, where others have these images")
-    config = {name: value for name, value in metadata.config.items() if name not in LOCAL_FLAGS - {"init"} | {"data"}}
+    config = {name: value for name, value in metadata.config.items() if name not in LOCAL_FLAGS | {"data"}}
     if config.get("init"):
         config["init"] = Path(config["init"]).name  # the file's name tells that there was a run before this one
     weights = {name: value.half() if value.ndim > 1 else value for name, value in network.state_dict().items()}

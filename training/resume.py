@@ -10,10 +10,10 @@ from training.data import Data
 from training.optimizer import DEFAULT_GAMMA, Plan
 
 # flags that say nothing about the network
-LOCAL_FLAGS = {"root", "device", "out", "init", "resume", "overwrite", "tensorboard", "log_every", "save_every",
+LOCAL_FLAGS = {"root", "device", "out", "resume", "overwrite", "tensorboard", "log_every", "save_every",
                "images_on", "test_flip", "snapshots"}  # fmt: skip
 # flags that may differ between a run and its continuation; any other would make it another run
-RESUMABLE_FLAGS = LOCAL_FLAGS | {"precision", "compile", "cuda_graph"}
+RESUMABLE_FLAGS = LOCAL_FLAGS | {"init", "precision", "compile", "cuda_graph"}
 LENGTH_FLAGS = {"epochs", "max_steps"}  # these, too, unless the learning rate depends on the length
 
 
