@@ -236,8 +236,8 @@ def median_image(inspection: ImageInspection, settings: Settings) -> tuple[int, 
         if len(right := (predicted == number).nonzero().flatten()):
             middle = right[confidence[right].argsort(stable=True)[(len(right) - 1) // 2]]
             return indices[middle].item(), (
-                f"The image: of {len(right)} test images of its class that are classified right, the one with the "
-                f"median probability; seed {settings.seed} drew the class."
+                f"The image: of {len(indices)} test images of a class, {len(right)} are classified right; this one has "
+                f"their median probability. Seed {settings.seed} drew the class."
             )
     return 0, "The image: the first of the test split, because none of those tried is classified right."
 

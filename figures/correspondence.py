@@ -168,7 +168,7 @@ def correspondence_figure(content: dict, images: Sequence[np.ndarray], note: str
         "centred where the class activation map is positive.",
         "Numbers: share of features (without the channel's) whose changes differ in sign, over all pairs of images; "
         f"mean ± standard error over {len(content['channels'])} channels. Right: a line per channel.",
-        "The paper hides eyes and noses of five dogs, chosen by hand.",
+        "Zeiler & Fergus hide eyes and noses of five dogs, chosen by hand.",
     )
     rows = [[row, row] for row in range(count)]
     axes = figure.subplot_mosaic([*rows, ["table", "pairs"]], height_ratios=[0.8] * count + [1.2], width_ratios=(2, 1))

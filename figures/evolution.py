@@ -170,7 +170,7 @@ def evolution_figure(content: dict, tiles: dict[str, list[np.ndarray]], note: st
         tiles_inches + 2,
         "What one channel of each stage responds to, by epoch",
         f"Pictures: {note}, the strongest unit in {content['images_searched']:,} test images; own scale each, grey: "
-        "zero. Numbers: its image, red where it has changed since the snapshot before.",
+        "zero. Numbers: its image, red where another one than in the column before.",
         "Left: mean over all living channels; chance: nine images at random. Right: the same units of the same images "
         f"at each epoch, mean over up to {COMPARED_CHANNELS} channels.{resized}",
     )
@@ -193,7 +193,7 @@ def draw_tiles(axes: Axes, content: dict, tiles: dict[str, list[np.ndarray]], co
         for column, n in enumerate([*columns, -1]):
             axes.imshow(pictures[n], interpolation="antialiased", extent=(column, column + 0.95, top + 0.95, top))
         for column, n in enumerate(columns):
-            color = style.ERROR_COLOR if n > 0 and images[n] != images[n - 1] else "black"
+            color = style.ERROR_COLOR if images[n] != images[columns[max(column - 1, 0)]] else "black"
             axes.text(column + 0.475, top + 1, images[n], ha="center", va="top", color=color)
     headings = [f"epoch {content['epochs'][n]}\n{content['image_sizes'][n]} px" for n in columns]
     labels = [f"{stage}\nchannel {entry['channel']}" for stage, entry in content["stages"].items()]

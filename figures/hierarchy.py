@@ -45,7 +45,7 @@ def draw_hierarchy(inspection: Inspection, settings: Settings) -> Iterator[tuple
         caption = (
             f"Channels drawn at random (seed {settings.seed}), {style.describe_count(inspection, settings)}: patches | "
             "their reconstructions, each on its own scale; grey is zero. Tiles are cropped to 95 % of the "
-            "energy of a channel's reconstructions; px: their side, in pixels of an image of "
+            "energy of a channel's reconstructions; px: their side; the whole image has "
             f"{inspection.metadata.image_size}."
         )
         figure = hierarchy_figure(page, title, caption, style.DECONVNET_NOTE * (rule == "deconvnet"))

@@ -221,7 +221,7 @@ def caption(entry: dict, note: str, tried: str) -> list[str]:
         "(a) Box: the square that lowers the probability most. (a), (b) Line: half of this loss.",
         "(b) Of conv5_x, the map with the largest sum. (b), (d) Each pixel is the centre of a square of the mean color "
         f"(red: hiding it lowers the value; blue: raises it) that is {entry['side']} px wide, {step} px from the next; "
-        "the paper gives neither number.",
+        "Zeiler & Fergus give neither number.",
         f"(c) {note}, whole map: this image (framed), then those with the highest peaks; own scale each, grey: zero.",
         "(e) Where hiding the square changes the most probable class, with shares of all positions.",
         *[chosen] * bool(tried),

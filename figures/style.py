@@ -126,7 +126,7 @@ def format_percent(share: float, decimals: int = 0) -> str:
 
 def format_short(value: float | None) -> str:
     """A number with two decimals, or two digits below 0.1; a dash for None."""
-    return format_number(value, ".2g" if value and abs(value) < 0.1 else ".2f")
+    return format_number(value, "#.2g" if value and abs(value) < 0.1 else ".2f")
 
 
 def plural(count: int, noun: str) -> str:
