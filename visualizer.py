@@ -85,8 +85,8 @@ def parse_args(argv=None):
     add("--methods", nargs="+", choices=METHODS, metavar="METHOD", help="faithfulness, attributions: importance "
         f"maps to score and to draw, some of {shlex.join(METHODS)} (default: all)")  # fmt: skip
     add("--score-images", type=number(int, least=2), metavar="N", help="faithfulness, attributions: test images to "
-        "score, each in about 5 s on two cores; fewer than 81 also reduce the units per channel (default: 1000; on a "
-        "CPU a twentieth of those searched, from 2 to 8)")  # fmt: skip
+        "score, each in about 5 s on two cores; fewer than 81 also reduce the units per channel (default: those "
+        "searched, up to 1000; on a CPU a twentieth of them, from 2 to 8)")  # fmt: skip
     add("--occluder", type=number(int, least=1), metavar="PIXELS", help="occlusion: square's side (default: 48 at 224)")
 
     add = parser.add_argument_group("output").add_argument

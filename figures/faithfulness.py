@@ -39,10 +39,10 @@ ALL = tuple(METHODS)
 def spread_images(inspection: Inspection, count: int | None = None) -> Tensor:
     """(n,) int64: `count` images, evenly spread over the test split.
 
-    By default 1,000 on a GPU; on a CPU, a twentieth of the searched images, from 2 to 8.
+    By default as many as are searched, up to 1,000; on a CPU a twentieth of these, from 2 to 8.
     """
-    total = len(inspection.images)
-    default = min(8, max(2, len(inspection.searched) // 20)) if inspection.device.type == "cpu" else 1000
+    total, searched = len(inspection.images), len(inspection.searched)
+    default = min(8, max(2, searched // 20)) if inspection.device.type == "cpu" else min(1000, searched)
     return spread(min(count or default, total), total)
 
 

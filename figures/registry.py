@@ -81,5 +81,5 @@ def choose_figures(
 def needs_of(names: Iterable[str], has_own_pictures: bool) -> set[str]:
     """What these figures need: "checkpoint", "pictures", "search"."""
     needs = {FIGURES[name].needs for name in names}
-    either = {"pictures"} if has_own_pictures else {"search"}
+    either = {"pictures"} if has_own_pictures else {"pictures", "search"}
     return needs | ({"pictures", "search"} if "both" in needs else either if "either" in needs else set())

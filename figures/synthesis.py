@@ -28,11 +28,11 @@ SHIFT, SCALE, DEGREES = 0.1, 0.1, 15.0  # most: of the image's side, of 1, and b
 CONTRAST_PENALTY = 0.3  # of the mean square of the coefficients
 TITLE = f"Images that channels of {STAGES[-1]} and classes ask for"
 CAPTION = (
-    "Above: left, an image found from noise that raises the mean of the channel's map; right, the test images with its "
-    "strongest units. The numbers are the strongest unit's activation in the found image, and in any of the "
-    "{searched:,} test images searched. Below: an image found for each class, and its probability. A network can be "
-    "certain of an image that does not look like the class: an optimised image shows what suffices for a channel or "
-    "class, not what it needs. Real images explain a channel better (Borowski et al. 2020)."
+    "Above: left, an image found from noise that raises the mean of the channel's map; right, the test images with "
+    "its strongest units. The numbers are the strongest unit's activation in the found image, and in any of the "
+    "{searched:,} test images searched. Below: an image found for each of {classes} classes, and its probability. A "
+    "network can be certain of an image that does not look like the class: an optimised image shows what suffices for "
+    "a channel or class, not what it needs. Real images explain a channel better (Borowski et al. 2020)."
 )
 
 
@@ -77,7 +77,7 @@ def draw_synthesis(inspection: Inspection, settings: Settings) -> Iterator[tuple
     }
     shown = [inspection.top_images(top, channel)[:EXAMPLES] for channel in channels]
     examples = [inspection.resized(inspection.images[images]) for images in shown]
-    caption = CAPTION.format(searched=len(inspection.searched))
+    caption = CAPTION.format(searched=len(inspection.searched), classes=len(content["classes"]))
     yield Path("synthesis"), synthesis_figure(excited.cpu(), examples, certain.cpu(), content, caption)
     yield Path("synthesis"), content
 

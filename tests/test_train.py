@@ -157,13 +157,15 @@ def test_the_remaining_time_is_that_of_the_pixels(monkeypatch):
 
 
 @pytest.mark.slow
-def test_growing_has_its_size_in_every_line_and_ends_with_the_moving_average(growing, narrow_run):
+def test_growing_has_its_size_in_every_line_and_ends_with_the_moving_average(growing, narrow_run, tmp_path):
     lines = lines_of(growing)
     assert [line["image_size"] for line in lines if line["kind"] == "test"] == [32, 40, 40, 64]
     assert [line["image_size"] for line in lines if line["kind"] == "train"] == [32, 40, 40, 40, 64, 64]
     model = checkpoint.load(growing / "model.pt")
     assert model["image_size"] == model["result"]["image_size"] == 64 and model["history"] == lines
     assert checkpoint.load(growing / "snapshot_2.pt")["image_size"] == 40
+    run_growing(narrow_run.parent / "pictures", tmp_path, "--max-steps", "2")  # a last.pt is of its size, too
+    assert [checkpoint.load(tmp_path / f"{name}.pt")["image_size"] for name in ("last", "model")] == [32, 32]
     network, metadata = checkpoint.load_network(growing)
     images, labels, _ = sources.load(str(narrow_run.parent / "pictures"), "test")
     loss, _ = evaluate(network, images, labels, Preprocess(64, metadata.mean, metadata.std))

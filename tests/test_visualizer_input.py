@@ -9,9 +9,8 @@ from conftest import ends, visualize
 from PIL import Image
 
 import visualizer
-from analysis.inspection import add_pictures, add_preprocessing, add_test_images, load_inspection, pictures_asked_for
+from analysis.inspection import add_preprocessing, load_inspection, pictures_asked_for
 from analysis.pictures import read_pictures
-from analysis.settings import Settings
 from figures.hierarchy import hierarchy_figure
 from runtime import checkpoint
 
@@ -116,9 +115,10 @@ def test_a_stage_without_any_living_channel(state, tmp_path, capsys):
 @pytest.mark.parametrize("image, names, expected", [(None, [], 0), (3, [], 1), (None, ["a.png"], 1)])
 def test_pictures_asked_for(small_run, tmp_path, image, names, expected):
     """Where the user names none, a figure may choose its own."""
-    settings = Settings(image=image)
-    loaded = add_test_images(add_preprocessing(load_inspection(small_run / "model.pt", "cpu")))
-    inspection = add_pictures(loaded, settings, write_pictures(tmp_path, *names))
+    flags = ["--image", str(image)] if image else ["--images", *write_pictures(tmp_path, *names)] if names else []
+    args = visualizer.parse_args(["--ckpt", str(small_run), "--device", "cpu", "--figures", "attributions", *flags])
+    settings = visualizer.settings_from(args)
+    inspection, *_ = visualizer.load_what_is_needed(args, settings)
     pictures = pictures_asked_for(inspection, settings)
     assert pictures == list(inspection.pictures)[:expected] and len(inspection.pictures) == 1
     assert image is None or pictures[0].origin == image

@@ -57,7 +57,7 @@ def fingerprint(source: str, **splits: Split) -> str:
     """A hash of the labels, a folder's file names, and about 1,000 images of each split, which it has by its name."""
     digest = hashlib.sha256()
     for name, split in splits.items():
-        files = sources.list_files(source, name) or []
+        files = sources.list_files(source, "train" if split is splits["train"] else name) or []
         digest.update("\0".join(file.relative_to(source).as_posix() for file in files).encode(errors="surrogateescape"))
         digest.update(split.labels.numpy().tobytes())
         digest.update(split.images[:: max(1, len(split.images) // 1024)].numpy().tobytes())

@@ -42,7 +42,7 @@ class Loop:
                         mininterval=REFRESH_SECONDS, bar_format=BAR)  # fmt: skip
         self.first = run.step + 1  # the first iteration is slow, and left out of the estimate of the remaining time
         self.started = self.line_started = time.monotonic()
-        costs = np.square(run.plan.image_sizes) + FIXED_COST_PIXELS  # of an image, by epoch
+        costs = np.square(run.plan.image_sizes, dtype=float) + FIXED_COST_PIXELS  # of an image, by epoch
         self.costs = np.repeat(costs, run.plan.steps_per_epoch)[: run.plan.total_steps]  # by iteration
         self.epochs, self.has_sizes = len(costs), len(set(run.plan.image_sizes)) > 1
 
@@ -102,7 +102,7 @@ class Loop:
             self.end_epoch()
             if run.epoch in settings.snapshots:
                 run.save()  # first, so that no snapshot lies beside an overwritten run
-                run.save_model(run.folder / checkpoint.SNAPSHOT.format(run.epoch), image_size=run.image_size)
+                run.save_model(run.folder / checkpoint.SNAPSHOT.format(run.epoch))
         every = settings.save_every
         is_due = run.step % every == 0 if every else time.monotonic() - run.saved > SAVE_EVERY_SECONDS
         if run.world.size > 1 and run.in_epoch.is_cuda and run.step % AGREE_EVERY_STEPS and not (every and is_due):

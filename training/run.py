@@ -177,7 +177,7 @@ class Run:
             checkpoint.save(self._model_entries(self.evaluated) | changes, path)
 
     def _model_entries(self, network: ResNet18) -> dict[str, Any]:
-        return {"model": network.state_dict()} | vars(self.metadata) | {"history": self.history}
+        return vars(self.metadata) | dict(model=network.state_dict(), image_size=self.image_size, history=self.history)
 
     def result(self, flip_accuracy: float | None) -> dict[str, Any]:
         """The result of the finished run, as model.pt holds it. flip_accuracy: averaged with mirror images (0..1)."""
