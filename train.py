@@ -215,7 +215,7 @@ def finish(run: Run, flip_accuracy: float | None) -> None:
         from figures import style, training_curves  # matplotlib would delay the start
 
         with checkpoint.atomic_file(curves) as file:
-            style.save(training_curves.training_curves(run.history, run.metadata.config["label_smoothing"]), file)
+            style.save(training_curves.training_curves(run.history, run.metadata.config), file)
     except Exception as error:
         curves.unlink(missing_ok=True)  # of an overwritten run
         print(f"warning: {curves} could not be drawn ({checkpoint.first_line(error)})", file=sys.stderr)

@@ -123,5 +123,5 @@ def classes_figure(image: np.ndarray, entry: dict, pictures: dict[str, Tensor], 
     }
     draw_rows(grid[:, 1:], tiles, labels, captions)
     for axes, name in zip(grid[0, 1:], tiles, strict=True):
-        axes.set_title(f"{name}\n±{scale[name]:.2g}", color=style.RULE_STYLE.get(name, ("black",))[0])
+        axes.set_title(f"{name}\n±{style.format_short(scale[name])}", color=style.RULE_STYLE.get(name, ("black",))[0])
     return figure

@@ -17,7 +17,7 @@ from analysis.inspection import Inspection
 from analysis.settings import Settings
 from figures.image_grid import diverging_tiles, to_array
 from figures.registry import NotDrawn
-from figures.style import RULE_STYLE, TIGHT, WIDTH_INCHES, new_figure, styled
+from figures.style import RULE_STYLE, TIGHT, WIDTH_INCHES, format_short, new_figure, styled
 from network import STAGES
 
 ROWS = 6
@@ -61,7 +61,7 @@ def row_captions(units: StrongestUnits) -> list[str]:
 
 def scale_captions(columns: dict[str, Tensor]) -> dict[str, list[str]]:
     """The half-width of each tile's own scale: column (n, 3, s, s) -> n texts."""
-    return {name: [f"±{limit:.2g}" for limit in robust_limit(tiles)] for name, tiles in columns.items()}
+    return {name: [f"±{format_short(limit)}" for limit in robust_limit(tiles)] for name, tiles in columns.items()}
 
 
 @styled

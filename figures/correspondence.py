@@ -166,9 +166,9 @@ def correspondence_figure(content: dict, images: Sequence[np.ndarray], note: str
         f"Parts that channels of {PARTS_STAGE} find, hidden in {IMAGES_PER_CHANNEL} images each",
         f"Red: the square around the channel's reconstruction ({note}). White: one of {DRAWS} random squares as large, "
         "centred where the class activation map is positive.",
-        "Numbers: share of features (without the channel's) whose changes differ in sign, over all pairs of images; "
-        f"mean ± standard error over {len(content['channels'])} channels. Right: a line per channel.",
-        "Zeiler & Fergus hide eyes and noses of five dogs, chosen by hand.",
+        "Numbers: of the features (without the channel's) that change in at least one image of a pair, the share whose "
+        "changes differ in sign, over all pairs; unchanged in both: share of all features; mean ± standard error over "
+        f"{len(content['channels'])} channels. Right: a line per channel.",
     )
     rows = [[row, row] for row in range(count)]
     axes = figure.subplot_mosaic([*rows, ["table", "pairs"]], height_ratios=[0.8] * count + [1.2], width_ratios=(2, 1))

@@ -28,7 +28,7 @@ from network import STAGES
 from runtime import checkpoint
 
 COMPARED_CHANNELS = 9  # at each stage
-MIN_COLUMNS, MAX_COLUMNS = 7, 9  # of epochs; fewer leave the rest of the width empty
+MIN_COLUMNS, MAX_COLUMNS = 7, 11  # of epochs; fewer leave the rest of the width empty
 COLORS = dict(zip(STAGES, colormaps["viridis"](np.linspace(0.9, 0, len(STAGES))), strict=True))
 
 
@@ -165,7 +165,7 @@ def evolution_figure(content: dict, tiles: dict[str, list[np.ndarray]], note: st
     count = len(content["epochs"])
     columns = np.linspace(0, count - 1, min(count, MAX_COLUMNS)).round().astype(int).tolist()  # first and last, too
     tiles_inches = 7.75 * len(tiles) / (max(len(columns), MIN_COLUMNS) + 1) + 0.3
-    resized = " Dotted: the image size changes." if len(set(content["image_sizes"])) > 1 else ""
+    resized = " Dotted: the image size changes, and a tile's part of it." * (len(set(content["image_sizes"])) > 1)
     figure = style.new_figure(
         tiles_inches + 2,
         "What one channel of each stage responds to, by epoch",
@@ -182,7 +182,7 @@ def evolution_figure(content: dict, tiles: dict[str, list[np.ndarray]], note: st
     axes["correlations"].set_title("Correlation with the final picture", loc="left")
     axes["shares"].axhline(content["chance"], color="0.5", linestyle="--", linewidth=0.8, label="chance")
     handles, _ = axes["shares"].get_legend_handles_labels()
-    axes["correlations"].legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes["correlations"].legend(handles=handles, loc="lower right", frameon=False)
     return figure
 
 

@@ -33,20 +33,19 @@ def draw_hierarchy(inspection: Inspection, settings: Settings) -> Iterator[tuple
     """A page per rule, with the same channels and images."""
     settings = replace(settings, rules=RULES_SHOWN, units="peak")
     pages = {rule: {} for rule in RULES_SHOWN}
-    for stage in STAGES:
-        channels = random_channels(inspection.search.peaks[stage], settings.seed, CHANNELS_PER_STAGE)
+    for number, stage in enumerate(STAGES):
+        channels = random_channels(inspection.search.peaks[stage], settings.seed + number, CHANNELS_PER_STAGE)
         whole = reconstruct_top_images(inspection, settings, stage, channels) if channels else {}
         for rule, page in pages.items():
             cropped = (crop_channel(inspection, stage, channel, whole[rule][n]) for n, channel in enumerate(channels))
             page[stage] = dict(zip(channels, cropped, strict=True))
     for rule, page in pages.items():
-        title = f"From edges to objects: {CHANNELS_PER_STAGE} channels of each stage, {rule}"
+        title = f"All five stages: {CHANNELS_PER_STAGE} channels of each, {rule}"
         title += style.unpooling_note(settings.unpool)
         caption = (
-            f"Channels drawn at random (seed {settings.seed}), {style.describe_count(inspection, settings)}: patches | "
-            "their reconstructions, each on its own scale; grey is zero. Tiles are cropped to 95 % of the "
-            "energy of a channel's reconstructions; px: their side; the whole image has "
-            f"{inspection.metadata.image_size}."
+            f"Random channels (seed {settings.seed} + row), {style.describe_count(inspection, settings)}: patches | "
+            "reconstructions, each on its own scale; grey is zero. Tiles hold 95 % of the energy of a channel's "
+            f"reconstructions. px: their side; the whole image has {inspection.metadata.image_size}."
         )
         figure = hierarchy_figure(page, title, caption, style.DECONVNET_NOTE * (rule == "deconvnet"))
         yield Path("hierarchy" if rule == RULES_SHOWN[0] else f"hierarchy_{rule}"), figure

@@ -143,9 +143,9 @@ def invariance_figure(content: dict, tiles: dict[str, tuple[Sequence[float], np.
     figure = style.new_figure(
         6.4,
         "How much features change when images are shifted, scaled and rotated",
-        "Change: Euclidean distance to the features of the unchanged image, divided by their norm. Outside the image: "
-        "the mean color. Band: quartiles. Pooled: the means of the maps of conv5_x, which tolerate shifts by "
-        "construction.",
+        "Colored: the one image beside the line of this color. Black: mean of many. Band: their quartiles. Change: "
+        "Euclidean distance to the features of the unchanged image, divided by their norm. Outside the image: the mean "
+        "color. Pooled: the means of the maps of conv5_x, which tolerate shifts by construction.",
     )
     above, below = figure.subfigures(2, height_ratios=(6.2, 0.2))
     axes = above.subplots(len(LABELS), 1 + len(MEASURES), width_ratios=(0.8, 1, 1, 1, 1))
@@ -187,7 +187,7 @@ def draw_curves(axes: Axes, name: str, measure: str, measured: dict) -> None:
         axes.plot(measured["values"], np.array(line, float), color=color, linewidth=0.8)
     mean, low, high = (np.array(measured["many"][measure][key], float) for key in ("mean", "low", "high"))
     axes.fill_between(measured["many_values"], low, high, color="0.6", alpha=0.4, linewidth=0)
-    axes.plot(measured["many_values"], mean, color="black", linewidth=1.6)
+    axes.plot(measured["many_values"], mean, "o-", color="black", linewidth=1.6, markersize=2.5)
     axes.xaxis.set_major_locator(MultipleLocator(90) if name == "rotation" else MaxNLocator(5))
     if measure == "probability":
         axes.yaxis.tick_right()

@@ -21,7 +21,7 @@ from analysis.settings import Settings
 from figures.comparison import draw_rows, row_captions, select_units, select_units_above_pooling, show_tile
 from figures.image_grid import diverging_tiles, to_array
 from figures.registry import register
-from figures.style import TIGHT, format_number, format_two_digits, new_figure, styled
+from figures.style import TIGHT, format_short, format_two_digits, new_figure, styled
 from network import STAGES, BasicBlock, ResNet18
 from reverse_network import ReverseBlock, ReverseConv2d, ReverseResNet18, rectify
 
@@ -208,13 +208,13 @@ def mirrors_figure(content: dict, shown: StrongestUnits, columns: dict[str, np.n
     grid = above.subplots(count + 1, len(columns), height_ratios=[*[0.65] * count, table])
     captions = {name: [] for name in MISTAKES}
     for name, unit in itertools.product(MISTAKES, (unit for unit in content["units"] if unit["stage"] == shown.stage)):
-        error, correlation = format_error(unit["error"][name]), format_two_digits(unit["correlation"][name])
+        error, correlation = format_short(unit["error"][name]), format_two_digits(unit["correlation"][name])
         captions[name].append(f"error {error}\ncorr. {correlation}")
     draw_rows(grid[:count], columns, row_captions(shown), captions)
     texts = [[], stages]  # below the images and the exact pictures
     for mistake in content["mistakes"].values():
         values = mistake["stages"].values()
-        texts.append([f"{format_error(v['error'])} / {format_two_digits(v['correlation'])}" for v in values])
+        texts.append([f"{format_short(v['error'])} / {format_two_digits(v['correlation'])}" for v in values])
     for axes, lines in zip(grid[count], texts, strict=True):
         show_tile(axes)
         axes.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", linespacing=1.6)
@@ -225,8 +225,3 @@ def mirrors_figure(content: dict, shown: StrongestUnits, columns: dict[str, np.n
         below.text(0.19, y, textwrap.fill(name, 20), ha="right", va="top", weight="bold", linespacing=1.1)
         below.text(0.2, y, f"{wrong}\n{visible}", va="top", linespacing=1.1)
     return figure
-
-
-def format_error(error: float | None) -> str:
-    """Two significant digits, three from 10 on; a dash for None."""
-    return format_number(error, ".3g" if error and error >= 9.95 else "#.2g")

@@ -244,6 +244,6 @@ def draw_curves(axes: Axes, steps: dict[str, dict[str, dict]]) -> None:
     axes.set_xticks(x, [textwrap.fill(name, 9) for name in steps], rotation=90)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.set_ylim(top=1.03)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
     axes.legend(frameon=False, borderpad=0, labelspacing=0.2)
     axes.set_title(f"rank correlation,\n{len(numbers[0]['values'])} images", loc="left")

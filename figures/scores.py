@@ -132,6 +132,6 @@ def mistakes_figure(inspection: Inspection, scores: Scores, rows: np.ndarray, ti
         label, predicted = (truncate(classes[numbers[row]], 10) for numbers in (scores.labels, scores.predicted))
         captions.append(f"{label}, image {index}\nas {predicted}, {format_percent(scores.confidence[row], 1)}")
     how = "First line: the class and the index in the test split. Second line: the predicted class and its probability."
-    figure = new_figure(0.05 + lines * height, title, how, w_pad=0.03, h_pad=0.03)
-    draw_pictures(figure, MISTAKES_ACROSS, to_array(inspection.resized(inspection.images[indices])), captions)
+    figure = new_figure(0.05 + lines * height, title, how, w_pad=0.03, h_pad=0.05)
+    draw_pictures(figure, MISTAKES_ACROSS, to_array(inspection.resized(inspection.images[indices])), captions, pad=2)
     return figure

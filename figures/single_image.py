@@ -167,7 +167,7 @@ def reconstructions_figure(
     peaks = maps.amax((1, 2), keepdim=True)
     shades = F.interpolate(maps[None] / peaks.where(peaks > 0, 1), image.shape[:2])[0]  # nearest: units one can count
     blocks = [colormaps["Greys"](shades.numpy())[..., :3]]
-    blocks += [diverging_tiles(tiles, tiles.abs().amax((1, 2, 3)).tolist()) for tiles in pictures.values()]
+    blocks += [diverging_tiles(tiles) for tiles in pictures.values()]
     height = 0.1 + math.ceil(len(channels) / 3) * (1.8 / len(blocks) + 0.2)
     figure = style.new_figure(height, title, caption, choice, w_pad=0.05, h_pad=0.03, hspace=0)
     left, right = figure.subfigures(1, 2, width_ratios=(1.2, 5.7))

@@ -150,6 +150,6 @@ def describe_count(inspection: Inspection, settings: Settings) -> str:
 def describe_rule(result: ChannelResult, rule: str) -> str:
     """The range of the tiles' scales, and the mean correlation of the nine."""
     scales = [image.scale[rule] for image in result.images]
-    low, high = f"{min(scales):.2g}", f"{max(scales):.2g}"
+    low, high = format_short(min(scales)), format_short(max(scales))
     span = f"±{low}" if low == high else f"±{low} to {high}"
     return f"{span}, correlation {format_two_digits(result.correlation[rule])}"

@@ -26,13 +26,14 @@ CHANNELS, CLASSES, EXAMPLES = 9, 10, 9  # at most
 STEPS = 80
 SHIFT, SCALE, DEGREES = 0.1, 0.1, 15.0  # most: of the image's side, of 1, and by rotation
 CONTRAST_PENALTY = 0.3  # of the mean square of the coefficients
-TITLE = f"Images that channels of {STAGES[-1]} and classes ask for"
+TITLE = f"Images that optimise channels of {STAGES[-1]} and classes"
 CAPTION = (
     "Above: left, an image found from noise that raises the mean of the channel's map; right, the test images with "
     "its strongest units. The numbers are the strongest unit's activation in the found image, and in any of the "
-    "{searched:,} test images searched. Below: an image found for each of {classes} classes, and its probability. A "
-    "network can be certain of an image that does not look like the class: an optimised image shows what suffices for "
-    "a channel or class, not what it needs. Real images explain a channel better (Borowski et al. 2020)."
+    "{searched:,} test images searched; where the first is smaller, the search has failed. Below: an image found for "
+    "each of {classes} classes, and its probability. A network can be certain of an image that does not look like the "
+    "class: an optimised image shows what suffices for a channel or class, not what it needs. Real images explain a "
+    "channel better (Borowski et al. 2020)."
 )
 
 
@@ -119,8 +120,8 @@ def synthesis_figure(excited: Tensor, examples: list[Tensor], certain: Tensor, c
     pictures, titles = [], []
     for image, images, entry in zip(to_array(excited), examples, content["channels"], strict=True):
         pictures += [image, tile_grid(to_array(images))]
-        titles += [f"channel {entry['channel']}: {entry['activation']:.1f}"]
-        titles += [f"at most {entry['best_test_activation']:.1f}"]
+        titles += [f"channel {entry['channel']}: {entry['activation']:.2f}"]
+        titles += [f"at most {entry['best_test_activation']:.2f}"]
     draw_pictures(above, 6, pictures, titles, pad=2, interpolation="bilinear")  # as the network resizes
     titles = [f"{style.truncate(entry['class'], 14)}: {entry['probability']:.3f}" for entry in content["classes"]]
     draw_pictures(below, 5, to_array(certain), titles, pad=2, interpolation="bilinear")

@@ -58,7 +58,7 @@ def draw_top9(inspection: Inspection, settings: Settings) -> Iterator[tuple[Path
 def overview_text(inspection: Inspection, settings: Settings, stage: str, rule: str) -> list[str]:
     """Title and caption of an overview by one rule."""
     count, note = style.describe_count(inspection, settings), style.unpooling_note(settings.unpool)
-    at_conv1 = "At conv1, all rules give the same picture: the filter, pasted where the channel responds."
+    at_conv1 = "At conv1, all rules give the same picture: the filter where it responds. Shifts lower the correlation."
     return [
         f"What excites channels of {stage}: {count}, {rule}{note}",
         "Left: patches, the strongest first. Right: their reconstructions, each on its own scale; grey is zero. "

@@ -1,6 +1,6 @@
 """Loss and accuracy during training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
@@ -27,19 +27,20 @@ def draw_training_curves(inspection: LoadedNetwork, settings: Settings) -> Itera
     metadata = inspection.metadata
     if not metadata.history:
         raise NotDrawn("this checkpoint has no history")
-    yield Path("training_curves"), training_curves(metadata.history, metadata.config.get("label_smoothing", 0))
+    yield Path("training_curves"), training_curves(metadata.history, metadata.config)
 
 
 @styled
-def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
+def training_curves(history: list[dict], config: Mapping) -> Figure:
     """Loss and accuracy over the iterations, from the lines of history.jsonl, with their last values.
 
     Test points of different image sizes are not connected. Training lines over few iterations, as at the end of a run,
-    are mostly noise and left out. label_smoothing is named in the legend, because it raises the training loss alone.
+    are mostly noise and left out. Of the flags in config, init and label_smoothing, which raises the training loss
+    alone, are named.
     """
     train, test = ([entry for entry in history if entry["kind"] == kind] for kind in ("train", "test"))
     lines = {"train": [_without_short_lines(train)] if train else [], "test": _by_image_size(test)}
-    smoothing = f" (label smoothing {label_smoothing:g})" if label_smoothing else ""
+    smoothing = f" (label smoothing {config['label_smoothing']:g})" if config.get("label_smoothing") else ""
     sizes = _by_image_size(history)
     falls = [  # the iterations after which a constant learning rate falls to less than two thirds
         before["step"]
@@ -48,6 +49,7 @@ def training_curves(history: list[dict], label_smoothing: float = 0) -> Figure:
     ]
     notes = ["Train: mean since the point before, with augmentation. Test: after an epoch, without it."]
     notes += ["Bands: the size of the images."] * (len(sizes) > 1) + ["Dotted: the learning rate falls."] * bool(falls)
+    notes += [f"The run began with the weights of {Path(config['init']).name}."] if config.get("init") else []
     figure = new_figure(2.6, "Loss and accuracy during training", " ".join(notes))
     panels = ("loss", "loss (cross-entropy)", 1, "{} {:.3f}"), ("accuracy", "accuracy (%)", 100, "{} {:.2f} %")
     for axes, (name, label, factor, last_value) in zip(figure.subplots(1, 2), panels, strict=True):

@@ -179,16 +179,16 @@ def why_figure(entry: dict, picture: Picture, image: np.ndarray, examples: list[
         for text, name, probability in zip(names, entry["classes"], entry["probabilities"], strict=True)
     )
     figure = style.new_figure(
-        2.45 + 0.8 * len(shown),
+        1.85 + 0.8 * len(shown),
         f"Why {first} and not {second}?",
         "A bar is what a group of similar channels adds to the logit difference; its map is the same number by "
         f"position in {STAGES[-1]}: the values sum to the bar. Red speaks for {names[0]}, blue for {names[1]}: full "
-        f"color is ±{limits[0]:.2g} in the maps of the groups, ±{limits[1]:.2g} in that of all channels.",
+        f"color is ±{style.format_short(limits[0])} for groups, ±{style.format_short(limits[1])} for all channels.",
         "Right: the test images with the highest mean peak in the group, pale where its mean activation is below half "
-        "its maximum in that image." + f" The image above: {entry['chosen']}." * bool(entry["chosen"]),
+        "its maximum in that image." + f" The image, {picture.title}: {entry['chosen']}." * bool(entry["chosen"]),
         **style.TIGHT | {"h_pad": 0.03},
     )
-    above, below = figure.subfigures(2, height_ratios=(1.85, 0.8 * len(shown) + 0.6))
+    above, below = figure.subfigures(2, height_ratios=(1.25, 0.8 * len(shown) + 0.6))
     header = above.subplots(1, 3, width_ratios=(1, 1, 2.5))
     tiles = (image, *evidence_over_image(image, total, limits[1]), None)
     for axes, name, tile in zip(header, ("image", "all channels", ""), tiles, strict=True):

@@ -12,7 +12,7 @@ from figures import FIGURES
 from figures.classes import MAPS, RULES_SHOWN, class_evidence
 from figures.comparison import evidence_over_image
 from figures.image_grid import diverging_rgb, to_array
-from figures.style import format_percent, format_two_digits
+from figures.style import format_percent, format_short, format_two_digits
 from reverse_network import RULES, ReverseResNet18, class_signal
 
 
@@ -67,7 +67,7 @@ def test_the_figure_shows_each_class_on_one_scale_per_column(small_run):
         over = evidence_over_image(picture, each, limit) if name == MAPS else diverging_rgb(to_array(each), limit)
         assert np.allclose([axes.get_images()[0].get_array() for axes in grid[:, column]], over, atol=1e-4)
         assert entry["scale"][name] == pytest.approx(limit)
-        assert grid[0, column].get_title() == f"{name}\n±{limit:.2g}"
+        assert grid[0, column].get_title() == f"{name}\n±{format_short(limit)}"
     labels = [axes.get_ylabel() for axes in figure.get_axes() if axes.get_ylabel()]
     for label, number, probability, logit, bias in zip(labels, *numbers.values(), strict=False):
         values = f"logit {format_two_digits(logit)}\nbias {format_two_digits(bias)}"

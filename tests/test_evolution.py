@@ -163,7 +163,7 @@ def test_it_needs_the_snapshots_of_this_run(run, inspection):
             next(FIGURES["evolution"].draw(replace(inspection, checkpoint=run / name), Settings()))
 
 
-def test_of_many_snapshots_nine_are_shown_and_no_text_leaves_the_figure():
+def test_of_many_snapshots_eleven_are_shown_and_no_text_leaves_the_figure():
     stage = {"channel": 511, "images": [9999] * 21, "shares": [0.5] * 21, "correlations": [0.5] * 21}
     content = {"epochs": [*range(100, 121)], "image_sizes": [224] * 20 + [64], "images_searched": 10_000}
     content |= {"chance": 9e-4, "stages": dict.fromkeys(STAGES, stage)}
@@ -171,4 +171,4 @@ def test_of_many_snapshots_nine_are_shown_and_no_text_leaves_the_figure():
     figure = evolution_figure(content, tiles, "deconvnet, overwriting unpooling")
     assert_inside(figure)
     labels = [tick.get_text() for tick in figure.get_axes()[0].get_xticklabels()]
-    assert len(labels) == 10 and labels[0] == "epoch 100\n224 px" and labels[-2] == "epoch 120\n64 px"
+    assert len(labels) == 12 and labels[0] == "epoch 100\n224 px" and labels[-2] == "epoch 120\n64 px"

@@ -76,7 +76,7 @@ def test_top9_of_a_channel():
     assert np.allclose(shown[4][:, -32:], expected) and (shown[8][:, -32:] == 0.5).all()  # dead: flat grey
     captions = [axes.get_title("left") for axes in figure.get_axes()]
     assert captions[:2] == ["1: 9.50, image 100\ncat", "2: 8.50, image 101\ncat, predicted American Staffo…"]
-    assert captions[8] == "9: not excited" and "±1 to 9, correlation 0.00" in figure.get_supxlabel()
+    assert captions[8] == "9: not excited" and "±1.00 to 9.00, correlation 0.00" in figure.get_supxlabel()
     assert [text.get_text() for text in figure.findobj(Text) if text.get_color() == style.ERROR_COLOR] == captions[1:2]
 
 

@@ -14,8 +14,8 @@ from analysis.inspection import inspect
 from analysis.settings import Settings
 from figures.comparison import select_units
 from figures.image_grid import diverging_rgb, to_array
-from figures.mirrors import MISTAKES, UNITS_SHOWN, deviation, draw_mirrors, format_error, median, mirrors_by_mistake
-from figures.style import format_two_digits
+from figures.mirrors import MISTAKES, UNITS_SHOWN, deviation, draw_mirrors, median, mirrors_by_mistake
+from figures.style import format_short, format_two_digits
 from network import STAGES
 from reverse_network import RULES, ReverseResNet18, isolate
 
@@ -94,11 +94,6 @@ def test_deviation_by_definition():
     assert median([3.0, None, 1.0, 5.0]) == 3 and median([None]) is None
 
 
-def test_format_error():
-    errors = {0: "0.0", 0.00012: "0.00012", 0.4: "0.40", 0.999: "1.0", 9.96: "9.96", 43.14: "43.1", 4310.0: "4.31e+03"}
-    assert [format_error(error) for error in (*errors, None)] == [*errors.values(), "–"]
-
-
 @pytest.fixture(scope="module")
 def inspection(small_run):
     return inspect(small_run / "model.pt", SETTINGS, "cpu", stages=("conv1", "conv2_x", "conv5_x"))
@@ -128,13 +123,13 @@ def test_tiles_and_numbers_are_the_mirrors_of_the_strongest_units(inspection):
     for row, (unit, expected) in enumerate(zip(content["units"][-rows:], errors.tolist(), strict=True)):
         error, correlation = (unit[key]["shortcut dropped"] for key in ("error", "correlation"))
         assert error == pytest.approx(expected, rel=0.02)
-        label = f"error {format_error(error)}\ncorr. {format_two_digits(correlation)}"
+        label = f"error {format_short(error)}\ncorr. {format_two_digits(correlation)}"
         assert axes[row, dropped_column].get_xlabel() == label
     table = [cell.texts[0].get_text().split("\n") for cell in axes[rows, 1:]]
     assert table[0] == ["conv1", "conv2_x", "conv5_x"]
     for lines, mistake in zip(table[1:], content["mistakes"].values(), strict=True):
         numbers = mistake["stages"].values()
-        assert lines == [f"{format_error(n['error'])} / {format_two_digits(n['correlation'])}" for n in numbers]
+        assert lines == [f"{format_short(n['error'])} / {format_two_digits(n['correlation'])}" for n in numbers]
     texts = {" ".join(text.get_text().split()) for text in figure.subfigs[1].texts}
     assert texts == {*MISTAKES, *(f"{wrong} {visible}" for wrong, visible, _ in MISTAKES.values())}
     for (name, mistake), key in itertools.product(content["mistakes"].items(), ("error", "correlation")):

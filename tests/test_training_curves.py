@@ -15,7 +15,7 @@ HISTORY = [
 
 
 def test_the_lines_are_the_history_with_last_values_and_steps_of_the_learning_rate():
-    losses, accuracies = training_curves.training_curves(HISTORY).axes
+    losses, accuracies = training_curves.training_curves(HISTORY, {}).axes
     train, test, step = (line.get_xydata().tolist() for line in losses.lines)
     assert train == [[300, 2.0], [600, 1.5], [900, 1.0]] and test == [[700, 1.4], [1400, 1.2]] and step[0][0] == 600
     assert accuracies.lines[1].get_ydata().tolist() == pytest.approx([55, 62.5])
@@ -26,24 +26,25 @@ def test_the_lines_are_the_history_with_last_values_and_steps_of_the_learning_ra
 def test_the_few_iterations_of_a_runs_end_are_no_point():
     end = HISTORY[3] | {"step": 910, "loss": 9.0}
     again = [HISTORY[3] | {"step": step, "loss": 0.5} for step in (1210, 1360)]  # of a run that was joined
-    (train, *_), _ = (axes.lines for axes in training_curves.training_curves([*HISTORY, end, *again], 0.1).axes)
+    figure = training_curves.training_curves([*HISTORY, end, *again], {"label_smoothing": 0.1})
+    (train, *_), _ = (axes.lines for axes in figure.axes)
     assert train.get_xydata().tolist() == [[300, 2.0], [600, 1.5], [900, 1.0], [1210, 0.5], [1360, 0.5]]
     assert train.get_label() == "train 0.500 (label smoothing 0.1)"
 
 
 def test_sizes_have_bands_and_are_not_connected():
     sizes = [entry | {"image_size": 32 * entry["epoch"]} for entry in HISTORY]
-    figure = training_curves.training_curves(sizes, 0.1)
+    figure = training_curves.training_curves(sizes, {"init": "runs/old/model.pt"})
     for axes in figure.axes:
         assert [text.get_text() for text in axes.texts] == ["32 px", "64"]
         assert [line.get_xdata().tolist() for line in axes.lines[1:3]] == [[700], [1400]]
-    assert "Bands" in figure.get_supxlabel() and "Dotted" in figure.get_supxlabel()
+    assert all(words in figure.get_supxlabel() for words in ("Bands", "Dotted", "the weights of model.pt"))
     assert_inside(figure)
 
 
 def test_a_smooth_schedule_has_no_steps():
     history = [HISTORY[0] | {"step": n, "learning_rate": 0.1 * 0.5**n} for n in range(8)]
-    figure = training_curves.training_curves(history)
+    figure = training_curves.training_curves(history, {})
     assert len(figure.axes[0].lines) == 1 and "Dotted" not in figure.get_supxlabel()
     for count in (0, 1, 3):  # short histories
-        training_curves.training_curves(HISTORY[:count]).draw_without_rendering()
+        training_curves.training_curves(HISTORY[:count], {}).draw_without_rendering()
