@@ -118,4 +118,4 @@ def test_synthesis_shows_images_with_the_numbers_it_states(inspection, monkeypat
         assert entry["probability"] == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert [entry["class"] for entry in classes] == list(inspection.metadata.classes)
     titles = [axes.get_title("left") for axes in figure.get_axes() if axes.get_images()]
-    assert titles[1 : 2 * len(channels) : 2] == [f"at most {entry['best_test_activation']:.1f}" for entry in channels]
+    assert titles[1 : 2 * len(channels) : 2] == [f"at most {entry['best_test_activation']:.2f}" for entry in channels]
