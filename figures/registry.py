@@ -24,7 +24,7 @@ class FigureEntry:
     """A figure of the registry. Its `draw` may raise NotDrawn.
 
     It needs the "checkpoint" alone, the "pictures" to explain, a "search" of the test images, "both" of these, or
-    "either": the user's pictures, or else a search.
+    "either": the user's pictures, or else both.
     """
 
     draw: Callable[[Inspection, Settings], Iterator[tuple[Path, Figure | Any]]]  # file without suffix; figure or JSON

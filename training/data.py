@@ -43,7 +43,8 @@ def load_data(source: str, root: str | Path, image_size: int, hold_out: int, dev
         kept, held = sources.hold_out(len(train.images), hold_out)
         histogram = histogram - sum(color_histogram(train.images[part]) for part in held.split(256))
     mean, std = map(tuple, mean_and_std(histogram))
-    facts = tuple(train.classes), mean, std, fingerprint(source, train=train, test=test)
+    splits = ("train", train), ("train" if hold_out else "test", test)  # by the folder they come from
+    facts = tuple(train.classes), mean, std, fingerprint(source, *splits)
     if any(world.all_reduce_max(facts != world.broadcast(lambda: facts))):
         raise DataError("the processes found different images: give every machine the same data")
     placed = [
@@ -53,11 +54,11 @@ def load_data(source: str, root: str | Path, image_size: int, hold_out: int, dev
     return Data(*placed, *facts)
 
 
-def fingerprint(source: str, **splits: Split) -> str:
-    """A hash of the labels, a folder's file names, and about 1,000 images of each split, which it has by its name."""
+def fingerprint(source: str, *splits: tuple[str, Split]) -> str:
+    """A hash of the labels, a folder's file names, and about 1,000 images of each split, given with its folder."""
     digest = hashlib.sha256()
-    for name, split in splits.items():
-        files = sources.list_files(source, "train" if split is splits["train"] else name) or []
+    for name, split in splits:
+        files = sources.list_files(source, name) or []
         digest.update("\0".join(file.relative_to(source).as_posix() for file in files).encode(errors="surrogateescape"))
         digest.update(split.labels.numpy().tobytes())
         digest.update(split.images[:: max(1, len(split.images) // 1024)].numpy().tobytes())
